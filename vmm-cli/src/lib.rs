@@ -1,0 +1,1 @@
+//! The vmm-cli library.
