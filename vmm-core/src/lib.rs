@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The floor every other crate stands on: `/dev/kvm`, the VM descriptor, and what is shared between threads.
+//!
+//! * [`Kvm`] and [`Capabilities`]: what the host offers, read once;
+//! * [`Vm`]: the VM descriptor; its ioctl families are the small traits of [`seam`], which `FakeVm` (feature
+//!   `test-util`) implements too, so that everything above can be tested without KVM;
+//! * [`irq`]: who owns which GSI, and the triggers that raise them;
+//! * [`Published`]: the cell for tables that many threads read on every exit and one thread seldom changes;
+//! * [`VmEvents`]: the one place where the end of a machine is decided.
+//!
+//! No devices, no vCPU loop and no guest RAM live here.
+
+mod error;
+mod event;
+#[cfg(feature = "test-util")]
+pub mod fake;
+mod ioctl;
+pub mod irq;
+mod kvm;
+mod published;
+pub mod seam;
+mod sync;
+mod vm;
+
+pub use error::KvmError;
+pub use event::{VmEvent, VmEvents};
+pub use kvm::{Capabilities, Kvm, KvmOpenError};
+pub use published::{InReadSection, Published, ReadGuard, Retired, in_read_section};
+pub use vm::Vm;

@@ -1,0 +1,104 @@
+//! `VmEvents`: the latch that holds why a machine ends; the first reason wins.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, OnceLock};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Why a machine ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The guest powered the machine off.
+    Shutdown,
+    /// The guest asked for a reset, by the named means (`i8042`, `port 0xcf9`, `triple fault`).
+    Reset(&'static str),
+    /// The guest wrote this value to the debug-exit port.
+    DebugExit(u8),
+    /// The person who runs the machine asked for its end, by the named means (`SIGTERM`, `Ctrl-A X`).
+    UserStop(&'static str),
+    /// The guest cannot go on; the text is the report for the user.
+    GuestCrash(String),
+    /// A part of this program failed; the text says which and how.
+    Internal(String),
+}
+
+#[derive(Debug)]
+struct Shared {
+    first: OnceLock<VmEvent>,
+    wake: EventFd,
+}
+
+/// A latch for the first [`VmEvent`]: any thread sends, one thread polls the descriptor.
+///
+/// Later events are dropped, so that the exit code of the program does not depend on a race between the first
+/// reason and its consequences. Clones share the latch.
+#[derive(Clone, Debug)]
+pub struct VmEvents(Arc<Shared>);
+
+impl VmEvents {
+    /// Makes an empty latch. Takes one descriptor (an eventfd, close-on-exec).
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(Shared {
+            first: OnceLock::new(),
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })))
+    }
+
+    /// Records `event` unless one is recorded already, and wakes the thread that polls. Returns whether `event` is
+    /// the recorded one. Never blocks on a reader; may be called from any thread.
+    pub fn send(&self, event: VmEvent) -> bool {
+        let first = self.0.first.set(event).is_ok();
+        if first {
+            // An eventfd write fails only when the counter is full, and this is its only write.
+            if let Err(error) = self.0.wake.write(1) {
+                tracing::error!(%error, "cannot wake the event loop");
+            }
+        }
+        first
+    }
+
+    /// The recorded event, if there is one.
+    #[must_use]
+    pub fn get(&self) -> Option<&VmEvent> {
+        self.0.first.get()
+    }
+}
+
+impl AsRawFd for VmEvents {
+    /// Readable from the moment an event is recorded, for ever.
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.wake.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_event_wins_and_the_rest_is_dropped() {
+        let events = VmEvents::new().unwrap();
+        assert_eq!(events.get(), None);
+        assert!(events.send(VmEvent::DebugExit(3)));
+        assert!(!events.clone().send(VmEvent::Shutdown));
+        assert_eq!(events.get(), Some(&VmEvent::DebugExit(3)));
+    }
+
+    #[test]
+    fn of_many_threads_exactly_one_decides() {
+        let events = VmEvents::new().unwrap();
+        let winners: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8u8)
+                .map(|v| {
+                    scope.spawn({
+                        let events = &events;
+                        move || events.send(VmEvent::DebugExit(v))
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| usize::from(t.join().unwrap())).sum()
+        });
+        assert_eq!(winners, 1);
+    }
+}

@@ -1,0 +1,149 @@
+//! `Kvm`: the open `/dev/kvm` and what it can do.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, VmFd};
+
+use crate::KvmError;
+
+/// Why `/dev/kvm` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmOpenError {
+    /// The device node cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The device node.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The node is something else, or a KVM from before Linux 2.6.22.
+    #[error("{path} answers with KVM API version {version}, not {KVM_API_VERSION}")]
+    ApiVersion {
+        /// The device node.
+        path: PathBuf,
+        /// What `KVM_GET_API_VERSION` returned.
+        version: i32,
+    },
+    /// A capability without which no machine can be built is missing.
+    #[error("this host's KVM lacks {0}")]
+    MissingCapability(&'static str),
+    /// Any ioctl that failed on the way.
+    #[error(transparent)]
+    Ioctl(#[from] KvmError),
+}
+
+/// What this host's KVM offers of the things that are used if they are there.
+///
+/// Capabilities without which nothing works are not listed: [`Kvm::open`] refuses a host that lacks them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Most vCPUs of one VM (`KVM_CAP_MAX_VCPUS`).
+    pub max_vcpus: usize,
+    /// Most memory slots of one VM (`KVM_CAP_NR_MEMSLOTS`).
+    pub max_memslots: usize,
+    /// `KVM_CAP_IOEVENTFD`: doorbells without an exit to user space.
+    pub ioeventfd: bool,
+    /// `KVM_CAP_TSC_DEADLINE_TIMER`: the local APIC has the TSC-deadline mode.
+    pub tsc_deadline_timer: bool,
+    /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
+    pub kvmclock_ctrl: bool,
+}
+
+/// An open `/dev/kvm`.
+#[derive(Debug)]
+pub struct Kvm {
+    fd: kvm_ioctls::Kvm,
+    capabilities: Capabilities,
+}
+
+impl Kvm {
+    /// Opens the device node `path`, checks the API version and reads the capabilities.
+    ///
+    /// # Errors
+    /// Everything that makes this host unable to run a machine; nothing stays open.
+    pub fn open(path: &Path) -> Result<Self, KvmOpenError> {
+        let open_error = |source| KvmOpenError::Open {
+            path: path.into(),
+            source,
+        };
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| open_error(io::Error::from_raw_os_error(libc::EINVAL)))?;
+        let fd = kvm_ioctls::Kvm::new_with_path(&name)
+            .map_err(|errno| open_error(io::Error::from_raw_os_error(errno.errno())))?;
+        let version = fd.get_api_version();
+        if u32::try_from(version) != Ok(KVM_API_VERSION) {
+            return Err(KvmOpenError::ApiVersion {
+                path: path.into(),
+                version,
+            });
+        }
+        for (cap, name) in [
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+            (Cap::Irqfd, "KVM_CAP_IRQFD"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.12)"),
+            (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+        ] {
+            if !fd.check_extension(cap) {
+                return Err(KvmOpenError::MissingCapability(name));
+            }
+        }
+        let capabilities = Capabilities {
+            max_vcpus: fd.get_max_vcpus(),
+            max_memslots: fd.get_nr_memslots(),
+            ioeventfd: fd.check_extension(Cap::Ioeventfd),
+            tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
+            kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
+        };
+        Ok(Self { fd, capabilities })
+    }
+
+    /// What the host offers.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
+    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.fd
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))
+    }
+
+    /// Makes the VM descriptor. A signal can interrupt this ioctl; it is then done again.
+    pub(crate) fn create_vm(&self) -> Result<VmFd, KvmError> {
+        loop {
+            match self.fd.create_vm() {
+                Err(errno) if errno.errno() == libc::EINTR => {}
+                result => return result.map_err(KvmError::of("KVM_CREATE_VM")),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_node_is_named() {
+        let error = Kvm::open(Path::new("/nonexistent/kvm")).unwrap_err();
+        assert!(
+            matches!(&error, KvmOpenError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+        );
+        assert!(error.to_string().contains("/nonexistent/kvm"));
+    }
+
+    #[test]
+    fn a_node_that_is_not_kvm_is_refused() {
+        let error = Kvm::open(Path::new("/dev/null")).unwrap_err();
+        assert!(matches!(error, KvmOpenError::ApiVersion { .. }), "{error}");
+    }
+}

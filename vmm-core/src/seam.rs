@@ -1,0 +1,73 @@
+//! The seams: one small trait for each family of VM ioctls.
+//!
+//! [`Vm`](crate::Vm) implements them with KVM, `FakeVm` (feature `test-util`) by recording the calls and failing
+//! where a test wants it. What is built on the seams (slots, doorbells, interrupt lines) is RAII: creating registers,
+//! dropping deregisters.
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::KvmError;
+
+/// A KVM memory slot: host memory that the guest sees at a guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySlot {
+    /// Slot number, below `KVM_CAP_NR_MEMSLOTS`.
+    pub id: u32,
+    /// Guest-physical address of the first byte, a multiple of the page size.
+    pub guest_address: u64,
+    /// Length in bytes, a multiple of the page size; 0 deletes the slot.
+    pub size: u64,
+    /// Host-virtual address of the first byte, a multiple of the page size.
+    pub host_address: u64,
+    /// Guest writes become MMIO exits.
+    pub read_only: bool,
+}
+
+/// The memory slots of a VM (`KVM_SET_USER_MEMORY_REGION`).
+pub trait MemorySlots: Send + Sync {
+    /// Creates, moves or (with size 0) deletes one slot.
+    ///
+    /// # Safety
+    /// From the moment of the call until the slot is deleted or the VM is gone, the guest reads and writes the host
+    /// memory that the slot names: it must stay mapped and must hold nothing but guest RAM.
+    #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
+    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), KvmError>;
+}
+
+/// Which guest writes ring a doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DoorbellAddress {
+    /// The address space the write goes to.
+    pub space: DoorbellSpace,
+    /// Port number or guest-physical address.
+    pub address: u64,
+    /// Width of the write in bytes: 1, 2, 4 or 8, or 0 for any.
+    pub width: u32,
+    /// If given, only a write of this value rings.
+    pub datamatch: Option<u64>,
+}
+
+/// The address space of a doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DoorbellSpace {
+    /// Port I/O.
+    Pio,
+    /// Memory-mapped I/O.
+    Mmio,
+}
+
+/// Doorbells (`KVM_IOEVENTFD`): guest writes that signal an eventfd inside the kernel.
+pub trait DoorbellFds: Send + Sync {
+    /// Signals `fd` at each guest write that matches `address`.
+    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError>;
+    /// Undoes [`attach_doorbell`](Self::attach_doorbell) with the same arguments.
+    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError>;
+}
+
+/// Interrupt descriptors (`KVM_IRQFD`): eventfd signals that raise an interrupt inside the kernel.
+pub trait IrqFds: Send + Sync {
+    /// Pulses `gsi` at each signal of `fd`.
+    fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError>;
+    /// Undoes [`attach_irqfd`](Self::attach_irqfd) with the same arguments.
+    fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError>;
+}

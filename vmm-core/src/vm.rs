@@ -1,0 +1,163 @@
+//! `Vm`: the VM descriptor and the ioctls that are issued on it.
+
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{
+    KVM_MEM_READONLY, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, MemorySlot, MemorySlots};
+use crate::{Kvm, KvmError, ioctl};
+
+/// A VM of KVM. It ends when this value and every vCPU descriptor made from it are dropped.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+}
+
+impl Vm {
+    /// Makes a VM without memory, vCPUs or interrupt controller.
+    pub fn create(kvm: &Kvm) -> Result<Self, KvmError> {
+        Ok(Self { fd: kvm.create_vm()? })
+    }
+
+    /// Gives KVM the guest-physical pages that VMX without unrestricted guest needs for itself: three pages at
+    /// `tss`, one at `identity_map`. To be called before the first vCPU is made; the guest must have no RAM there.
+    pub fn set_vmx_pages(&self, tss: u32, identity_map: u64) -> Result<(), KvmError> {
+        self.fd
+            .set_identity_map_address(identity_map)
+            .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        self.fd
+            .set_tss_address(tss as usize)
+            .map_err(KvmError::of("KVM_SET_TSS_ADDR"))
+    }
+
+    /// Makes the in-kernel interrupt controllers: two 8259 PICs, an I/O APIC, and a local APIC in each vCPU made
+    /// afterwards. GSIs 0–15 reach PIC and I/O APIC, 16–23 the I/O APIC.
+    pub fn create_irqchip(&self) -> Result<(), KvmError> {
+        self.fd
+            .create_irq_chip()
+            .map_err(KvmError::of("KVM_CREATE_IRQCHIP"))
+    }
+
+    /// Makes the in-kernel i8254 timer. Needs the irqchip.
+    pub fn create_pit(&self) -> Result<(), KvmError> {
+        self.fd
+            .create_pit2(kvm_pit_config::default())
+            .map_err(KvmError::of("KVM_CREATE_PIT2"))
+    }
+
+    /// Makes vCPU `index`, whose APIC id is the same number.
+    pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
+        self.fd
+            .create_vcpu(u64::from(index))
+            .map_err(KvmError::of("KVM_CREATE_VCPU"))
+    }
+}
+
+impl MemorySlots for Vm {
+    #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
+    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot: slot.id,
+            flags: if slot.read_only { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: slot.guest_address,
+            memory_size: slot.size,
+            userspace_addr: slot.host_address,
+        };
+        // SAFETY:
+        // - the caller promises that the host memory stays mapped and holds only guest RAM while the slot exists.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
+    }
+}
+
+/// The kernel's form of a doorbell; `deassign` undoes an earlier registration of the same form.
+fn ioeventfd_request(address: &DoorbellAddress, fd: &EventFd, deassign: bool) -> kvm_ioeventfd {
+    let mut flags = 0;
+    if address.space == DoorbellSpace::Pio {
+        flags |= 1 << kvm_ioeventfd_flag_nr_pio;
+    }
+    if address.datamatch.is_some() {
+        flags |= 1 << kvm_ioeventfd_flag_nr_datamatch;
+    }
+    if deassign {
+        flags |= 1 << kvm_ioeventfd_flag_nr_deassign;
+    }
+    kvm_ioeventfd {
+        datamatch: address.datamatch.unwrap_or(0),
+        addr: address.address,
+        len: address.width,
+        fd: fd.as_raw_fd(),
+        flags,
+        ..Default::default()
+    }
+}
+
+impl DoorbellFds for Vm {
+    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError> {
+        ioctl::ioeventfd(&self.fd, &ioeventfd_request(address, fd, false))
+            .map_err(KvmError::of("KVM_IOEVENTFD"))
+    }
+
+    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError> {
+        ioctl::ioeventfd(&self.fd, &ioeventfd_request(address, fd, true))
+            .map_err(KvmError::of("KVM_IOEVENTFD (deassign)"))
+    }
+}
+
+impl IrqFds for Vm {
+    fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
+        self.fd.register_irqfd(fd, gsi).map_err(KvmError::of("KVM_IRQFD"))
+    }
+
+    fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
+        self.fd
+            .unregister_irqfd(fd, gsi)
+            .map_err(KvmError::of("KVM_IRQFD (deassign)"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doorbell_of_any_width_carries_no_datamatch_flag() {
+        let fd = EventFd::new(0).unwrap();
+        let address = DoorbellAddress {
+            space: DoorbellSpace::Mmio,
+            address: 0x1000,
+            width: 0,
+            datamatch: None,
+        };
+        let request = ioeventfd_request(&address, &fd, false);
+        assert_eq!((request.flags, request.len, request.addr), (0, 0, 0x1000));
+    }
+
+    #[test]
+    fn attach_and_detach_differ_only_in_the_deassign_flag() {
+        let fd = EventFd::new(0).unwrap();
+        let address = DoorbellAddress {
+            space: DoorbellSpace::Pio,
+            address: 0xf4,
+            width: 2,
+            datamatch: Some(7),
+        };
+        let (on, off) = (
+            ioeventfd_request(&address, &fd, false),
+            ioeventfd_request(&address, &fd, true),
+        );
+        assert_eq!((on.datamatch, on.len, on.flags), (7, 2, 0b011));
+        assert_eq!(
+            kvm_ioeventfd {
+                flags: off.flags & !0b100,
+                ..off
+            },
+            on
+        );
+        assert_eq!(off.flags, 0b111);
+    }
+}
