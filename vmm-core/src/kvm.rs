@@ -117,6 +117,13 @@ impl Kvm {
             .map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))
     }
 
+    /// Bytes of a vCPU's run page mapping (`KVM_GET_VCPU_MMAP_SIZE`).
+    pub fn run_page_size(&self) -> Result<usize, KvmError> {
+        self.fd
+            .get_vcpu_mmap_size()
+            .map_err(KvmError::of("KVM_GET_VCPU_MMAP_SIZE"))
+    }
+
     /// Makes the VM descriptor. A signal can interrupt this ioctl; it is then done again.
     pub(crate) fn create_vm(&self) -> Result<VmFd, KvmError> {
         loop {

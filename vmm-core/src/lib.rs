@@ -11,7 +11,7 @@
 
 mod error;
 mod event;
-#[cfg(feature = "test-util")]
+#[cfg(any(test, feature = "test-util"))]
 pub mod fake;
 mod ioctl;
 pub mod irq;

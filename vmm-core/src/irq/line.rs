@@ -29,14 +29,14 @@ impl IrqTrigger {
     }
 
     /// How many signals wait in the eventfd, for tests without a kernel that takes them.
-    #[cfg(feature = "test-util")]
+    #[cfg(any(test, feature = "test-util"))]
     #[must_use]
     pub fn signals(&self) -> u64 {
         self.0.read().unwrap_or(0)
     }
 
     /// A trigger that is connected to nothing, for tests of devices.
-    #[cfg(feature = "test-util")]
+    #[cfg(any(test, feature = "test-util"))]
     pub fn unconnected() -> std::io::Result<Self> {
         use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
         Ok(Self::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?))

@@ -94,7 +94,7 @@ impl IrqRouter {
     }
 }
 
-#[cfg(all(test, feature = "test-util"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::fake::{FakeCall, FakeVm};

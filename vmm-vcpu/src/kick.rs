@@ -1,0 +1,349 @@
+//! `KickCell`: how a thread gets a vCPU's attention, without a lost kick and without a cost on the run path.
+//!
+//! The kernel's `vcpu->mode` and `kvm_make_request`, carried to user space. One word holds the mode of the vCPU and
+//! the number of its current entry into the guest; beside it are the request bits. The vCPU's thread
+//!
+//! 1. stores `InGuest`, fences, looks at the requests: none → `KVM_RUN`; some → `Outside`, then serves them;
+//! 2. after `KVM_RUN`, stores `Outside`; if it was interrupted, clears `immediate_exit` before it enters again.
+//!
+//! A kicker sets its request bit, fences, looks at the mode: `Outside` and `Signalled` need nothing, because the bit
+//! is seen on the way in; `InGuest` is claimed, so that one kicker sets `immediate_exit` and sends the signal;
+//! `Claimed` means that another kicker is about to do so but may have been descheduled before the signal, so this one
+//! signals too; `Parked` is woken; `Gone` needs nothing.
+//!
+//! Whoever signals is counted in `signallers` from before it checks that the thread is not `Gone` until after the
+//! signal; a thread that ends stores `Gone` and waits for the count to be zero. So no signal goes to a thread id that
+//! may belong to somebody else by then.
+//!
+//! Every store that is followed by a load of another location has a `fence(SeqCst)` between them, on both sides:
+//! `word` then `requests` here, `requests` then `word` there; `word = Gone` then `signallers` here, `signallers` then
+//! `word` there; and `immediate_exit = 0` then `requests` (the fence of the next entry) against `requests` then
+//! `immediate_exit = 1`.
+
+use std::ops::BitOr;
+
+use crate::sync::{AtomicU32, Ordering, WaitWord, fence};
+
+/// What a vCPU is asked to do. A set of bits; several may be open at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requests(u32);
+
+impl Requests {
+    /// End the run loop.
+    pub const STOP: Self = Self(1);
+    /// Stay out of the guest until the bit is taken back.
+    pub const PAUSE: Self = Self(2);
+
+    /// The empty set.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(0)
+    }
+
+    /// Whether all bits of `other` are set.
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Requests {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What a kick came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kick {
+    /// The vCPU was in the guest, or about to be: a signal was sent.
+    Signalled,
+    /// The vCPU was out of the guest or being kicked already: it sees the request before it enters.
+    Elided,
+    /// The vCPU was parked and was woken.
+    Woken,
+    /// The vCPU's thread has ended.
+    Gone,
+}
+
+/// The two halves of a kick that reach the vCPU in the kernel.
+pub trait KickTarget: Send + Sync {
+    /// Makes the next `KVM_RUN` return at once with `EINTR`.
+    fn set_immediate_exit(&self);
+    /// Takes that back; returns whether it was set.
+    fn take_immediate_exit(&self) -> bool;
+    /// Interrupts a `KVM_RUN` that is under way.
+    fn signal(&self);
+}
+
+/// The low bits of the word: where the vCPU is. The rest is the number of the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Mode {
+    Outside = 0,
+    InGuest = 1,
+    Claimed = 2,
+    Signalled = 3,
+    Parked = 4,
+    Gone = 5,
+}
+
+const MODE_BITS: u32 = 3;
+const MODE_MASK: u32 = (1 << MODE_BITS) - 1;
+
+/// The word for `mode` in the entry of `word`.
+fn with_mode(word: u32, mode: Mode) -> u32 {
+    word & !MODE_MASK | mode as u32
+}
+
+fn mode_of(word: u32) -> Mode {
+    match word & MODE_MASK {
+        1 => Mode::InGuest,
+        2 => Mode::Claimed,
+        3 => Mode::Signalled,
+        4 => Mode::Parked,
+        5 => Mode::Gone,
+        _ => Mode::Outside,
+    }
+}
+
+/// The meeting point of one vCPU thread and its kickers. See the module documentation.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct KickCell<T> {
+    word: WaitWord,
+    requests: AtomicU32,
+    signallers: WaitWord,
+    target: T,
+}
+
+impl<T: KickTarget> KickCell<T> {
+    /// A cell for a vCPU whose thread has yet to start, with `requests` open from the beginning.
+    pub fn new(target: T, requests: Requests) -> Self {
+        Self {
+            word: WaitWord::new(Mode::Outside as u32),
+            requests: AtomicU32::new(requests.0),
+            signallers: WaitWord::new(0),
+            target,
+        }
+    }
+
+    /// What the kicks reach.
+    pub fn target(&self) -> &T {
+        &self.target
+    }
+
+    /// Opens `requests` and gets the vCPU's attention. From any thread, the vCPU's own included; never blocks.
+    pub fn kick(&self, requests: Requests) -> Kick {
+        self.requests.fetch_or(requests.0, Ordering::Release);
+        self.get_attention()
+    }
+
+    /// Takes `requests` back and wakes the vCPU if it is parked.
+    pub fn withdraw(&self, requests: Requests) -> Kick {
+        self.requests.fetch_and(!requests.0, Ordering::Release);
+        self.get_attention()
+    }
+
+    fn get_attention(&self) -> Kick {
+        fence(Ordering::SeqCst);
+        loop {
+            let word = self.word.load(Ordering::Acquire);
+            match mode_of(word) {
+                Mode::Outside | Mode::Signalled => return Kick::Elided,
+                Mode::Gone => return Kick::Gone,
+                Mode::Claimed => return self.signal(None),
+                Mode::InGuest if self.change(word, Mode::Claimed) => return self.signal(Some(word)),
+                Mode::Parked if self.change(word, Mode::Outside) => {
+                    self.word.wake();
+                    return Kick::Woken;
+                }
+                // The vCPU moved between the load and the exchange: look again.
+                Mode::InGuest | Mode::Parked => {}
+            }
+        }
+    }
+
+    /// Changes the mode if the word is still `word`: same mode, same entry.
+    fn change(&self, word: u32, mode: Mode) -> bool {
+        self.word
+            .compare_exchange(word, with_mode(word, mode), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Sets `immediate_exit` and sends the signal, unless the thread is gone. `claimed` is the word this kicker has
+    /// claimed, if it has.
+    fn signal(&self, claimed: Option<u32>) -> Kick {
+        self.signallers.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let gone = mode_of(self.word.load(Ordering::Relaxed)) == Mode::Gone;
+        if !gone {
+            self.target.set_immediate_exit();
+            self.target.signal();
+            if let Some(word) = claimed {
+                // Fails if the vCPU has left the guest meanwhile: then the signal was late and is harmless.
+                self.change(with_mode(word, Mode::Claimed), Mode::Signalled);
+            }
+        }
+        if self.signallers.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::SeqCst);
+            if mode_of(self.word.load(Ordering::Relaxed)) == Mode::Gone {
+                self.signallers.wake();
+            }
+        }
+        if gone { Kick::Gone } else { Kick::Signalled }
+    }
+}
+
+/// The vCPU thread's side. To be called by that thread only.
+impl<T: KickTarget> KickCell<T> {
+    /// Announces an entry into the guest. `Ok`: go on to `KVM_RUN` and call [`leave`](Self::leave) after it. `Err`:
+    /// there are requests to serve first; the vCPU is outside.
+    pub(crate) fn enter(&self) -> Result<(), Requests> {
+        let entry = self.word.load(Ordering::Relaxed).wrapping_add(1 << MODE_BITS);
+        self.word
+            .store(with_mode(entry, Mode::InGuest), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        match self.requests.load(Ordering::Acquire) {
+            0 => Ok(()),
+            open => {
+                self.leave();
+                Err(Requests(open))
+            }
+        }
+    }
+
+    /// Announces that the vCPU is out of the guest.
+    pub(crate) fn leave(&self) {
+        let word = self.word.load(Ordering::Relaxed);
+        self.word.swap(with_mode(word, Mode::Outside), Ordering::Release);
+    }
+
+    /// After `KVM_RUN` returned `EINTR`: makes the next entry possible. Returns whether a kick was the reason.
+    pub(crate) fn acknowledge(&self) -> bool {
+        self.target.take_immediate_exit()
+    }
+
+    /// Sleeps while `stay` says so of the open requests. The vCPU is outside before and after.
+    pub(crate) fn park_while(&self, stay: impl Fn(Requests) -> bool) {
+        loop {
+            let parked = with_mode(self.word.load(Ordering::Relaxed), Mode::Parked);
+            self.word.swap(parked, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if !stay(Requests(self.requests.load(Ordering::Acquire))) {
+                return self.leave();
+            }
+            self.word.wait(parked);
+        }
+    }
+
+    /// Says that the thread is about to end, and waits for the signals that are on their way to it.
+    pub(crate) fn end(&self) {
+        let word = self.word.load(Ordering::Relaxed);
+        self.word.swap(with_mode(word, Mode::Gone), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        loop {
+            match self.signallers.load(Ordering::Acquire) {
+                0 => return,
+                count => self.signallers.wait(count),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Counter {
+        immediate_exit: AtomicU32,
+        signals: AtomicUsize,
+    }
+
+    impl KickTarget for Counter {
+        fn set_immediate_exit(&self) {
+            self.immediate_exit.store(1, Ordering::Relaxed);
+        }
+        fn take_immediate_exit(&self) -> bool {
+            self.immediate_exit.swap(0, Ordering::Relaxed) != 0
+        }
+        fn signal(&self) {
+            self.signals.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn cell() -> KickCell<Counter> {
+        KickCell::new(Counter::default(), Requests::none())
+    }
+
+    fn signals(cell: &KickCell<Counter>) -> usize {
+        cell.target.signals.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_kick_before_the_thread_has_started_is_seen_at_the_first_entry() {
+        let cell = cell();
+        assert_eq!(cell.kick(Requests::STOP), Kick::Elided);
+        assert_eq!(cell.enter(), Err(Requests::STOP));
+        assert_eq!(signals(&cell), 0);
+    }
+
+    #[test]
+    fn a_vcpu_in_the_guest_is_signalled_once_and_sees_every_request() {
+        let cell = cell();
+        cell.enter().unwrap();
+        assert_eq!(cell.kick(Requests::PAUSE), Kick::Signalled);
+        assert_eq!(cell.kick(Requests::STOP), Kick::Elided);
+        assert_eq!(signals(&cell), 1);
+        cell.leave();
+        assert!(cell.acknowledge());
+        assert!(!cell.acknowledge());
+        assert_eq!(cell.enter(), Err(Requests::STOP | Requests::PAUSE));
+    }
+
+    #[test]
+    fn a_kick_outside_the_guest_or_after_the_end_sends_no_signal() {
+        let cell = cell();
+        cell.enter().unwrap();
+        cell.leave();
+        assert_eq!(cell.kick(Requests::PAUSE), Kick::Elided);
+        cell.end();
+        assert_eq!(cell.kick(Requests::STOP), Kick::Gone);
+        assert_eq!(signals(&cell), 0);
+    }
+
+    #[test]
+    fn the_entry_counter_wraps_into_the_mode_of_nobody() {
+        let cell = cell();
+        cell.word
+            .store(with_mode(u32::MAX, Mode::Outside), Ordering::Relaxed);
+        cell.enter().unwrap();
+        assert_eq!(cell.word.load(Ordering::Relaxed), Mode::InGuest as u32);
+    }
+
+    #[test]
+    fn a_parked_vcpu_sleeps_until_the_pause_is_withdrawn() {
+        let cell = cell();
+        cell.kick(Requests::PAUSE);
+        std::thread::scope(|scope| {
+            let parked = scope.spawn(|| cell.park_while(|open| open.contains(Requests::PAUSE)));
+            while mode_of(cell.word.load(Ordering::Relaxed)) != Mode::Parked {
+                std::thread::yield_now();
+            }
+            assert!(!parked.is_finished());
+            assert_eq!(cell.withdraw(Requests::PAUSE), Kick::Woken);
+        });
+        cell.enter().unwrap();
+    }
+}
+
+#[cfg(test)]
+#[cfg(loom)]
+#[path = "kick_loom.rs"]
+mod loom_tests;

@@ -1,0 +1,59 @@
+//! The atomics of the kick protocol: the processor's, or loom's when a model is checked.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU32, Ordering, fence};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// An atomic word that a thread can sleep on: a futex.
+///
+/// `wait` sleeps only if the word still has the expected value, checked together with going to sleep; it may also
+/// return for no reason.
+#[derive(Debug)]
+pub(crate) struct WaitWord {
+    word: AtomicU32,
+    #[cfg(loom)]
+    sleepers: (loom::sync::Mutex<()>, loom::sync::Condvar),
+}
+
+impl WaitWord {
+    pub(crate) fn new(value: u32) -> Self {
+        Self {
+            word: AtomicU32::new(value),
+            #[cfg(loom)]
+            sleepers: (loom::sync::Mutex::new(()), loom::sync::Condvar::new()),
+        }
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn wait(&self, expected: u32) {
+        atomic_wait::wait(&self.word, expected);
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn wake(&self) {
+        atomic_wait::wake_all(&self.word);
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn wait(&self, expected: u32) {
+        let guard = self.sleepers.0.lock().unwrap();
+        if self.word.load(Ordering::SeqCst) == expected {
+            drop(self.sleepers.1.wait(guard).unwrap());
+        }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn wake(&self) {
+        drop(self.sleepers.0.lock().unwrap());
+        self.sleepers.1.notify_all();
+    }
+}
+
+impl std::ops::Deref for WaitWord {
+    type Target = AtomicU32;
+
+    fn deref(&self) -> &AtomicU32 {
+        &self.word
+    }
+}

@@ -1,0 +1,175 @@
+//! `Vcpu`: a vCPU of KVM, with its own mapping of the run page.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use vmm_core::{Kvm, KvmError, Vm};
+
+use crate::run_loop::RunVcpu;
+use crate::run_page::{ImmediateExit, RunPage};
+use crate::x86_64::{BootRegs, boot_msrs, set_local_interrupts};
+
+/// Why a vCPU cannot be made or set up.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// An ioctl failed.
+    #[error("vCPU {index}")]
+    Ioctl {
+        /// The vCPU.
+        index: u32,
+        /// The ioctl.
+        #[source]
+        source: KvmError,
+    },
+    /// The run page cannot be mapped.
+    #[error("cannot map the run page of vCPU {index}")]
+    RunPage {
+        /// The vCPU.
+        index: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's KVM does not let the guest have this MSR.
+    #[error("vCPU {index}: MSR {msr:#x} is refused")]
+    Msr {
+        /// The vCPU.
+        index: u32,
+        /// The MSR.
+        msr: u32,
+    },
+}
+
+/// A vCPU of KVM. While it is in `KVM_RUN` no other ioctl can be issued on it, hence `&mut self`.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    page: RunPage,
+    index: u32,
+    kvmclock_ctrl: bool,
+}
+
+impl Vcpu {
+    /// Makes vCPU `index` of `vm`, in the state after reset; the vCPU with index 0 is the boot processor, the others
+    /// wait for INIT and SIPI.
+    pub fn create(kvm: &Kvm, vm: &Vm, index: u32) -> Result<Self, VcpuError> {
+        let fd = vm
+            .create_vcpu(index)
+            .map_err(|source| VcpuError::Ioctl { index, source })?;
+        let length = kvm
+            .run_page_size()
+            .map_err(|source| VcpuError::Ioctl { index, source })?;
+        let page = RunPage::map(&fd, length).map_err(|source| VcpuError::RunPage { index, source })?;
+        Ok(Self {
+            fd,
+            page,
+            index,
+            kvmclock_ctrl: kvm.capabilities().kvmclock_ctrl,
+        })
+    }
+
+    /// The number of this vCPU, which is also its APIC id.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Gives the vCPU its CPUID table, MSRs and local interrupt pins; `boot` also gives it the registers with which a
+    /// boot protocol enters the guest.
+    ///
+    /// CPUID comes first: it decides which MSRs exist.
+    pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootRegs>) -> Result<(), VcpuError> {
+        self.fd.set_cpuid2(cpuid).map_err(self.failed("KVM_SET_CPUID2"))?;
+        let msrs = boot_msrs();
+        let set = Msrs::from_entries(&msrs)
+            .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
+            .and_then(|list| self.fd.set_msrs(&list))
+            .map_err(self.failed("KVM_SET_MSRS"))?;
+        if let Some(refused) = msrs.get(set) {
+            return Err(VcpuError::Msr {
+                index: self.index,
+                msr: refused.index,
+            });
+        }
+        let mut lapic = self.fd.get_lapic().map_err(self.failed("KVM_GET_LAPIC"))?;
+        set_local_interrupts(&mut lapic);
+        self.fd.set_lapic(&lapic).map_err(self.failed("KVM_SET_LAPIC"))?;
+        if let Some(boot) = boot {
+            let mut sregs = self.sregs()?;
+            boot.apply_to(&mut sregs);
+            self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
+            self.fd
+                .set_regs(&boot.regs())
+                .map_err(self.failed("KVM_SET_REGS"))?;
+        }
+        Ok(())
+    }
+
+    /// The general registers, `rip` and `rflags`.
+    pub fn regs(&self) -> Result<kvm_regs, VcpuError> {
+        self.fd.get_regs().map_err(self.failed("KVM_GET_REGS"))
+    }
+
+    /// The segment and control registers.
+    pub fn sregs(&self) -> Result<kvm_sregs, VcpuError> {
+        self.fd.get_sregs().map_err(self.failed("KVM_GET_SREGS"))
+    }
+
+    /// The guest-physical address behind the guest-virtual `address` in the vCPU's present paging mode, if any.
+    #[must_use]
+    pub fn translate(&self, address: u64) -> Option<u64> {
+        let translation = self.fd.translate_gva(address).ok()?;
+        (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    /// The byte that kickers set.
+    #[must_use]
+    pub fn immediate_exit(&self) -> ImmediateExit {
+        self.page.immediate_exit()
+    }
+
+    fn failed(&self, ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
+        let index = self.index;
+        move |errno| VcpuError::Ioctl {
+            index,
+            source: KvmError::of(ioctl)(errno),
+        }
+    }
+}
+
+impl RunVcpu for Vcpu {
+    #[inline]
+    fn run(&mut self) -> io::Result<()> {
+        // kvm-ioctls' `run` decodes into a type of its own and hides `immediate_exit`; this is the bare ioctl.
+        const KVM_RUN: libc::c_ulong = 0xae80;
+        // SAFETY:
+        // - the descriptor is a vCPU's and stays open as long as `self`;
+        // - the ioctl has no argument; what it writes is the run page, which is ours by `&mut self`, and guest RAM.
+        #[expect(unsafe_code, reason = "a system call")]
+        let status = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN, 0) };
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    #[inline]
+    fn page(&mut self) -> &mut RunPage {
+        &mut self.page
+    }
+
+    /// Tells the guest that it did not run for a while, so that its soft-lockup watchdog does not take the host's
+    /// pause for its own fault (`KVM_KVMCLOCK_CTRL`).
+    fn interrupted_from_outside(&mut self) {
+        if self.kvmclock_ctrl
+            && let Err(errno) = self.fd.kvmclock_ctrl()
+            // The guest has no kvmclock, or not yet.
+            && errno.errno() != libc::EINVAL
+        {
+            tracing::warn!(vcpu = self.index, %errno, "KVM_KVMCLOCK_CTRL failed");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The CPUID table of a vCPU: what the host's KVM supports, with the topology of this machine.
+//!
+//! One package, one thread a core, the APIC id is the vCPU's index. Leaves by the Intel SDM, volume 2A, "CPUID", and
+//! the AMD APM, volume 3, appendix E.
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use vmm_core::Capabilities;
+
+/// Why no CPUID table can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuidError {
+    /// More leaves than KVM takes.
+    #[error("a CPUID table of {0} entries is too long")]
+    TooLong(usize),
+}
+
+/// The leaves that all vCPUs of a machine have in common.
+#[derive(Clone, Debug)]
+pub struct CpuidTemplate {
+    entries: Vec<kvm_cpuid_entry2>,
+    vcpus: u32,
+}
+
+const X2APIC: u32 = 1 << 21; // leaf 1 ecx
+const TSC_DEADLINE: u32 = 1 << 24; // leaf 1 ecx
+const HYPERVISOR: u32 = 1 << 31; // leaf 1 ecx
+const HTT: u32 = 1 << 28; // leaf 1 edx
+
+/// Domain types of leaves 0xB and 0x1F.
+const DOMAIN_THREAD: u32 = 1;
+const DOMAIN_CORE: u32 = 2;
+
+impl CpuidTemplate {
+    /// Adapts what `KVM_GET_SUPPORTED_CPUID` gave to a machine of `vcpus` vCPUs.
+    #[must_use]
+    pub fn new(supported: &CpuId, capabilities: &Capabilities, vcpus: u32) -> Self {
+        let mut entries: Vec<_> = supported
+            .as_slice()
+            .iter()
+            .copied()
+            // Rebuilt below: the host's own topology.
+            .filter(|entry| !matches!(entry.function, 0xb | 0x1f))
+            .collect();
+        let has_v2_topology = supported.as_slice().iter().any(|entry| entry.function == 0x1f);
+        for entry in &mut entries {
+            adapt(entry, capabilities, vcpus);
+        }
+        for leaf in [Some(0xb), has_v2_topology.then_some(0x1f)].into_iter().flatten() {
+            entries.extend(topology_leaf(leaf, vcpus));
+        }
+        Self { entries, vcpus }
+    }
+
+    /// The table of vCPU `index`.
+    pub fn for_vcpu(&self, index: u32) -> Result<CpuId, CpuidError> {
+        let mut entries = self.entries.clone();
+        for entry in &mut entries {
+            match entry.function {
+                1 => entry.ebx = entry.ebx & 0x00ff_ffff | (index & 0xff) << 24,
+                0xb | 0x1f => entry.edx = index,
+                0x8000_001e => {
+                    entry.eax = index;
+                    entry.ebx = index & 0xff; // core id, one thread a core
+                    entry.ecx = 0; // node 0 of one
+                }
+                _ => {}
+            }
+        }
+        CpuId::from_entries(&entries).map_err(|_| CpuidError::TooLong(entries.len()))
+    }
+
+    /// How many vCPUs the topology describes.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+}
+
+/// Bits of an APIC id that tell `count` things apart.
+fn id_bits(count: u32) -> u32 {
+    count.max(1).next_power_of_two().trailing_zeros()
+}
+
+/// Changes what all vCPUs have in common in one leaf.
+fn adapt(entry: &mut kvm_cpuid_entry2, capabilities: &Capabilities, vcpus: u32) {
+    let ids = 1 << id_bits(vcpus);
+    match entry.function {
+        // The topology leaf must be in reach.
+        0 => entry.eax = entry.eax.max(0xb),
+        1 => {
+            entry.ecx |= X2APIC | HYPERVISOR;
+            if capabilities.tsc_deadline_timer {
+                entry.ecx |= TSC_DEADLINE;
+            }
+            entry.ebx = entry.ebx & 0xff00_ffff | u32::min(ids, 255) << 16;
+            entry.edx = if vcpus > 1 {
+                entry.edx | HTT
+            } else {
+                entry.edx & !HTT
+            };
+        }
+        // Deterministic cache parameters: eax 25..14 is the number of ids that share the cache less one, 31..26 (leaf
+        // 4 only) the number of cores of the package less one.
+        4 if entry.eax & 0x1f != 0 => {
+            let sharing = if entry.eax >> 5 & 7 >= 3 { ids - 1 } else { 0 };
+            entry.eax = entry.eax & 0x3fff | (sharing & 0xfff) << 14 | u32::min(ids - 1, 63) << 26;
+        }
+        0x8000_001d if entry.eax & 0x1f != 0 => {
+            let sharing = if entry.eax >> 5 & 7 >= 3 { vcpus - 1 } else { 0 };
+            entry.eax = entry.eax & 0xfc00_3fff | (sharing & 0xfff) << 14;
+        }
+        // ecx 7..0: cores of the package less one; 15..12: bits of the core id.
+        0x8000_0008 => {
+            entry.ecx = entry.ecx & !0xf0ff | u32::min(vcpus - 1, 255) | id_bits(vcpus) << 12;
+        }
+        _ => {}
+    }
+}
+
+/// The subleaves of an extended topology leaf: threads of a core, cores of the package, and the end.
+fn topology_leaf(function: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
+    let subleaf = |index: u32, shift, count, domain: u32| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: count,
+        ecx: index | domain << 8,
+        ..Default::default()
+    };
+    [
+        subleaf(0, 0, 1, DOMAIN_THREAD),
+        subleaf(1, id_bits(vcpus), vcpus, DOMAIN_CORE),
+        subleaf(2, 0, 0, 0),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPABILITIES: Capabilities = Capabilities {
+        max_vcpus: 1024,
+        max_memslots: 32764,
+        ioeventfd: true,
+        tsc_deadline_timer: true,
+        kvmclock_ctrl: true,
+    };
+
+    fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ..Default::default()
+        }
+    }
+
+    fn table(supported: &[kvm_cpuid_entry2], vcpus: u32, index: u32) -> Vec<kvm_cpuid_entry2> {
+        let supported = CpuId::from_entries(supported).unwrap();
+        let template = CpuidTemplate::new(&supported, &CAPABILITIES, vcpus);
+        template.for_vcpu(index).unwrap().as_slice().to_vec()
+    }
+
+    fn find(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *table
+            .iter()
+            .find(|entry| entry.function == function && entry.index == index)
+            .unwrap()
+    }
+
+    #[test]
+    fn leaf_1_carries_the_apic_id_and_the_number_of_ids() {
+        let table = table(&[leaf(0, 0, 0xd), leaf(1, 0, 0)], 5, 3);
+        let entry = find(&table, 1, 0);
+        assert_eq!((entry.ebx >> 24, entry.ebx >> 16 & 0xff), (3, 8));
+        assert_eq!(
+            entry.ecx & (X2APIC | TSC_DEADLINE | HYPERVISOR),
+            X2APIC | TSC_DEADLINE | HYPERVISOR
+        );
+        assert_eq!(entry.edx & HTT, HTT);
+    }
+
+    #[test]
+    fn one_vcpu_is_not_said_to_be_multithreaded() {
+        let table = table(
+            &[kvm_cpuid_entry2 {
+                edx: HTT,
+                ..leaf(1, 0, 0)
+            }],
+            1,
+            0,
+        );
+        assert_eq!(find(&table, 1, 0).edx & HTT, 0);
+    }
+
+    #[test]
+    fn leaf_b_describes_one_package_of_single_threaded_cores() {
+        let table = table(&[leaf(0, 0, 0x5), leaf(0xb, 0, 1)], 254, 253);
+        assert_eq!(find(&table, 0, 0).eax, 0xb);
+        let (thread, core) = (find(&table, 0xb, 0), find(&table, 0xb, 1));
+        assert_eq!(
+            (thread.eax, thread.ebx, thread.ecx, thread.edx),
+            (0, 1, 0x100, 253)
+        );
+        assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (8, 254, 0x201, 253));
+        assert_eq!(find(&table, 0xb, 2).ebx, 0);
+        assert!(table.iter().all(|entry| entry.function != 0x1f));
+    }
+
+    #[test]
+    fn leaf_1f_is_there_when_the_host_has_it() {
+        let table = table(&[leaf(0x1f, 0, 0), leaf(0x1f, 1, 0)], 2, 1);
+        assert_eq!(find(&table, 0x1f, 1).ebx, 2);
+        assert_eq!(table.iter().filter(|entry| entry.function == 0x1f).count(), 3);
+    }
+
+    #[test]
+    fn only_the_last_level_cache_is_shared() {
+        let cache = |level: u32| leaf(4, level, 1 | level << 5 | 0x3ff << 14);
+        let table = table(&[cache(1), cache(3)], 4, 0);
+        assert_eq!(find(&table, 4, 1).eax >> 14 & 0xfff, 0);
+        assert_eq!(find(&table, 4, 3).eax >> 14 & 0xfff, 3);
+        assert_eq!(find(&table, 4, 3).eax >> 26, 3);
+    }
+
+    #[test]
+    fn amd_leaves_count_the_same_cores() {
+        let table = table(&[leaf(0x8000_0008, 0, 0x3030), leaf(0x8000_001e, 0, 9)], 6, 5);
+        let sizes = find(&table, 0x8000_0008, 0);
+        assert_eq!((sizes.ecx & 0xff, sizes.ecx >> 12 & 0xf), (5, 3));
+        assert_eq!(find(&table, 0x8000_001e, 0).eax, 5);
+    }
+}
