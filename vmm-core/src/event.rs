@@ -14,7 +14,7 @@ pub enum VmEvent {
     /// The guest asked for a reset, by the named means (`i8042`, `port 0xcf9`, `triple fault`).
     Reset(&'static str),
     /// The guest wrote this value to the debug-exit port.
-    DebugExit(u8),
+    DebugExit(u32),
     /// The person who runs the machine asked for its end, by the named means (`SIGTERM`, `Ctrl-A X`).
     UserStop(&'static str),
     /// The guest cannot go on; the text is the report for the user.
@@ -89,7 +89,7 @@ mod tests {
     fn of_many_threads_exactly_one_decides() {
         let events = VmEvents::new().unwrap();
         let winners: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8u8)
+            let threads: Vec<_> = (0..8u32)
                 .map(|v| {
                     scope.spawn({
                         let events = &events;

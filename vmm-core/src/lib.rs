@@ -5,7 +5,8 @@
 //!   `test-util`) implements too, so that everything above can be tested without KVM;
 //! * [`irq`]: who owns which GSI, and the triggers that raise them;
 //! * [`Published`]: the cell for tables that many threads read on every exit and one thread seldom changes;
-//! * [`VmEvents`]: the one place where the end of a machine is decided.
+//! * [`VmEvents`]: the one place where the end of a machine is decided;
+//! * [`LogLimit`]: keeps a guest from flooding the log.
 //!
 //! No devices, no vCPU loop and no guest RAM live here.
 
@@ -16,6 +17,7 @@ pub mod fake;
 mod ioctl;
 pub mod irq;
 mod kvm;
+mod log_limit;
 mod published;
 pub mod seam;
 mod sync;
@@ -24,5 +26,6 @@ mod vm;
 pub use error::KvmError;
 pub use event::{VmEvent, VmEvents};
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
+pub use log_limit::LogLimit;
 pub use published::{InReadSection, Published, ReadGuard, Retired, in_read_section};
 pub use vm::Vm;

@@ -1,0 +1,11 @@
+//! The few devices of a PC that every guest expects.
+
+mod cmos;
+mod debug;
+mod reset;
+mod serial;
+
+pub use cmos::Cmos;
+pub use debug::{DebugConsole, DebugExit};
+pub use reset::{I8042, ResetControl};
+pub use serial::Serial;
