@@ -1,1 +1,3 @@
 //! The vmm-cli library.
+
+pub mod boot;
