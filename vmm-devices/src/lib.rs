@@ -4,7 +4,14 @@
 //! descriptor, so each can be tested with a pipe and a `Vec`.
 //!
 //! Nothing a guest writes may panic: the lints below are denied outside tests.
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 mod bus;
 mod doorbell;

@@ -117,7 +117,7 @@ impl Shared {
     fn serve(&self, rings: u64) {
         // Released: a guest that sees the count sees what was done for it. Wraps, as a 32-bit register does.
         self.rings
-            .fetch_add((rings & u64::from(u32::MAX)) as u32, Ordering::Release);
+            .fetch_add((rings & 0xffff_ffff) as u32, Ordering::Release);
         if self.interrupt_on_ring.load(Ordering::Relaxed) & 1 != 0 {
             self.trigger.trigger();
         }

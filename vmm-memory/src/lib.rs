@@ -2,7 +2,14 @@
 //!
 //! [`AddressSpace`] is the one writer. Readers take a snapshot of the [`GuestMemory`] table for one exit or one queue
 //! batch, without a lock.
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 mod address_space;
 mod slot;
