@@ -1,0 +1,300 @@
+//! `Output`: a bounded buffer between the guest and a descriptor that may block, and the thread that empties it.
+//!
+//! The descriptor may be inherited (standard output): its flags are left alone. So the thread waits until it is
+//! writable, and if a write blocks all the same, it blocks this thread and nothing else.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Most bytes that wait; what comes on top is dropped and counted.
+const CAPACITY: usize = 256 * 1024;
+
+/// Most bytes of one write: a pipe that polls as writable takes this many without blocking (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+
+/// Where the output goes at present.
+#[derive(Clone, Debug)]
+enum Sink {
+    /// To this descriptor.
+    Open(Arc<OwnedFd>),
+    /// It is kept until somebody comes to take it.
+    Awaited,
+    /// Nowhere any more: what comes is dropped.
+    Broken,
+}
+
+#[derive(Debug)]
+struct State {
+    buffer: VecDeque<u8>,
+    sink: Sink,
+    /// The thread is writing a chunk that is no longer in the buffer.
+    writing: bool,
+    closing: bool,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something for the writer: bytes, a sink, or the end.
+    work: Condvar,
+    /// A chunk was dealt with.
+    progress: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The guest's side: never blocks, never fails.
+#[derive(Debug)]
+pub(super) struct Pen(Arc<Shared>);
+
+impl Write for Pen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.lock();
+        let room = match state.sink {
+            Sink::Broken => 0,
+            _ => CAPACITY - state.buffer.len(),
+        };
+        let taken = room.min(bytes.len());
+        let was_empty = state.buffer.is_empty();
+        state.buffer.extend(&bytes[..taken]);
+        state.dropped += (bytes.len() - taken) as u64;
+        drop(state);
+        if was_empty && taken != 0 {
+            self.0.work.notify_one();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The buffer and its thread.
+#[derive(Debug)]
+pub(super) struct Output(Arc<Shared>);
+
+impl Output {
+    /// Starts the writer thread. Without `fd` the output waits for [`connect`](Self::connect).
+    pub(super) fn start(fd: Option<OwnedFd>) -> io::Result<Self> {
+        let sink = fd.map_or(Sink::Awaited, |fd| Sink::Open(Arc::new(fd)));
+        let state =
+            State { buffer: VecDeque::new(), sink, writing: false, closing: false, dropped: 0 };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            progress: Condvar::new(),
+        });
+        std::thread::Builder::new().name("console".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || empty(&shared)
+        })?;
+        Ok(Self(shared))
+    }
+
+    /// Output that goes nowhere, without a thread.
+    pub(super) fn nowhere() -> Self {
+        let state = State {
+            buffer: VecDeque::new(),
+            sink: Sink::Broken,
+            writing: false,
+            closing: false,
+            dropped: 0,
+        };
+        Self(Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() }))
+    }
+
+    /// A handle for a device.
+    pub(super) fn pen(&self) -> Pen {
+        Pen(Arc::clone(&self.0))
+    }
+
+    /// Sends the output to `fd` from now on, what waits first.
+    pub(super) fn connect(&self, fd: OwnedFd) {
+        self.0.lock().sink = Sink::Open(Arc::new(fd));
+        self.0.work.notify_one();
+    }
+
+    /// Keeps the output until the next [`connect`](Self::connect).
+    pub(super) fn disconnect(&self) {
+        self.0.lock().sink = Sink::Awaited;
+    }
+
+    /// Waits until everything is written, but not longer than `patience` without progress; returns how many bytes
+    /// were dropped in all, those that are still waiting included.
+    pub(super) fn close(&self, patience: Duration) -> u64 {
+        let mut state = self.0.lock();
+        state.closing = true;
+        self.0.work.notify_one();
+        while matches!(state.sink, Sink::Open(_)) && (state.writing || !state.buffer.is_empty()) {
+            let (guard, waited) =
+                self.0.progress.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            if waited.timed_out() {
+                break;
+            }
+        }
+        state.dropped + state.buffer.len() as u64
+    }
+}
+
+/// What became of a chunk.
+enum Written {
+    Whole,
+    /// So many bytes could not be stored; the next chunk may fare better.
+    Short(usize),
+    /// The other end is gone.
+    Broken(usize),
+}
+
+/// The writer thread.
+fn empty(shared: &Shared) {
+    let mut chunk = Vec::with_capacity(CHUNK);
+    loop {
+        let Some(fd) = next_chunk(shared, &mut chunk) else { return };
+        let written = write_chunk(&fd, &chunk);
+        let mut state = shared.lock();
+        state.writing = false;
+        match written {
+            Written::Whole => {}
+            Written::Short(lost) => state.dropped += lost as u64,
+            Written::Broken(lost) => {
+                state.dropped += lost as u64;
+                // A new sink may have come meanwhile.
+                if matches!(&state.sink, Sink::Open(open) if Arc::ptr_eq(open, &fd)) {
+                    state.dropped += state.buffer.len() as u64;
+                    state.buffer = VecDeque::new();
+                    state.sink = Sink::Broken;
+                }
+            }
+        }
+        drop(state);
+        shared.progress.notify_all();
+    }
+}
+
+/// Sleeps until there is something to write and somewhere to write it to; moves it to `chunk`. `None`: the end.
+fn next_chunk(shared: &Shared, chunk: &mut Vec<u8>) -> Option<Arc<OwnedFd>> {
+    let mut state = shared.lock();
+    loop {
+        match &state.sink {
+            Sink::Open(fd) if !state.buffer.is_empty() => {
+                let fd = Arc::clone(fd);
+                let length = state.buffer.len().min(CHUNK);
+                chunk.clear();
+                chunk.extend(state.buffer.drain(..length));
+                state.writing = true;
+                return Some(fd);
+            }
+            _ if state.closing => return None,
+            _ => state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+/// Writes `chunk`, waiting for a slow reader as long as it takes.
+fn write_chunk(fd: &OwnedFd, mut chunk: &[u8]) -> Written {
+    while !chunk.is_empty() {
+        // An error of poll is one that write reports better.
+        let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE);
+        match nix::unistd::write(fd, chunk) {
+            Ok(count) => chunk = &chunk[count..],
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            // A full disk or a quota: the file may find room again.
+            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => return Written::Short(chunk.len()),
+            Err(_) => return Written::Broken(chunk.len()),
+        }
+    }
+    Written::Whole
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn everything_arrives_in_order_and_close_waits_for_it() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let output = Output::start(Some(writer.into())).unwrap();
+        let mut pen = output.pen();
+        let expected: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+        let received = std::thread::spawn(move || {
+            let mut all = vec![0; 100_000];
+            reader.read_exact(&mut all).unwrap();
+            all
+        });
+        for part in expected.chunks(777) {
+            pen.write_all(part).unwrap();
+        }
+        assert_eq!(output.close(Duration::from_secs(10)), 0);
+        assert_eq!(received.join().unwrap(), expected);
+    }
+
+    #[test]
+    fn fault_b12_a_full_pipe_blocks_nobody_and_what_does_not_fit_is_counted() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let output = Output::start(Some(writer.into())).unwrap();
+        let mut pen = output.pen();
+        let total = 4 * CAPACITY;
+        for _ in 0..total / 1024 {
+            pen.write_all(&[b'x'; 1024]).unwrap();
+        }
+        let dropped = output.close(PATIENCE);
+        assert!(dropped > (total - CAPACITY - 2 * 65536 - CHUNK) as u64 && dropped < total as u64, "{dropped}");
+    }
+
+    #[test]
+    fn fault_b12_a_closed_pipe_stops_the_sink_and_nothing_else() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let output = Output::start(Some(writer.into())).unwrap();
+        let mut pen = output.pen();
+        pen.write_all(b"lost").unwrap();
+        assert_eq!(output.close(Duration::from_secs(10)), 4);
+        pen.write_all(b"lost too").unwrap();
+        assert_eq!(output.close(PATIENCE), 12);
+    }
+
+    #[test]
+    fn fault_b12_a_full_disk_drops_and_counts() {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = Output::start(Some(full.into())).unwrap();
+        output.pen().write_all(b"twelve bytes").unwrap();
+        assert_eq!(output.close(Duration::from_secs(10)), 12);
+    }
+
+    #[test]
+    fn output_waits_for_the_first_client_and_goes_on_with_the_next() {
+        let output = Output::start(None).unwrap();
+        let mut pen = output.pen();
+        pen.write_all(b"early").unwrap();
+        let mut text = [0; 5];
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        output.connect(ours.into());
+        client.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"early");
+        output.disconnect();
+        drop(client);
+        pen.write_all(b"later").unwrap();
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        output.connect(ours.into());
+        client.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"later");
+    }
+}

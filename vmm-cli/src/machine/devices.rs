@@ -1,0 +1,85 @@
+//! `Devices`: what sits on the buses of a machine that is being built.
+
+use std::sync::{Arc, Mutex};
+
+use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
+use vmm_core::seam::{DoorbellFds, IrqFds};
+use vmm_core::{Kvm, Vm, VmEvents};
+use vmm_devices::BusDevice;
+use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, I8042, ResetControl, Serial};
+use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
+
+use super::exits::Exits;
+use super::layout::{SELFTEST_BASE, SELFTEST_PORTS};
+use crate::console::Console;
+use crate::outcome::Failure;
+
+/// Irqchip pins, as on a PC.
+const SERIAL_LINE: u32 = 4;
+const SELFTEST_LINE: u32 = 5;
+
+/// Ports, as on a PC.
+const COM1: u64 = 0x3f8;
+const I8042_PORTS: (u64, u64) = (0x60, 5);
+const CMOS_PORTS: (u64, u64) = (0x70, 2);
+const DEBUG_CONSOLE_PORT: u64 = 0xe9;
+const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
+const RESET_CONTROL_PORT: u64 = 0xcf9;
+
+/// Buses and interrupt lines while they are filled.
+pub(super) struct Devices {
+    pub(super) exits: Exits,
+    pub(super) lines: Vec<IrqLine>,
+    router: IrqRouter,
+}
+
+impl Devices {
+    /// Empty buses for `vm`, which has its irqchip.
+    pub(super) fn new(vm: &Arc<Vm>) -> Self {
+        let router = IrqRouter::new(Arc::clone(vm) as Arc<dyn IrqFds>);
+        Self { exits: Exits::new(), lines: Vec::new(), router }
+    }
+
+    /// Adds what every machine has; returns its serial port.
+    pub(super) fn add_legacy(&mut self, console: &Console, events: &VmEvents) -> Result<Arc<Serial>, Failure> {
+        let interrupt = self.line(SERIAL_LINE, "serial")?;
+        let serial = Arc::new(Serial::new(interrupt, console.output(), console.on_drained()));
+        self.port((COM1, Serial::PORTS), "serial", Arc::clone(&serial) as Arc<dyn BusDevice>)?;
+        self.port(I8042_PORTS, "i8042", Arc::new(I8042::new(events.clone())))?;
+        self.port(CMOS_PORTS, "cmos", Arc::new(Mutex::new(Cmos::default())))?;
+        self.port((DEBUG_CONSOLE_PORT, 1), "debug console", Arc::new(DebugConsole::new(console.output())))?;
+        self.port(DEBUG_EXIT_PORTS, "debug exit", Arc::new(DebugExit::new(events.clone())))?;
+        self.port((RESET_CONTROL_PORT, 1), "reset control", Arc::new(ResetControl::new(events.clone())))?;
+        Ok(serial)
+    }
+
+    /// Adds the self-test device.
+    pub(super) fn add_selftest(&mut self, kvm: &Kvm, vm: &Arc<Vm>) -> Result<(), Failure> {
+        let trigger = self.line(SELFTEST_LINE, "selftest")?;
+        let placement = Placement { base: SELFTEST_BASE, ports: SELFTEST_PORTS, line: SELFTEST_LINE };
+        let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(vm) as Arc<dyn DoorbellFds>);
+        let device = Selftest::new(placement, trigger, doorbells).map_err(Failure::host_cannot)?;
+        self.exits
+            .mmio
+            .insert(SELFTEST_BASE, selftest::MMIO_LENGTH, "selftest", Arc::new(device))
+            .map_err(Failure::internal)?;
+        let ports = (u64::from(SELFTEST_PORTS), selftest::PORTS);
+        self.port(ports, "selftest ports", Arc::new(SelftestPorts::default()))
+    }
+
+    fn line(&mut self, gsi: u32, owner: &'static str) -> Result<IrqTrigger, Failure> {
+        let line = self.router.edge_line(gsi, owner).map_err(Failure::host_cannot)?;
+        let trigger = line.trigger();
+        self.lines.push(line);
+        Ok(trigger)
+    }
+
+    fn port(
+        &mut self,
+        (start, length): (u64, u64),
+        name: &'static str,
+        device: Arc<dyn BusDevice>,
+    ) -> Result<(), Failure> {
+        self.exits.pio.insert(start, length, name, device).map_err(Failure::internal)
+    }
+}

@@ -1,0 +1,70 @@
+//! Where things are in the guest's address spaces.
+
+use vmm_memory::RamRange;
+
+use crate::boot::{E820Entry, E820Kind};
+
+/// RAM below this address, devices from here to 4 GiB.
+const HOLE_START: u64 = 3 << 30;
+const HOLE_END: u64 = 4 << 30;
+
+/// The self-test device.
+pub(super) const SELFTEST_BASE: u64 = 0xd000_0000;
+pub(super) const SELFTEST_PORTS: u16 = 0xd00;
+
+/// Pages for KVM's own use on VMX hosts, below the firmware's place at the end of the hole.
+pub(super) const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub(super) const TSS: u32 = 0xfffb_d000;
+
+/// End of conventional memory; the last KiB below 640 KiB is left to the extended BIOS data area, as on a PC.
+const CONVENTIONAL_END: u64 = 0x9_fc00;
+const EXTENDED_START: u64 = 0x10_0000;
+
+/// The RAM of a guest of `size` bytes: below the hole, and what does not fit there above 4 GiB.
+pub(super) fn ram(size: u64) -> Vec<RamRange> {
+    let low = size.min(HOLE_START);
+    let ranges = [RamRange { start: 0, size: low }, RamRange { start: HOLE_END, size: size - low }];
+    ranges.into_iter().filter(|range| range.size != 0).collect()
+}
+
+/// The memory map that the guest is told.
+pub(crate) fn e820(size: u64) -> Vec<E820Entry> {
+    let entry = |start, end: u64, kind| E820Entry { start, size: end.saturating_sub(start), kind };
+    let low = size.min(HOLE_START);
+    let entries = [
+        entry(0, low.min(CONVENTIONAL_END), E820Kind::Ram),
+        entry(CONVENTIONAL_END, EXTENDED_START, E820Kind::Reserved),
+        entry(EXTENDED_START, low, E820Kind::Ram),
+        entry(HOLE_END, HOLE_END + (size - low), E820Kind::Ram),
+    ];
+    entries.into_iter().filter(|entry| entry.size != 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn ram_leaves_the_hole_free_and_loses_nothing() {
+        for size in [1 << 20, GIB, 3 * GIB, 3 * GIB + 4096, 512 * GIB] {
+            let ranges = ram(size);
+            assert_eq!(ranges.iter().map(|range| range.size).sum::<u64>(), size);
+            assert!(ranges.iter().all(|r| r.start + r.size <= HOLE_START || r.start >= HOLE_END));
+        }
+    }
+
+    #[test]
+    fn the_memory_map_calls_ram_only_what_is_ram() {
+        for size in [1 << 20, 128 << 20, 3 * GIB, 6 * GIB] {
+            let ranges = ram(size);
+            for entry in e820(size).into_iter().filter(|entry| entry.kind == E820Kind::Ram) {
+                let backed = |range: &RamRange| {
+                    range.start <= entry.start && entry.start + entry.size <= range.start + range.size
+                };
+                assert!(ranges.iter().any(backed), "{size:#x}: {entry:?}");
+            }
+        }
+    }
+}

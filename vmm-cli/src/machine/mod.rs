@@ -1,0 +1,170 @@
+//! `Machine`: one virtual machine, from nothing to running and back to nothing.
+//!
+//! [`Machine::build`] is a straight line; each step is undone by `Drop`, in reverse, when a later one fails or when
+//! the machine ends. The order of the fields is the order of the teardown.
+
+mod devices;
+mod exits;
+pub(crate) mod layout;
+mod report;
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use vmm_core::irq::IrqLine;
+use vmm_core::seam::MemorySlots;
+use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
+use vmm_devices::legacy::Serial;
+use vmm_memory::AddressSpace;
+use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
+use vmm_vcpu::{Vcpu, VcpuEnd, VcpuThread};
+
+use crate::boot::{self, BootError, BootSource};
+use crate::config::{OnTripleFault, VmConfig};
+use crate::console::Console;
+use crate::outcome::Failure;
+use devices::Devices;
+use exits::Exits;
+
+/// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
+pub struct Machine {
+    vcpus: Vec<VcpuThread>,
+    /// The guest's serial port, for the one who feeds it input.
+    serial: Arc<Serial>,
+    _exits: Arc<Exits>,
+    _lines: Vec<IrqLine>,
+    _memory: Arc<AddressSpace>,
+}
+
+impl Machine {
+    /// Builds the machine of `config` and loads `source` into it; events go to `events`, output to `console`.
+    ///
+    /// # Errors
+    /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
+    pub fn build(
+        kvm: &Kvm,
+        config: &VmConfig,
+        source: &BootSource<'_>,
+        console: &Console,
+        events: &VmEvents,
+    ) -> Result<Self, Failure> {
+        let cpuid = cpuid(kvm, config)?;
+        let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
+        vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
+        // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
+        // grace period of the kernel.
+        let memory = Arc::new(AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>));
+        let size = config.memory.size.bytes();
+        memory.map(&layout::ram(size)).map_err(Failure::host_cannot)?;
+        vm.create_irqchip().map_err(Failure::host_cannot)?;
+        if config.machine.pit {
+            vm.create_pit().map_err(Failure::host_cannot)?;
+        }
+        let mut devices = Devices::new(&vm);
+        let serial = devices.add_legacy(console, events)?;
+        if config.selftest() {
+            devices.add_selftest(kvm, &vm)?;
+        }
+        let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
+        let (exits, lines) = (Arc::new(devices.exits), devices.lines);
+        let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
+        let ends = Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
+        let vcpus = vcpus
+            .into_iter()
+            .map(|vcpu| {
+                let ends = ends.clone();
+                VcpuThread::spawn(vcpu, Arc::clone(&exits), move |vcpu, end| ends.report(vcpu, &end))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(Failure::host_cannot)?;
+        Ok(Self { vcpus, serial, _exits: exits, _lines: lines, _memory: memory })
+    }
+
+    /// Lets every vCPU enter the guest.
+    pub fn resume(&self) {
+        self.vcpus.iter().for_each(VcpuThread::resume);
+    }
+
+    /// The guest's serial port.
+    #[must_use]
+    pub fn serial(&self) -> &Arc<Serial> {
+        &self.serial
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All are asked before the first is waited for.
+        self.vcpus.iter().for_each(VcpuThread::request_stop);
+        self.vcpus.clear();
+    }
+}
+
+/// A boot image that does not fit is the user's to mend, guest memory that is not there is ours.
+fn boot_failure(error: BootError) -> Failure {
+    match error {
+        BootError::Memory { .. } => Failure::internal(error),
+        _ => Failure::bad_input(error),
+    }
+}
+
+/// Checks the size of the machine against the host's KVM and makes the CPUID table.
+fn cpuid(kvm: &Kvm, config: &VmConfig) -> Result<CpuidTemplate, Failure> {
+    let count = u32::from(config.cpu.count);
+    let most = kvm.capabilities().max_vcpus;
+    if count as usize > most {
+        let error = anyhow!("cpu.count = {count}: this host's KVM takes at most {most} vCPUs");
+        return Err(Failure::host_cannot(error));
+    }
+    let supported = kvm.supported_cpuid().map_err(Failure::host_cannot)?;
+    let template = CpuidTemplate::new(&supported, kvm.capabilities(), count);
+    let bits = template.physical_address_bits();
+    let end = layout::ram(config.memory.size.bytes()).last().map_or(0, |range| range.start + range.size);
+    if end > 1 << bits {
+        let error = anyhow!(
+            "memory.size = {}: the guest's last address {:#x} is beyond the {bits} physical address bits of this host",
+            config.memory.size,
+            end - 1
+        );
+        return Err(Failure::host_cannot(error));
+    }
+    Ok(template)
+}
+
+/// Makes the vCPUs, the first of which starts as `boot` says; the others wait for INIT and SIPI.
+fn configured_vcpus(kvm: &Kvm, vm: &Vm, cpuid: &CpuidTemplate, boot: &BootRegs) -> Result<Vec<Vcpu>, Failure> {
+    (0..cpuid.vcpus())
+        .map(|index| {
+            let vcpu = Vcpu::create(kvm, vm, index).map_err(Failure::host_cannot)?;
+            let table = cpuid.for_vcpu(index).map_err(Failure::internal)?;
+            vcpu.configure(&table, (index == 0).then_some(boot)).map_err(Failure::host_cannot)?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// What the end of a vCPU means for the machine.
+#[derive(Clone)]
+struct Ends {
+    events: VmEvents,
+    memory: Arc<AddressSpace>,
+    on: OnTripleFault,
+}
+
+impl Ends {
+    /// Called on the vCPU's thread, when it no longer runs.
+    fn report(&self, vcpu: &Vcpu, end: &VcpuEnd) {
+        let event = match end {
+            VcpuEnd::Stopped => return,
+            VcpuEnd::TripleFault if self.on == OnTripleFault::Reset => VmEvent::Reset("triple fault"),
+            VcpuEnd::TripleFault
+            | VcpuEnd::FailEntry { .. }
+            | VcpuEnd::InternalError { .. }
+            | VcpuEnd::UnexpectedExit(_) => VmEvent::GuestCrash(report::report(vcpu, end, &self.memory)),
+            VcpuEnd::RunFailed(_) | VcpuEnd::Panicked(_) => {
+                VmEvent::Internal(report::report(vcpu, end, &self.memory))
+            }
+        };
+        self.events.send(event);
+    }
+}

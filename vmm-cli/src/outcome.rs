@@ -1,0 +1,119 @@
+//! `Outcome` and `Failure`: how a run ends, and the exit code that says so. `docs/exit-codes.md` is the user's page.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use vmm_core::VmEvent;
+
+/// Exit codes of failures; 0 is success, the rest is computed.
+const INTERNAL: u8 = 1;
+const BAD_INPUT: u8 = 2;
+const HOST_CANNOT: u8 = 3;
+const GUEST_CRASHED: u8 = 4;
+/// Non-zero values of the debug-exit port come out from here on.
+const DEBUG_EXIT: u8 = 64;
+
+/// The exit code of a stop that was forced after signal `number`, as shells count it.
+#[must_use]
+pub fn forced(number: i32) -> i32 {
+    128 + number
+}
+
+/// Why something could not be done, by whose it is to mend.
+#[derive(Debug)]
+pub struct Failure {
+    kind: FailureKind,
+    error: anyhow::Error,
+}
+
+/// Whose it is to mend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// This program's.
+    Internal,
+    /// The user's: arguments, configuration, images.
+    BadInput,
+    /// The host's: no KVM, no permission, no memory, no descriptors.
+    HostCannot,
+}
+
+impl Failure {
+    /// A failure of this program itself.
+    pub fn internal(error: impl Into<anyhow::Error>) -> Self {
+        Self { kind: FailureKind::Internal, error: error.into() }
+    }
+
+    /// A failure that the user mends.
+    pub fn bad_input(error: impl Into<anyhow::Error>) -> Self {
+        Self { kind: FailureKind::BadInput, error: error.into() }
+    }
+
+    /// A failure that the host's administrator mends.
+    pub fn host_cannot(error: impl Into<anyhow::Error>) -> Self {
+        Self { kind: FailureKind::HostCannot, error: error.into() }
+    }
+
+    /// Whose it is to mend.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    /// The exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            FailureKind::Internal => INTERNAL,
+            FailureKind::BadInput => BAD_INPUT,
+            FailureKind::HostCannot => HOST_CANNOT,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// The error and its causes on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+/// The exit code of a machine that ran and ended with `event`.
+#[must_use]
+pub fn exit_code(event: &VmEvent) -> ExitCode {
+    ExitCode::from(match event {
+        VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
+        VmEvent::DebugExit(value) => DEBUG_EXIT + (value & 63) as u8,
+        VmEvent::GuestCrash(_) => GUEST_CRASHED,
+        VmEvent::Internal(_) => INTERNAL,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_has_the_documented_code() {
+        for (event, code) in [
+            (VmEvent::Shutdown, 0),
+            (VmEvent::Reset("i8042"), 0),
+            (VmEvent::UserStop("SIGTERM"), 0),
+            (VmEvent::DebugExit(0), 0),
+            (VmEvent::DebugExit(1), 65),
+            (VmEvent::DebugExit(64), 64),
+            (VmEvent::DebugExit(0x1ff), 127),
+            (VmEvent::GuestCrash(String::new()), 4),
+            (VmEvent::Internal(String::new()), 1),
+        ] {
+            assert_eq!(exit_code(&event), ExitCode::from(code), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn every_code_is_on_the_users_page() {
+        let page = include_str!("../../docs/exit-codes.md");
+        for code in ["`0`", "`1`", "`2`", "`3`", "`4`", "`64`–`127`", "`130`", "`143`"] {
+            assert!(page.contains(code), "{code} is not in docs/exit-codes.md");
+        }
+    }
+}
