@@ -1,3 +1,102 @@
-//! Project tasks.
+//! The project's tasks: everything that is done to this repository, by hand or in CI, as `cargo xtask NAME`.
 
-fn main() {}
+#![expect(clippy::print_stdout, reason = "a task's output is the output of a command")]
+
+mod bench;
+mod check;
+mod ci;
+mod deny;
+mod deps;
+mod fuzz;
+mod guests;
+mod host;
+mod loom;
+mod metadata;
+mod miri;
+mod process;
+mod report;
+mod suites;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::report::{Outcome, Report};
+
+/// The project's tasks. They run in the root of the repository, whatever directory they are called from.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Everything CI runs.
+    Ci,
+    /// Formatting, lints and documentation, with warnings as errors.
+    Check,
+    /// The arrows between crates, and cargo-deny.
+    Deps,
+    /// The rules that no lint knows: lengths, unsafe code, names, words, layout, documents.
+    Tidy,
+    /// Unit tests, doc tests and guest programs.
+    Test,
+    /// Guest programs on a real virtual machine.
+    TestGuest {
+        /// Only suites whose names contain this.
+        filter: Option<String>,
+        /// Where the guests run.
+        #[arg(long, value_enum, default_value_t)]
+        host: test::Host,
+    },
+    /// Assembles the guest programs.
+    Guests,
+    /// Measures, and compares with a baseline in the same run.
+    Bench(bench::BenchArgs),
+    /// Model checks of the lock-free protocols.
+    Loom,
+    /// Unit tests under miri.
+    Miri,
+    /// Runs the fuzz targets.
+    Fuzz {
+        /// Only this target.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = fuzz::SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let task = Task::parse();
+    let mut report = Report::default();
+    let result = run(&task, &mut report);
+    report.close(&result);
+    if result.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run(task: &Task, report: &mut Report) -> Result<()> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    std::env::set_current_dir(root).with_context(|| format!("cannot enter {root}"))?;
+    match task {
+        Task::Ci => ci::run_all(report),
+        Task::Check => check::run_all(report),
+        Task::Deps => deps::arrows(report).and_then(|()| deny::check(report)),
+        Task::Tidy => tidy::run_all(report),
+        Task::Test => {
+            test::units(report)?;
+            test::native_guests(report, test::Host::Native, None)
+        }
+        Task::TestGuest { filter, host } => test::native_guests(report, *host, filter.as_deref()),
+        Task::Guests => report.step("guests", "cargo xtask guests", |_| {
+            guests::build().map(|()| Outcome::Passed)
+        }),
+        Task::Bench(args) => bench::run(args),
+        Task::Loom => loom::run_all(report),
+        Task::Miri => miri::run_all(report, miri::Missing::Fails),
+        Task::Fuzz { target, seconds } => fuzz::run_all(report, target.as_deref(), *seconds),
+    }
+}

@@ -1,0 +1,49 @@
+//! The host: what a task needs from the machine it runs on, and the command that brings it.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{cargo, run, succeeds};
+
+/// Whether this is a CI run, where nothing may be left out.
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
+/// Makes sure that `program` is on the path; root installs its Debian `package`, anyone else is told how.
+pub fn need(program: &str, package: &str) -> Result<()> {
+    if succeeds(Command::new(program).arg("--version")) {
+        return Ok(());
+    }
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    if !is_root || !succeeds(Command::new("apt-get").arg("--version")) {
+        bail!("{program} is missing: sudo apt-get install {package}");
+    }
+    run(Command::new("apt-get").args(["update", "--quiet"]))
+        .and_then(|()| {
+            run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", package]))
+        })
+        .with_context(|| format!("{program} is missing: apt-get install {package}"))
+}
+
+/// Makes sure that `cargo SUBCOMMAND`, which comes with the rustup component `component`, can be called.
+pub fn need_component(subcommand: &str, component: &str) -> Result<()> {
+    if !succeeds(cargo().args([subcommand, "--version"])) {
+        bail!("cargo {subcommand} is missing: rustup component add {component}");
+    }
+    Ok(())
+}
+
+/// Why virtual machines cannot be run here and what mends it, or nothing where they can.
+pub fn kvm_missing() -> Option<String> {
+    let error = File::options().read(true).write(true).open("/dev/kvm").err()?;
+    let mend = match error.kind() {
+        ErrorKind::PermissionDenied => "sudo usermod --append --groups kvm $USER, then log in again",
+        _ => "sudo modprobe --all kvm_intel kvm_amd, or enable virtualization in the firmware",
+    };
+    Some(format!("/dev/kvm cannot be opened ({error}): {mend}"))
+}
