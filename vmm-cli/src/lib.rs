@@ -1,1 +1,4 @@
 //! The vmm-cli library.
+
+pub mod args;
+pub mod config;
