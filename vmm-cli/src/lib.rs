@@ -1,3 +1,16 @@
-//! The vmm-cli library.
+//! The vmm-cli library: configuration, boot loading, the machine and its console.
+//!
+//! `main` parses [`args::Args`] and calls [`run::run`]; tests and other programs can do the same.
 
+pub mod args;
 pub mod boot;
+pub mod config;
+mod console;
+mod default_guest;
+mod event_loop;
+mod host;
+mod logging;
+mod machine;
+pub mod outcome;
+pub mod run;
+mod signals;

@@ -1,3 +1,30 @@
-//! The command.
+//! The command `vmm-cli`.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use vmm_cli::args::{Args, Command};
+use vmm_cli::config::VmConfig;
+use vmm_cli::outcome::Failure;
+use vmm_cli::run;
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Run(args) => configured(&args).and_then(|config| run::run(&config)),
+        Command::Check(args) => configured(&args).and_then(|config| {
+            run::check(&config)?;
+            // Whoever closed standard output does not want to know.
+            let _ = std::io::stdout().write_all(config.to_toml().as_bytes());
+            Ok(ExitCode::SUCCESS)
+        }),
+    };
+    result.unwrap_or_else(|failure| {
+        let _ = writeln!(std::io::stderr(), "vmm-cli: {failure}");
+        ExitCode::from(failure.exit_code())
+    })
+}
+
+fn configured(args: &vmm_cli::args::VmArgs) -> Result<VmConfig, Failure> {
+    VmConfig::load(args).map_err(Failure::bad_input)
+}

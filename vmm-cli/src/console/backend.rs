@@ -51,6 +51,16 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Host { what, source }
 }
 
+const STDIN: BorrowedFd<'static> = {
+    // SAFETY:
+    // - descriptor 0 is open for the whole life of the process: the runtime opens it if the parent did not, and
+    //   nothing here closes it.
+    #[expect(unsafe_code, reason = "std::io::stdin() locks and buffers")]
+    unsafe {
+        BorrowedFd::borrow_raw(0)
+    }
+};
+
 /// The host's end, opened.
 #[derive(Debug)]
 pub(super) enum Backend {
@@ -170,5 +180,114 @@ impl Backend {
             Self::Stdin { raw, .. } => raw.as_ref(),
             _ => None,
         }
+    }
+}
+
+/// Creates or empties the output file. Only a regular file or a character device: opening a FIFO would block.
+fn open_file(path: &Path) -> io::Result<File> {
+    if let Ok(metadata) = path.metadata()
+        && !(metadata.is_file() || metadata.file_type().is_char_device())
+    {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked
+/// for it can read it.
+fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let name = ptsname_r(&master)?;
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let slave = nix::fcntl::open(name.as_str(), flags, nix::sys::stat::Mode::empty())?;
+    let mut mode = tcgetattr(&slave)?;
+    cfmakeraw(&mut mode);
+    tcsetattr(&slave, SetArg::TCSANOW, &mode)?;
+    super::tell(format_args!("serial port: {name}\n"));
+    Ok((master.into(), slave))
+}
+
+/// Listens at `path`, which only this user can connect to. A socket that nobody listens on any more is replaced.
+fn listen(path: &Path) -> Result<Listener, OpenError> {
+    let failed = |source| OpenError::Path { path: path.into(), source };
+    if let Ok(metadata) = path.symlink_metadata() {
+        let occupied = |what| Err(OpenError::Occupied { path: path.into(), what });
+        if !metadata.file_type().is_socket() {
+            return occupied("not a socket");
+        }
+        if UnixStream::connect(path).is_ok() {
+            return occupied("in use by another program");
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    // The mode of a socket file is what umask leaves of 0777.
+    let umask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(umask);
+    let listener = Listener { socket: bound.map_err(failed)?, path: path.into() };
+    listener.socket.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Reads once; `None` is the end of the input, an empty slice that there is nothing after all.
+pub(super) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    match nix::unistd::read(fd, buffer) {
+        Ok(0) => None,
+        Ok(count) => Some(&buffer[..count]),
+        Err(Errno::EINTR | Errno::EAGAIN) => Some(&[]),
+        // A terminal that hung up, a peer that reset the connection.
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("vmm-console-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn a_socket_that_was_left_behind_is_replaced_and_goes_with_the_listener() {
+        let path = scratch("stale");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = listen(&path).unwrap();
+        assert!(matches!(listen(&path), Err(OpenError::Occupied { what: "in use by another program", .. })));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_socket_is_left_alone() {
+        let path = scratch("file");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen(&path), Err(OpenError::Occupied { what: "not a socket", .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_fifo_is_no_output_file() {
+        let path = scratch("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(open_file(&path).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn files_and_sockets_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let (file, socket) = (scratch("private-file"), scratch("private-socket"));
+        open_file(&file).unwrap();
+        let listener = listen(&socket).unwrap();
+        for path in [&file, &socket] {
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+        }
+        drop(listener);
+        std::fs::remove_file(&file).unwrap();
     }
 }

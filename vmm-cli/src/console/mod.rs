@@ -8,41 +8,136 @@ mod escape;
 mod output;
 mod terminal;
 
+use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vmm_devices::legacy::Serial;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use backend::{Backend, Received};
-pub use backend::OpenError;
-use escape::{Escape, Keys};
+use backend::Backend;
+pub(crate) use backend::OpenError;
+use escape::{Escape, HELP, Keys};
 use output::Output;
-pub use terminal::restore_now;
+pub(crate) use terminal::restore_now;
 
 use crate::config::SerialMode;
-use vmm_devices::legacy::Serial;
 
-/// Bytes of the guest's input FIFO, and of what is read ahead for it.
+/// Bytes that are read ahead for the guest's FIFO, which takes as many.
 const CHUNK: usize = 64;
 
 /// How long the end of the program waits for output that makes no progress.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What the keys of the user ask of the monitor itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// End the machine.
-    Quit,
-}
-
-/// The open console.
-pub struct Console {
+/// The open console. Dropped, it has written what can be written and the terminal is as it was.
+#[derive(Debug)]
+pub(crate) struct Console {
     backend: Backend,
     output: Output,
+    /// Signalled when the guest's FIFO is empty.
     drained: Arc<EventFd>,
-    /// Input that is read but that the FIFO had no room for.
+    /// Input that was read and that the FIFO had no room for yet.
     pending: Vec<u8>,
+    /// Present while a user types on a terminal.
     keys: Option<Keys>,
+}
+
+impl Console {
+    /// Opens the console that `mode` names.
+    pub(crate) fn open(mode: &SerialMode) -> Result<Self, OpenError> {
+        let drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|source| OpenError::Host { what: "an eventfd", source })?;
+        let (backend, output) = Backend::open(mode)?;
+        let keys = backend.raw_mode().map(|_| Keys::default());
+        Ok(Self { backend, output, drained: Arc::new(drained), pending: Vec::new(), keys })
+    }
+
+    /// A sink for a device, which never blocks.
+    pub(crate) fn output(&self) -> Box<dyn Write + Send> {
+        Box::new(self.output.pen())
+    }
+
+    /// To be called by the serial port when its input FIFO is empty.
+    pub(crate) fn on_drained(&self) -> Box<dyn Fn() + Send + Sync> {
+        let drained = Arc::clone(&self.drained);
+        // Fails when the counter is full: then the event loop has been told often enough.
+        Box::new(move || drop(drained.write(1)))
+    }
+
+    /// Readable when the guest's FIFO has become empty.
+    pub(crate) fn drained(&self) -> &EventFd {
+        &self.drained
+    }
+
+    /// Readable when there is input; absent while there is no source, or while what was read before still waits.
+    pub(crate) fn input(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.input().filter(|_| self.pending.is_empty())
+    }
+
+    /// Readable when a client wants to connect; absent while there can be none.
+    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.listener()
+    }
+
+    /// Takes a waiting client in.
+    pub(crate) fn accept(&mut self) {
+        self.backend.accept(&self.output);
+    }
+
+    /// Reads what is there and offers it to the guest. Returns whether the user asked for the end of the machine.
+    pub(crate) fn receive(&mut self, serial: &Serial) -> bool {
+        let mut buffer = [0; CHUNK];
+        let Some(fd) = self.backend.input() else { return false };
+        let Some(bytes) = backend::receive(fd, &mut buffer) else {
+            self.backend.end_of_input(&self.output);
+            return false;
+        };
+        let Some(keys) = &mut self.keys else {
+            self.pending.extend(bytes);
+            self.feed(serial);
+            return false;
+        };
+        let escapes = keys.filter(bytes, &mut self.pending);
+        if escapes.contains(&Escape::Help) {
+            // The writer takes everything.
+            let _ = self.output.pen().write_all(HELP.as_bytes());
+        }
+        self.feed(serial);
+        escapes.contains(&Escape::Quit)
+    }
+
+    /// The guest's FIFO is empty: offers what waits.
+    pub(crate) fn on_fifo_empty(&mut self, serial: &Serial) {
+        // Nothing to read means that somebody else has been woken for it.
+        let _ = self.drained.read();
+        self.feed(serial);
+    }
+
+    /// After the process was stopped and continued.
+    pub(crate) fn continued(&self) {
+        if let Some(raw) = self.backend.raw_mode() {
+            raw.renew();
+        }
+    }
+
+    fn feed(&mut self, serial: &Serial) {
+        let taken = serial.input(&self.pending);
+        self.pending.drain(..taken);
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let dropped = self.output.close(FLUSH_PATIENCE);
+        if dropped != 0 {
+            tracing::warn!(bytes = dropped, "serial output was dropped: its reader was too slow or gone");
+        }
+    }
+}
+
+/// Says something to the person who runs the program, on standard error; if that is gone, to nobody.
+pub(crate) fn tell(text: fmt::Arguments<'_>) {
+    let _ = io::stderr().write_fmt(text);
 }

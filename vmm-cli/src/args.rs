@@ -1,0 +1,236 @@
+//! Arguments: the command line of `vmm-cli` and its help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value};
+
+const RUN_HELP: &str = "\
+Exit codes:
+  0         the guest shut down or reset, or the user stopped it
+  1         internal failure
+  2         bad arguments, configuration or image
+  3         the host cannot: no KVM, missing capability, permission, memory, descriptors
+  4         the guest crashed
+  130, 143  stop forced by a second SIGINT or SIGTERM, or by the end of the grace time
+  64..127   the guest wrote v to the debug exit port: 64 + (v & 63), but 0 for v = 0";
+
+const CHECK_HELP: &str = "\
+The printed configuration has absolute paths and shows every default; `run` accepts it.
+
+Exit codes:
+  0  the configuration is valid
+  2  it is not; the message says what, where and how to mend it";
+
+/// A virtual machine monitor for KVM.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "vmm-cli", version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Run a virtual machine until it ends; without configuration and flags, the embedded guest
+    #[command(after_help = RUN_HELP)]
+    Run(VmArgs),
+    /// Check a configuration and print it with every default, as TOML
+    #[command(after_help = CHECK_HELP)]
+    Check(VmArgs),
+}
+
+/// The configuration file and the flags that go over it. A flag's path is relative to the current directory.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct VmArgs {
+    /// Configuration file (TOML); a flag goes over the same setting in it
+    #[arg(value_name = "CONFIG.toml")]
+    pub config: Option<PathBuf>,
+
+    /// Guest image [default: the embedded guest]
+    #[arg(long, value_name = "PATH", help_heading = "Boot")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk [default: none]
+    #[arg(long, value_name = "PATH", help_heading = "Boot")]
+    pub initrd: Option<PathBuf>,
+
+    /// Guest command line: printable ASCII, at most 2047 bytes [default: empty]
+    #[arg(long, value_name = "TEXT", help_heading = "Boot")]
+    #[arg(allow_hyphen_values = true, value_parser = value::parse_cmdline)]
+    pub cmdline: Option<String>,
+
+    /// Number of vCPUs: 1 to 254 [default: 1]
+    #[arg(long, value_name = "COUNT", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = value::parse_cpus)]
+    pub cpus: Option<u8>,
+
+    /// Guest RAM: 1M to 4T in steps of 4K, such as 512M or 4GiB [default: 128M]
+    ///
+    /// K, M, G and T are powers of 1024, also written KB or KiB; without a unit the number counts bytes.
+    #[arg(long, value_name = "SIZE", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true)]
+    pub memory: Option<MemorySize>,
+
+    /// When the guest resets: exit (end with 0) or restart (in this process) [default: exit]
+    #[arg(long, value_name = "ACTION", help_heading = "Machine")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub on_reset: Option<OnReset>,
+
+    /// When the guest triple-faults: crash (end with 4) or reset [default: crash]
+    #[arg(long, value_name = "ACTION", help_heading = "Machine")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub on_triple_fault: Option<OnTripleFault>,
+
+    /// Time an orderly stop may take before it is forced: 0s to 60m [default: 5s]
+    ///
+    /// A whole number with the unit ms, s or m (minutes).
+    #[arg(long, value_name = "DURATION", help_heading = "Machine")]
+    #[arg(allow_hyphen_values = true, value_parser = duration::parse)]
+    pub grace_time: Option<Duration>,
+
+    /// Interval timer (i8254): true or false; alone it means true [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        help_heading = "Machine",
+        hide_possible_values = true
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub pit: Option<bool>,
+
+    /// Devices of the self-test: true or false; alone it means true [default: with the embedded guest]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        help_heading = "Machine",
+        hide_possible_values = true
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub selftest: Option<bool>,
+
+    /// Serial port: stdio, null, pty, file=PATH or unix=PATH [default: stdio]
+    #[arg(
+        long,
+        value_name = "MODE",
+        help_heading = "Console",
+        allow_hyphen_values = true
+    )]
+    pub serial: Option<SerialMode>,
+
+    /// Least important messages to log: off, error, warn, info, debug or trace [default: warn]
+    #[arg(long, value_name = "LEVEL", help_heading = "Log")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub log_level: Option<LogLevel>,
+
+    /// Form of the log: text or json (one object a line) [default: text]
+    #[arg(long, value_name = "FORMAT", help_heading = "Log")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub log_format: Option<LogFormat>,
+
+    /// File to append the log to [default: standard error]
+    #[arg(long, value_name = "PATH", help_heading = "Log")]
+    pub log_file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<VmArgs, clap::Error> {
+        let args = ["vmm-cli", "run"].iter().chain(args);
+        Args::try_parse_from(args).map(|args| match args.command {
+            Command::Run(args) | Command::Check(args) => args,
+        })
+    }
+
+    fn refusal(args: &[&str]) -> String {
+        let error = parse(args).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValueValidation, "{error}");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn fault_c2_memory_outside_the_range_names_flag_value_and_limit() {
+        for (value, reason) in [
+            ("0", "below the minimum of 1 MiB (1M)"),
+            ("1", "below the minimum of 1 MiB (1M)"),
+            ("16777216M", "above the limit of 4 TiB (4096G)"),
+            ("17592186044416M", "above the limit of 4 TiB (4096G)"),
+            ("9223372036854775808", "above the limit of 4 TiB (4096G)"),
+            ("-5", "negative; expected a size from 1M to 4T"),
+        ] {
+            let error = refusal(&["--memory", value]);
+            assert!(
+                error.contains("--memory") && error.contains(&format!("{value} is {reason}")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn fault_c2_cpus_outside_the_range_name_the_limit() {
+        assert!(refusal(&["--cpus", "0"]).contains("0 is below the minimum of 1"));
+        assert!(refusal(&["--cpus", "255"]).contains("255 is above the limit of 254"));
+        assert!(refusal(&["--cpus", "-1"]).contains("-1 is negative; expected a whole number from 1 to 254"));
+    }
+
+    #[test]
+    fn a_value_with_a_hyphen_is_not_taken_for_a_flag() {
+        for flag in ["--grace-time", "--serial"] {
+            assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
+        }
+        for flag in ["--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+            let error = parse(&[flag, "-5"]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidValue);
+            assert!(error.to_string().contains("possible values: "), "{error}");
+        }
+        assert_eq!(
+            parse(&["--cmdline", "-- single"]).unwrap().cmdline.as_deref(),
+            Some("-- single")
+        );
+    }
+
+    #[test]
+    fn a_switch_takes_no_word_that_is_not_joined_to_it() {
+        let args = parse(&["--pit", "vm.toml"]).unwrap();
+        assert_eq!((args.pit, args.config), (Some(true), Some("vm.toml".into())));
+        assert_eq!(parse(&["--selftest=false"]).unwrap().selftest, Some(false));
+        assert_eq!(parse(&["--pit=yes"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn an_empty_path_is_refused() {
+        for flag in ["--kernel=", "--initrd=", "--log-file=", ""] {
+            assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 2, "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_help_of_run_lists_every_exit_code() {
+        for code in [
+            "  0 ",
+            "  1 ",
+            "  2 ",
+            "  3 ",
+            "  4 ",
+            "  130, 143 ",
+            "64 + (v & 63)",
+        ] {
+            assert!(RUN_HELP.contains(code), "{code}");
+        }
+    }
+}

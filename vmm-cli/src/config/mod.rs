@@ -1,0 +1,277 @@
+//! Configuration: one structure for file and flags, checked once and then trusted.
+
+mod choice;
+pub(crate) mod duration;
+mod error;
+mod file;
+mod keys;
+mod parse;
+mod render;
+mod serial;
+mod size;
+#[cfg(test)]
+mod testing;
+pub(crate) mod value;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use choice::{LogFormat, LogLevel, OnReset, OnTripleFault};
+pub use error::{ConfigError, Place};
+pub use file::{FileError, open_regular};
+pub use keys::Hint;
+pub use parse::parse_toml;
+pub use serial::SerialMode;
+pub use size::MemorySize;
+pub use value::ValueError;
+
+use crate::args::VmArgs;
+
+/// Largest configuration file in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Longest path of a Unix socket in bytes: `sun_path` without its closing NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// One virtual machine. [`VmConfig::load`] gives one whose every value is in range, whose paths are absolute and
+/// whose boot images could be opened.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmConfig {
+    /// What the guest starts with.
+    pub boot: BootConfig,
+    /// Its processors.
+    pub cpu: CpuConfig,
+    /// Its RAM.
+    pub memory: MemoryConfig,
+    /// Its platform and the ways it ends.
+    pub machine: MachineConfig,
+    /// Its serial port.
+    pub console: ConsoleConfig,
+    /// The log of this process.
+    pub log: LogConfig,
+}
+
+/// The section `[boot]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BootConfig {
+    /// Guest image; `None` is the guest embedded in the binary.
+    #[serde(deserialize_with = "value::path")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[serde(deserialize_with = "value::path")]
+    pub initrd: Option<PathBuf>,
+    /// Command line: printable ASCII, at most 2047 bytes.
+    #[serde(deserialize_with = "value::cmdline")]
+    pub cmdline: String,
+}
+
+/// The section `[cpu]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CpuConfig {
+    /// Number of vCPUs, 1 to 254.
+    #[serde(deserialize_with = "value::cpus")]
+    pub count: u8,
+}
+
+/// The section `[memory]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Size of the RAM.
+    pub size: MemorySize,
+}
+
+/// The section `[machine]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MachineConfig {
+    /// What happens when the guest resets the machine.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub on_reset: OnReset,
+    /// What a triple fault counts as.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub on_triple_fault: OnTripleFault,
+    /// How long an orderly stop may take before it is forced; at most one hour.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub grace_time: Duration,
+    /// Whether there is an interval timer (i8254).
+    pub pit: bool,
+    /// Whether there are devices for the self-test of the embedded guest; `None` leaves it to
+    /// [`VmConfig::selftest`].
+    pub selftest: Option<bool>,
+}
+
+/// The section `[console]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// Where the serial port ends on the host.
+    #[serde(deserialize_with = "value::from_text")]
+    pub serial: SerialMode,
+}
+
+/// The section `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// The least important messages that are logged.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub level: LogLevel,
+    /// Their form.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub format: LogFormat,
+    /// The file they are appended to; `None` is standard error.
+    #[serde(deserialize_with = "value::path")]
+    pub file: Option<PathBuf>,
+}
+
+impl Default for CpuConfig {
+    fn default() -> Self {
+        Self { count: 1 }
+    }
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            size: MemorySize::DEFAULT,
+        }
+    }
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            on_reset: OnReset::default(),
+            on_triple_fault: OnTripleFault::default(),
+            grace_time: Duration::from_secs(5),
+            pit: false,
+            selftest: None,
+        }
+    }
+}
+
+impl VmConfig {
+    /// Reads the file that `args` names, puts the flags over it, makes the paths absolute (those of the file are
+    /// relative to its directory, those of flags to the current one) and opens the boot images once.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] naming the place in the file, or the key and its flag.
+    pub fn load(args: &VmArgs) -> Result<Self, ConfigError> {
+        let mut config = match &args.config {
+            Some(path) => parse_toml(&read_text(path)?, path)?,
+            None => Self::default(),
+        };
+        config.apply(args);
+        config.resolve_paths()?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Whether the devices of the self-test are there: as configured, else exactly when the embedded guest runs.
+    pub fn selftest(&self) -> bool {
+        self.machine.selftest.unwrap_or(self.boot.kernel.is_none())
+    }
+
+    fn apply(&mut self, args: &VmArgs) {
+        fn set<T: Clone>(setting: &mut T, flag: Option<&T>) {
+            if let Some(value) = flag {
+                setting.clone_from(value);
+            }
+        }
+        fn set_optional<T: Clone>(setting: &mut Option<T>, flag: Option<&T>) {
+            if flag.is_some() {
+                *setting = flag.cloned();
+            }
+        }
+        set_optional(&mut self.boot.kernel, args.kernel.as_ref());
+        set_optional(&mut self.boot.initrd, args.initrd.as_ref());
+        set(&mut self.boot.cmdline, args.cmdline.as_ref());
+        set(&mut self.cpu.count, args.cpus.as_ref());
+        set(&mut self.memory.size, args.memory.as_ref());
+        set(&mut self.machine.on_reset, args.on_reset.as_ref());
+        set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
+        set(&mut self.machine.grace_time, args.grace_time.as_ref());
+        set(&mut self.machine.pit, args.pit.as_ref());
+        set_optional(&mut self.machine.selftest, args.selftest.as_ref());
+        set(&mut self.console.serial, args.serial.as_ref());
+        set(&mut self.log.level, args.log_level.as_ref());
+        set(&mut self.log.format, args.log_format.as_ref());
+        set_optional(&mut self.log.file, args.log_file.as_ref());
+    }
+
+    fn resolve_paths(&mut self) -> Result<(), ConfigError> {
+        for (key, path) in self.paths_mut() {
+            *path = std::path::absolute(&*path).map_err(|source| ConfigError::NotAbsolute {
+                key,
+                path: path.clone(),
+                source,
+            })?;
+            if path.to_str().is_none() {
+                return Err(ConfigError::PathNotUtf8 {
+                    key,
+                    path: path.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what no single value shows.
+    fn validate(&self) -> Result<(), ConfigError> {
+        let images = [
+            ("boot.kernel", &self.boot.kernel),
+            ("boot.initrd", &self.boot.initrd),
+        ];
+        for (key, image) in images {
+            if let Some(path) = image {
+                open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
+            }
+        }
+        if let SerialMode::Unix(path) = &self.console.serial {
+            let length = path.as_os_str().as_bytes().len();
+            if length > MAX_SOCKET_PATH {
+                let (key, path) = ("console.serial", path.clone());
+                return Err(ConfigError::SocketPathTooLong {
+                    key,
+                    path,
+                    length,
+                    limit: MAX_SOCKET_PATH,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        let paths = [
+            ("boot.kernel", self.boot.kernel.as_mut()),
+            ("boot.initrd", self.boot.initrd.as_mut()),
+            ("console.serial", self.console.serial.path_mut()),
+            ("log.file", self.log.file.as_mut()),
+        ];
+        paths
+            .into_iter()
+            .filter_map(|(key, path)| path.map(|path| (key, path)))
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    String::from_utf8(file::read_regular(path, MAX_FILE)?).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+        ConfigError::NotUtf8 {
+            at: Place::new(path, &text, Some(valid..valid)),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

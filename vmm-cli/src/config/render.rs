@@ -1,0 +1,199 @@
+//! Normalised text: a configuration written as TOML that reads back as the same configuration.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use toml::Value;
+
+use super::{VmConfig, choice, duration};
+
+impl VmConfig {
+    /// Writes every setting with its value. One that has none is a comment that says what then happens.
+    ///
+    /// [`parse_toml`](super::parse_toml) reads the text back as an equal configuration, if its paths are absolute
+    /// and UTF-8 and its duration is whole milliseconds, as [`VmConfig::load`] makes sure.
+    pub fn to_toml(&self) -> String {
+        let mut out = Writer(String::new());
+        out.section("boot");
+        out.path("kernel", self.boot.kernel.as_deref(), "the embedded guest runs");
+        out.path("initrd", self.boot.initrd.as_deref(), "there is none");
+        out.text("cmdline", &self.boot.cmdline);
+
+        out.section("cpu");
+        out.set("count", self.cpu.count);
+
+        out.section("memory");
+        out.text("size", &self.memory.size.to_string());
+
+        out.section("machine");
+        out.text("on_reset", &choice::word(&self.machine.on_reset));
+        out.text("on_triple_fault", &choice::word(&self.machine.on_triple_fault));
+        out.text("grace_time", &duration::render(self.machine.grace_time));
+        out.set("pit", self.machine.pit);
+        match (self.machine.selftest, self.selftest()) {
+            (Some(selftest), _) => out.set("selftest", selftest),
+            (None, true) => out.unset("selftest", "true, as the embedded guest runs"),
+            (None, false) => out.unset("selftest", "false, as the embedded guest does not run"),
+        }
+
+        out.section("console");
+        out.text("serial", &self.console.serial.to_string());
+
+        out.section("log");
+        out.text("level", &choice::word(&self.log.level));
+        out.text("format", &choice::word(&self.log.format));
+        out.path("file", self.log.file.as_deref(), "standard error");
+        out.0
+    }
+}
+
+struct Writer(String);
+
+impl Writer {
+    fn section(&mut self, name: &str) {
+        let gap = if self.0.is_empty() { "" } else { "\n" };
+        self.0 += &format!("{gap}[{name}]\n");
+    }
+
+    fn set(&mut self, key: &str, value: impl Display) {
+        self.0 += &format!("{key} = {value}\n");
+    }
+
+    fn text(&mut self, key: &str, text: &str) {
+        self.set(key, Value::from(text));
+    }
+
+    fn path(&mut self, key: &str, path: Option<&Path>, unset: &str) {
+        match path {
+            Some(path) => self.text(key, &path.to_string_lossy()),
+            None => self.unset(key, unset),
+        }
+    }
+
+    fn unset(&mut self, key: &str, meaning: &str) {
+        self.0 += &format!("# {key} is not set: {meaning}\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use clap::ValueEnum;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{
+        BootConfig, ConsoleConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
+        keys, parse_toml,
+    };
+
+    fn absolute_path() -> impl Strategy<Value = PathBuf> {
+        "/[^\0]{0,20}".prop_map(PathBuf::from)
+    }
+
+    fn optional_path() -> impl Strategy<Value = Option<PathBuf>> {
+        prop::option::of(absolute_path())
+    }
+
+    fn word<T: ValueEnum + std::fmt::Debug + 'static>() -> impl Strategy<Value = T> {
+        prop::sample::select(T::value_variants())
+    }
+
+    fn serial() -> impl Strategy<Value = SerialMode> {
+        prop_oneof![
+            Just(SerialMode::Stdio),
+            Just(SerialMode::Null),
+            Just(SerialMode::Pty),
+            absolute_path().prop_map(SerialMode::File),
+            absolute_path().prop_map(SerialMode::Unix),
+        ]
+    }
+
+    prop_compose! {
+        fn config()(
+            (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
+            (count, pages) in (1_u8..=254, 256_u64..=1 << 30),
+            (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
+            (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
+            (level, format, file) in (word(), word(), optional_path()),
+        ) -> VmConfig {
+            VmConfig {
+                boot: BootConfig { kernel, initrd, cmdline },
+                cpu: CpuConfig { count },
+                memory: MemoryConfig { size: MemorySize::try_from(pages * 4096).unwrap() },
+                machine: MachineConfig {
+                    on_reset,
+                    on_triple_fault,
+                    grace_time: Duration::from_millis(milliseconds),
+                    pit,
+                    selftest,
+                },
+                console: ConsoleConfig { serial },
+                log: LogConfig { level, format, file },
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back_equal(config in config()) {
+            let text = config.to_toml();
+            match parse_toml(&text, Path::new("/elsewhere/vm.toml")) {
+                Ok(read) => prop_assert_eq!(read, config),
+                Err(error) => prop_assert!(false, "{}\n{}", error, text),
+            }
+        }
+    }
+
+    #[test]
+    fn every_default_is_shown() {
+        let expected = "\
+[boot]
+# kernel is not set: the embedded guest runs
+# initrd is not set: there is none
+cmdline = \"\"
+
+[cpu]
+count = 1
+
+[memory]
+size = \"128M\"
+
+[machine]
+on_reset = \"exit\"
+on_triple_fault = \"crash\"
+grace_time = \"5s\"
+pit = false
+# selftest is not set: true, as the embedded guest runs
+
+[console]
+serial = \"stdio\"
+
+[log]
+level = \"warn\"
+format = \"text\"
+# file is not set: standard error
+";
+        assert_eq!(VmConfig::default().to_toml(), expected);
+    }
+
+    #[test]
+    fn every_key_is_written() {
+        let text = VmConfig::default().to_toml();
+        let sections = text.split("\n\n").map(|section| section.trim_start_matches('\n'));
+        let written: Vec<Vec<&str>> = sections
+            .map(|s| s.lines().map(|line| line.trim_start_matches("# ")).collect())
+            .collect();
+        assert_eq!(written.len(), keys::SECTIONS.len());
+        for (lines, section) in written.iter().zip(keys::SECTIONS) {
+            assert_eq!(lines[0], format!("[{}]", section.name));
+            let names: Vec<&str> = lines[1..]
+                .iter()
+                .filter_map(|line| line.split(' ').next())
+                .collect();
+            assert_eq!(names, section.keys.iter().map(|key| key.name).collect::<Vec<_>>());
+        }
+    }
+}

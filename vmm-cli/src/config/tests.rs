@@ -1,0 +1,461 @@
+//! Configuration as a whole: file and flags together, their errors, the reference page and the examples.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+use clap::{CommandFactory, Parser};
+use proptest::prelude::*;
+
+use super::testing::Scratch;
+use super::*;
+use crate::args::{Args, Command};
+
+const PAGE: &str = include_str!("../../../docs/configuration.md");
+
+/// A value for every key, none of them the default.
+const FULL: &str = r#"
+[boot]
+kernel = "images/vmlinux"
+initrd = "/abs/initrd"
+cmdline = "console=ttyS0 \"quoted\""
+[cpu]
+count = 254
+[memory]
+size = "4TiB"
+[machine]
+on_reset = "restart"
+on_triple_fault = "reset"
+grace_time = "250ms"
+pit = true
+selftest = false
+[console]
+serial = "unix=sock"
+[log]
+level = "trace"
+format = "json"
+file = "../vm.log"
+"#;
+
+fn parse(text: &str) -> Result<VmConfig, ConfigError> {
+    parse_toml(text, Path::new("dir/vm.toml"))
+}
+
+fn load(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<VmConfig, ConfigError> {
+    let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+    let Command::Run(args) =
+        Args::parse_from(["vmm-cli".into(), "run".into()].into_iter().chain(args)).command
+    else {
+        panic!("`run` gave another command");
+    };
+    VmConfig::load(&args)
+}
+
+/// The message with its chain of sources.
+fn message(error: ConfigError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+/// The default of `section.key` as TOML writes it, if it has a value.
+fn default_of(section: &str, key: &str) -> Option<toml::Value> {
+    let defaults: toml::Table = VmConfig::default().to_toml().parse().unwrap();
+    defaults[section].get(key).cloned()
+}
+
+#[test]
+fn an_empty_file_and_no_file_are_the_default() {
+    assert_eq!(parse("").unwrap(), VmConfig::default());
+    assert_eq!(
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n").unwrap(),
+        VmConfig::default()
+    );
+    assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
+}
+
+#[test]
+fn every_key_arrives_in_its_field() {
+    let config = parse(FULL).unwrap();
+    let expected = VmConfig {
+        boot: BootConfig {
+            kernel: Some("dir/images/vmlinux".into()),
+            initrd: Some("/abs/initrd".into()),
+            cmdline: "console=ttyS0 \"quoted\"".into(),
+        },
+        cpu: CpuConfig { count: 254 },
+        memory: MemoryConfig {
+            size: MemorySize::MAX,
+        },
+        machine: MachineConfig {
+            on_reset: OnReset::Restart,
+            on_triple_fault: OnTripleFault::Reset,
+            grace_time: Duration::from_millis(250),
+            pit: true,
+            selftest: Some(false),
+        },
+        console: ConsoleConfig {
+            serial: SerialMode::Unix("dir/sock".into()),
+        },
+        log: LogConfig {
+            level: LogLevel::Trace,
+            format: LogFormat::Json,
+            file: Some("dir/../vm.log".into()),
+        },
+    };
+    assert_eq!(config, expected);
+    let default = VmConfig::default();
+    assert_ne!(
+        (config.boot, config.machine, config.log),
+        (default.boot, default.machine, default.log)
+    );
+}
+
+#[test]
+fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("images")).unwrap();
+    scratch.file("images/vmlinux", "");
+    let file = scratch.file("vm.toml", FULL.replace("/abs/initrd", "images/vmlinux"));
+    let config = load([&file]).unwrap();
+    assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
+    assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
+    assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
+
+    let flags = [
+        "--kernel=Cargo.toml",
+        "--initrd=src/lib.rs",
+        "--cmdline=",
+        "--cpus=3",
+        "--memory=1G",
+        "--on-reset=exit",
+        "--on-triple-fault=crash",
+        "--grace-time=2m",
+        "--pit=false",
+        "--selftest",
+        "--serial=file=out",
+        "--log-level=off",
+        "--log-format=text",
+        "--log-file=log",
+    ];
+    let config = load(flags.map(Path::new).into_iter().chain([&*file])).unwrap();
+    let here = std::env::current_dir().unwrap();
+    let expected = VmConfig {
+        boot: BootConfig {
+            kernel: Some(here.join("Cargo.toml")),
+            initrd: Some(here.join("src/lib.rs")),
+            cmdline: String::new(),
+        },
+        cpu: CpuConfig { count: 3 },
+        memory: MemoryConfig {
+            size: "1G".parse().unwrap(),
+        },
+        machine: MachineConfig {
+            on_reset: OnReset::Exit,
+            on_triple_fault: OnTripleFault::Crash,
+            grace_time: Duration::from_secs(120),
+            pit: false,
+            selftest: Some(true),
+        },
+        console: ConsoleConfig {
+            serial: SerialMode::File(here.join("out")),
+        },
+        log: LogConfig {
+            level: LogLevel::Off,
+            format: LogFormat::Text,
+            file: Some(here.join("log")),
+        },
+    };
+    assert_eq!(config, expected);
+    assert_eq!(
+        parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(),
+        expected
+    );
+}
+
+#[test]
+fn selftest_follows_the_embedded_guest_until_it_is_set() {
+    let mut config = VmConfig::default();
+    assert!(config.selftest());
+    config.boot.kernel = Some("vmlinux".into());
+    assert!(!config.selftest());
+    config.machine.selftest = Some(true);
+    assert!(config.selftest());
+}
+
+#[test]
+fn a_refused_text_names_place_and_remedy() {
+    for (text, first_line) in [
+        (
+            "[memory]\nsise = 1",
+            "2:1: unknown key `memory.sise`: did you mean `memory.size`?",
+        ),
+        ("\n cpus = 2", "2:2: unknown key `cpus`: the key is `cpu.count`"),
+        ("[memroy]", "1:2: unknown key `memroy`: did you mean `memory`?"),
+        (
+            "[cpu]\nz = 1\na = 1",
+            "2:1: unknown key `cpu.z`: the keys of [cpu] are: count",
+        ),
+        (
+            "cpu.b.c = 1",
+            "1:5: unknown key `cpu.b`: the keys of [cpu] are: count",
+        ),
+        (
+            "memory = '1G'",
+            "1:1: `memory` is a section, not a string: the key is `memory.size`",
+        ),
+        (
+            "boot = ['k', 'i', '']",
+            "1:1: `boot` is a section, not an array: the keys of [boot] are: kernel, initrd, cmdline",
+        ),
+        (
+            "[[cpu]]",
+            "1:3: `cpu` is a section, not an array: did you mean `cpu.count`?",
+        ),
+        (
+            "[memory]\nsize = '16777216M'",
+            "2:8: memory.size = 16777216M is above the limit of 4 TiB (4096G)",
+        ),
+        (
+            "memory.size = 1",
+            "1:15: memory.size = 1 is below the minimum of 1 MiB (1M)",
+        ),
+        (
+            "memory.size = -5",
+            "1:15: memory.size = -5 is negative; expected a size from 1M to 4T",
+        ),
+        (
+            "memory.size = 9223372036854775808",
+            "1:15: memory.size = 9223372036854775808 does not fit in 64 bits",
+        ),
+        (
+            "cpu.count = '2'",
+            "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 254",
+        ),
+        (
+            "machine.grace_time = '5'",
+            "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds",
+        ),
+        (
+            "machine.on_reset = 'no'",
+            "1:20: machine.on_reset = no is not one of exit, restart",
+        ),
+        (
+            "boot.kernel = ''",
+            "1:15: boot.kernel = \"\" is empty; expected a path",
+        ),
+        (
+            "boot.cmdline = 'ö'",
+            "1:16: boot.cmdline = ö has 'ö' at character 1; expected",
+        ),
+        ("[cpu]\n[cpu]", "2:2: duplicate key"),
+        ("a = ", "1:"),
+    ] {
+        let error = message(parse(text).unwrap_err());
+        assert!(error.starts_with(&format!("dir/vm.toml:{first_line}")), "{error}");
+    }
+}
+
+#[test]
+fn a_refused_text_shows_its_line() {
+    let error = message(parse("[memory]\n\tsize = \"1.5G\" # too little\n").unwrap_err());
+    let excerpt = "\n  |\n2 |  size = \"1.5G\" # too little\n  |         ^^^^^^";
+    assert!(error.ends_with(excerpt), "{error}");
+}
+
+#[test]
+fn a_value_of_any_other_type_says_what_is_expected() {
+    for section in keys::SECTIONS {
+        for key in section.keys {
+            for value in ["'word'", "7", "1.5", "true", "1979-05-27", "[1]", "{}"] {
+                let parsed = toml::de::DeValue::parse(value).unwrap().into_inner();
+                if !key.form.takes(&parsed) {
+                    let error =
+                        message(parse(&format!("{}.{} = {value}", section.name, key.name)).unwrap_err());
+                    let start = format!("{}.{} = {value} is a", section.name, key.name);
+                    assert!(error.contains(&start) && error.contains(key.expected), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_named() {
+    let scratch = Scratch::new();
+    let refused = |name: &str| {
+        let error = message(load([scratch.path(name)]).unwrap_err());
+        error.replace(&format!("{}/", scratch.path("").display()).replace("//", "/"), "")
+    };
+    assert_eq!(
+        refused("absent"),
+        "cannot read absent: No such file or directory (os error 2)"
+    );
+    fs::create_dir(scratch.path("directory")).unwrap();
+    assert_eq!(
+        refused("directory"),
+        "directory is a directory, not a regular file"
+    );
+    scratch.file("long", " ".repeat(1 << 20));
+    load([scratch.path("long")]).unwrap();
+    scratch.file("long", " ".repeat((1 << 20) + 1));
+    assert_eq!(refused("long"), "long is larger than 1048576 bytes");
+    scratch.file("latin1", b"# gr\n# gr\xf6\xdfe\n");
+    assert_eq!(refused("latin1"), "latin1:2:5: the file is not UTF-8");
+}
+
+#[test]
+fn boot_images_must_be_regular_files_that_can_be_read() {
+    for (flag, key) in [("--kernel", "boot.kernel"), ("--initrd", "boot.initrd")] {
+        for (path, reason) in [
+            (
+                "/nowhere",
+                "cannot read /nowhere: No such file or directory (os error 2)",
+            ),
+            ("/", "/ is a directory, not a regular file"),
+            ("/dev/null", "/dev/null is a character device, not a regular file"),
+        ] {
+            assert_eq!(
+                message(load([flag, path]).unwrap_err()),
+                format!("{key} ({flag}): {reason}")
+            );
+        }
+    }
+}
+
+#[test]
+fn a_path_that_toml_cannot_hold_is_refused() {
+    let error = load([OsStr::new("--log-file"), OsStr::from_bytes(b"/tmp/\xff")]).unwrap_err();
+    assert_eq!(
+        message(error),
+        r#"log.file (--log-file): the path "/tmp/\xFF" is not UTF-8"#
+    );
+}
+
+#[test]
+fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
+    let path = format!("/{}", "s".repeat(MAX_SOCKET_PATH - 1));
+    assert!(load([format!("--serial=unix={path}")]).is_ok());
+    let error = message(load([format!("--serial=unix={path}s")]).unwrap_err());
+    assert!(
+        error.ends_with("s is 108 bytes long, above the limit of 107"),
+        "{error}"
+    );
+    assert!(load([format!("--serial=file={path}s")]).is_ok());
+}
+
+#[test]
+fn every_setting_has_its_flag_and_every_flag_its_setting() {
+    for command in Args::command().get_subcommands() {
+        let mut flags: Vec<String> = command
+            .get_arguments()
+            .filter_map(|arg| arg.get_long().map(|name| format!("--{name}")))
+            .collect();
+        let mut known: Vec<&str> = keys::SECTIONS
+            .iter()
+            .flat_map(|section| section.keys.iter().map(|key| key.flag))
+            .collect();
+        flags.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(flags, known);
+    }
+}
+
+#[test]
+fn the_help_states_the_defaults() {
+    let command = Args::command();
+    let run = command.find_subcommand("run").unwrap();
+    for section in keys::SECTIONS {
+        for key in section.keys {
+            let flag = run
+                .get_arguments()
+                .find(|arg| arg.get_long() == Some(&key.flag[2..]))
+                .unwrap();
+            let help = flag.get_help().unwrap().to_string();
+            let default = match default_of(section.name, key.name) {
+                Some(toml::Value::String(text)) if text.is_empty() => "empty".to_owned(),
+                Some(toml::Value::String(text)) => text,
+                Some(value) => value.to_string(),
+                None => String::new(),
+            };
+            assert!(help.contains(&format!("[default: {default}")), "{help}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_page_has_every_key_with_flag_type_and_default() {
+    let rows: Vec<Vec<&str>> = PAGE
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").collect())
+        .filter(|row: &Vec<&str>| row.len() == 5 && row[0].starts_with('`'))
+        .collect();
+    let mut rows = rows.iter();
+    for section in keys::SECTIONS {
+        for key in section.keys {
+            let row = rows.next().unwrap();
+            let form = match key.form {
+                keys::Form::Text => "string",
+                keys::Form::Integer => "integer",
+                keys::Form::TextOrInteger => "string or integer",
+                keys::Form::Switch => "boolean",
+            };
+            let default = default_of(section.name, key.name);
+            let default = default.map_or("not set: ".to_owned(), |value| format!("`{value}`"));
+            assert_eq!(row[0], format!("`{}.{}`", section.name, key.name));
+            assert_eq!(row[1], format!("`{}`", key.flag), "{}", row[0]);
+            assert_eq!(row[2], form, "{}", row[0]);
+            assert!(row[3].starts_with(&default), "{}: {}", row[0], row[3]);
+        }
+    }
+    assert_eq!(rows.next(), None);
+}
+
+#[test]
+fn the_example_of_the_reference_page_is_accepted() {
+    let blocks: Vec<&str> = PAGE
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        parse(block).unwrap();
+    }
+}
+
+#[test]
+fn every_example_is_accepted() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension() == Some(OsStr::new("toml")) {
+            parse_toml(&fs::read_to_string(&path).unwrap(), &path).unwrap();
+            names.push(path.file_name().unwrap().to_owned());
+        }
+    }
+    for name in ["linux-elf.toml", "minimal.toml", "smp.toml"] {
+        assert!(names.iter().any(|found| found == name), "{name} is missing");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(?s).{0,60}") {
+        let _ = parse(&text);
+    }
+
+    /// Lines that are nearly right go deeper than random characters do.
+    #[test]
+    fn no_text_that_is_nearly_right_panics(
+        lines in prop::collection::vec(
+            r#"\[(boot|cpu|memory|log)\]|(kernel|count|size|level|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
+            0..6,
+        ),
+    ) {
+        match parse(&lines.join("\n")) {
+            Ok(config) => prop_assert!(config.cpu.count >= 1 && config.memory.size >= MemorySize::MIN),
+            Err(error) => prop_assert!(message(error).starts_with("dir/vm.toml")),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The event loop of the main thread: signals, the keys of the user, the guest's input, and the end of the machine.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use vmm_core::{VmEvent, VmEvents};
+use vmm_devices::legacy::Serial;
+
+use crate::console::Console;
+use crate::signals::{Asked, Signals};
+
+/// Why the loop has ended.
+pub(crate) struct Ended {
+    /// The reason of the machine's end.
+    pub(crate) event: VmEvent,
+    /// The signal that asked for it, if one did.
+    pub(crate) signal: Option<Signal>,
+}
+
+/// What to look at after one wait.
+struct Ready {
+    ended: bool,
+    signal: bool,
+    fifo_empty: bool,
+    input: bool,
+    client: bool,
+}
+
+/// Serves everything until the machine has a reason to end.
+pub(crate) fn run(events: &VmEvents, signals: &Signals, console: &mut Console, serial: &Serial) -> Ended {
+    let mut stopped_by = None;
+    loop {
+        let ready = match wait(events, signals, console) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => continue,
+            Err(errno) => {
+                events.send(VmEvent::Internal(format!("the event loop cannot wait: {errno}")));
+                Ready { ended: true, signal: false, fifo_empty: false, input: false, client: false }
+            }
+        };
+        if ready.ended
+            && let Some(event) = events.get()
+        {
+            return Ended { event: event.clone(), signal: stopped_by };
+        }
+        if ready.signal {
+            stopped_by = serve_signals(events, signals, console);
+        }
+        if ready.fifo_empty {
+            console.on_fifo_empty(serial);
+        }
+        if ready.input && console.receive(serial) {
+            events.send(VmEvent::UserStop("Ctrl-A X"));
+        }
+        if ready.client {
+            console.accept();
+        }
+    }
+}
+
+/// Takes the signals that have arrived; returns the one that has stopped the machine, if one has.
+fn serve_signals(events: &VmEvents, signals: &Signals, console: &Console) -> Option<Signal> {
+    while let Some(asked) = signals.next() {
+        match asked {
+            Asked::Continued => console.continued(),
+            Asked::Stop(signal) => {
+                // A second signal is left for the one who watches over the stop.
+                return events.send(VmEvent::UserStop(signal.as_str())).then_some(signal);
+            }
+        }
+    }
+    None
+}
+
+/// Sleeps until something is ready.
+fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready, Errno> {
+    let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+    let mut fds = vec![readable(borrow(events)), readable(signals.as_fd()), readable(borrow(console.drained()))];
+    let input = console.input().map(|fd| {
+        fds.push(readable(fd));
+        fds.len() - 1
+    });
+    let client = console.listener().map(|fd| {
+        fds.push(readable(fd));
+        fds.len() - 1
+    });
+    poll(&mut fds, PollTimeout::NONE)?;
+    // Errors and hang-ups count as ready: the read that follows tells which it is.
+    let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
+    Ok(Ready {
+        ended: ready(0),
+        signal: ready(1),
+        fifo_empty: ready(2),
+        input: input.is_some_and(ready),
+        client: client.is_some_and(ready),
+    })
+}
+
+/// vmm-sys-util's descriptors have no `AsFd`.
+fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
+    // SAFETY:
+    // - the descriptor belongs to `owner`, which outlives the result.
+    #[expect(unsafe_code, reason = "a descriptor without AsFd")]
+    unsafe {
+        BorrowedFd::borrow_raw(owner.as_raw_fd())
+    }
+}

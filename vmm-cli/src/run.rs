@@ -1,0 +1,119 @@
+//! `run`: the main job, from a configuration to an exit code.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
+
+use crate::boot::{self, BootSource, Image};
+use crate::config::{OnReset, VmConfig};
+use crate::console::{self, Console, OpenError};
+use crate::event_loop::{self, Ended};
+use crate::machine::{Machine, layout};
+use crate::outcome::{self, Failure};
+use crate::signals::Signals;
+use crate::{default_guest, logging};
+
+const KVM: &str = "/dev/kvm";
+
+/// Shortest time between two restarts; a guest that resets at once would otherwise spin.
+const RESTART_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs the machine of `config` to its end and returns the exit code of that end.
+///
+/// # Errors
+/// What kept the machine from running; nothing of it is left then.
+pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
+    logging::start(&config.log).map_err(Failure::bad_input)?;
+    let source = open_images(config)?;
+    let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
+    let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
+    let ended = loop {
+        let started = Instant::now();
+        let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
+        let machine = Machine::build(&kvm, config, &source, &console, &events)?;
+        machine.resume();
+        let ended = event_loop::run(&events, &signals, &mut console, machine.serial());
+        let restart = matches!(ended.event, VmEvent::Reset(_)) && config.machine.on_reset == OnReset::Restart;
+        if !restart {
+            finish(&ended, signals, machine, config);
+            break ended;
+        }
+        tracing::info!(event = ?ended.event, "restart");
+        drop(machine);
+        std::thread::sleep(RESTART_INTERVAL.saturating_sub(started.elapsed()));
+    };
+    drop(console);
+    tell_end(&ended.event);
+    Ok(outcome::exit_code(&ended.event))
+}
+
+/// Takes the machine apart; a stop that a signal asked for is watched over meanwhile.
+fn finish(ended: &Ended, signals: Signals, machine: Machine, config: &VmConfig) {
+    if let Some(signal) = ended.signal {
+        signals.watch_over_stop(signal, config.machine.grace_time);
+    }
+    drop(machine);
+}
+
+/// Checks what `vmm-cli check` can check without KVM: that the images can be loaded.
+///
+/// # Errors
+/// The first thing at fault.
+pub fn check(config: &VmConfig) -> Result<(), Failure> {
+    let source = open_images(config)?;
+    boot::inspect(&layout::e820(config.memory.size.bytes()), &source).map_err(Failure::bad_input)?;
+    Ok(())
+}
+
+fn open_images(config: &VmConfig) -> Result<BootSource<'_>, Failure> {
+    let open = |path: &Path| Image::open(path).map_err(Failure::bad_input);
+    let kernel = match &config.boot.kernel {
+        Some(path) => open(path)?,
+        None => Image::from_bytes("the embedded guest", default_guest::IMAGE).map_err(Failure::internal)?,
+    };
+    let initrd = config.boot.initrd.as_deref().map(open).transpose()?;
+    Ok(BootSource { kernel, initrd, cmdline: &config.boot.cmdline })
+}
+
+/// Says what to do about a `/dev/kvm` that cannot be used.
+fn kvm_failure(error: KvmOpenError) -> Failure {
+    let advice = match &error {
+        KvmOpenError::Open { source, .. } => match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                "; enable virtualization in the firmware and load the module (`modprobe kvm_intel` or `modprobe \
+                 kvm_amd`); in a virtual machine, nested virtualization must be on; in a container, pass the device \
+                 in (`--device /dev/kvm`)"
+            }
+            Some(libc::EACCES | libc::EPERM) => {
+                "; add yourself to its group (`sudo usermod -aG kvm $USER`, then log in again)"
+            }
+            Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files (`ulimit -n 64`)",
+            _ => "",
+        },
+        KvmOpenError::ApiVersion { .. } | KvmOpenError::MissingCapability(_) => "; a newer host kernel is needed",
+        KvmOpenError::Ioctl(_) => "",
+    };
+    Failure::host_cannot(anyhow::Error::new(error).context(format!("KVM cannot be used{advice}")))
+}
+
+fn console_failure(error: OpenError) -> Failure {
+    match error {
+        OpenError::Host { .. } => Failure::host_cannot(error),
+        OpenError::Path { .. } | OpenError::Occupied { .. } => Failure::bad_input(error),
+    }
+}
+
+/// Tells the user about an end that is not an ordinary one.
+fn tell_end(event: &VmEvent) {
+    match event {
+        VmEvent::GuestCrash(report) => console::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
+        VmEvent::Internal(report) => console::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
+        VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
+            tracing::info!(?event, "the machine has ended");
+        }
+    }
+}
