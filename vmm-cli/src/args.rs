@@ -94,32 +94,17 @@ pub struct VmArgs {
     pub grace_time: Option<Duration>,
 
     /// Interval timer (i8254): true or false; alone it means true [default: false]
-    #[arg(
-        long,
-        value_name = "BOOL",
-        help_heading = "Machine",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "BOOL", help_heading = "Machine", hide_possible_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub pit: Option<bool>,
 
     /// Devices of the self-test: true or false; alone it means true [default: with the embedded guest]
-    #[arg(
-        long,
-        value_name = "BOOL",
-        help_heading = "Machine",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "BOOL", help_heading = "Machine", hide_possible_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub selftest: Option<bool>,
 
     /// Serial port: stdio, null, pty, file=PATH or unix=PATH [default: stdio]
-    #[arg(
-        long,
-        value_name = "MODE",
-        help_heading = "Console",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
     pub serial: Option<SerialMode>,
 
     /// Least important messages to log: off, error, warn, info, debug or trace [default: warn]
@@ -174,10 +159,7 @@ mod tests {
             ("-5", "negative; expected a size from 1M to 4T"),
         ] {
             let error = refusal(&["--memory", value]);
-            assert!(
-                error.contains("--memory") && error.contains(&format!("{value} is {reason}")),
-                "{error}"
-            );
+            assert!(error.contains("--memory") && error.contains(&format!("{value} is {reason}")), "{error}");
         }
     }
 
@@ -198,10 +180,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");
         }
-        assert_eq!(
-            parse(&["--cmdline", "-- single"]).unwrap().cmdline.as_deref(),
-            Some("-- single")
-        );
+        assert_eq!(parse(&["--cmdline", "-- single"]).unwrap().cmdline.as_deref(), Some("-- single"));
     }
 
     #[test]
@@ -221,15 +200,7 @@ mod tests {
 
     #[test]
     fn the_help_of_run_lists_every_exit_code() {
-        for code in [
-            "  0 ",
-            "  1 ",
-            "  2 ",
-            "  3 ",
-            "  4 ",
-            "  130, 143 ",
-            "64 + (v & 63)",
-        ] {
+        for code in ["  0 ", "  1 ", "  2 ", "  3 ", "  4 ", "  130, 143 ", "64 + (v & 63)"] {
             assert!(RUN_HELP.contains(code), "{code}");
         }
     }

@@ -77,7 +77,8 @@ fn serve_signals(events: &VmEvents, signals: &Signals, console: &Console) -> Opt
 /// Sleeps until something is ready.
 fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready, Errno> {
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-    let mut fds = vec![readable(borrow(events)), readable(signals.as_fd()), readable(borrow(console.drained()))];
+    let mut fds =
+        vec![readable(borrow(events)), readable(signals.as_fd()), readable(borrow(console.drained()))];
     let input = console.input().map(|fd| {
         fds.push(readable(fd));
         fds.len() - 1

@@ -94,7 +94,9 @@ fn kvm_failure(error: KvmOpenError) -> Failure {
             Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files (`ulimit -n 64`)",
             _ => "",
         },
-        KvmOpenError::ApiVersion { .. } | KvmOpenError::MissingCapability(_) => "; a newer host kernel is needed",
+        KvmOpenError::ApiVersion { .. } | KvmOpenError::MissingCapability(_) => {
+            "; a newer host kernel is needed"
+        }
         KvmOpenError::Ioctl(_) => "",
     };
     Failure::host_cannot(anyhow::Error::new(error).context(format!("KVM cannot be used{advice}")))

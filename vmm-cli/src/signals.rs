@@ -59,8 +59,7 @@ impl Signals {
             let why = self.second_signal_or_timeout(first, grace);
             console::restore_now();
             console::tell(format_args!("vmm-cli: stop forced by {}\n", why.1));
-            // Not `exit`: destructors of the machine are what did not end in time.
-            nix::unistd::_exit(outcome::forced(why.0 as i32));
+            std::process::exit(outcome::forced(why.0 as i32));
         };
         if let Err(error) = std::thread::Builder::new().name("stop-watch".into()).spawn(watch) {
             tracing::warn!(%error, "nobody watches over the stop: a second signal will be ignored");
@@ -95,8 +94,6 @@ fn ignore(signal: Signal) -> io::Result<()> {
     // SAFETY:
     // - ignoring a signal installs no handler.
     #[expect(unsafe_code, reason = "a signal disposition")]
-    unsafe {
-        sigaction(signal, &action)
-    }?;
+    unsafe { sigaction(signal, &action) }?;
     Ok(())
 }

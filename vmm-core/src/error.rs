@@ -16,9 +16,6 @@ pub struct KvmError {
 impl KvmError {
     /// Returns a function that wraps an errno as the failure of `ioctl`, for use with `map_err`.
     pub fn of(ioctl: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> Self {
-        move |errno| Self {
-            ioctl,
-            source: io::Error::from_raw_os_error(errno.errno()),
-        }
+        move |errno| Self { ioctl, source: io::Error::from_raw_os_error(errno.errno()) }
     }
 }

@@ -39,10 +39,7 @@ pub struct VmEvents(Arc<Shared>);
 impl VmEvents {
     /// Makes an empty latch. Takes one descriptor (an eventfd, close-on-exec).
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Shared {
-            first: OnceLock::new(),
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-        })))
+        Ok(Self(Arc::new(Shared { first: OnceLock::new(), wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })))
     }
 
     /// Records `event` unless one is recorded already, and wakes the thread that polls. Returns whether `event` is

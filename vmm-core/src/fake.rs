@@ -36,21 +36,13 @@ pub struct FakeVm(Mutex<State>);
 impl FakeVm {
     /// Makes the `nth` call (counted from 0 over all families) fail with `errno`. The call is recorded all the same.
     pub fn fail_call(&self, nth: usize, errno: i32) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .failures
-            .push((nth, errno));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).failures.push((nth, errno));
     }
 
     /// Every call so far, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<FakeCall> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .calls
-            .clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).calls.clone()
     }
 
     fn record(&self, ioctl: &'static str, call: FakeCall) -> Result<(), KvmError> {
@@ -58,20 +50,14 @@ impl FakeVm {
         let nth = state.calls.len();
         state.calls.push(call);
         match state.failures.iter().find(|failure| failure.0 == nth) {
-            Some(&(_, errno)) => Err(KvmError {
-                ioctl,
-                source: io::Error::from_raw_os_error(errno),
-            }),
+            Some(&(_, errno)) => Err(KvmError { ioctl, source: io::Error::from_raw_os_error(errno) }),
             None => Ok(()),
         }
     }
 }
 
 impl MemorySlots for FakeVm {
-    #[expect(
-        unsafe_code,
-        reason = "the trait's contract; the fake never touches the memory"
-    )]
+    #[expect(unsafe_code, reason = "the trait's contract; the fake never touches the memory")]
     unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), KvmError> {
         self.record("KVM_SET_USER_MEMORY_REGION", FakeCall::SetSlot(*slot))
     }

@@ -68,20 +68,14 @@ impl Kvm {
     /// # Errors
     /// Everything that makes this host unable to run a machine; nothing stays open.
     pub fn open(path: &Path) -> Result<Self, KvmOpenError> {
-        let open_error = |source| KvmOpenError::Open {
-            path: path.into(),
-            source,
-        };
+        let open_error = |source| KvmOpenError::Open { path: path.into(), source };
         let name = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| open_error(io::Error::from_raw_os_error(libc::EINVAL)))?;
         let fd = kvm_ioctls::Kvm::new_with_path(&name)
             .map_err(|errno| open_error(io::Error::from_raw_os_error(errno.errno())))?;
         let version = fd.get_api_version();
         if u32::try_from(version) != Ok(KVM_API_VERSION) {
-            return Err(KvmOpenError::ApiVersion {
-                path: path.into(),
-                version,
-            });
+            return Err(KvmOpenError::ApiVersion { path: path.into(), version });
         }
         for (cap, name) in [
             (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -112,16 +106,12 @@ impl Kvm {
 
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
     pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        self.fd
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))
+        self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))
     }
 
     /// Bytes of a vCPU's run page mapping (`KVM_GET_VCPU_MMAP_SIZE`).
     pub fn run_page_size(&self) -> Result<usize, KvmError> {
-        self.fd
-            .get_vcpu_mmap_size()
-            .map_err(KvmError::of("KVM_GET_VCPU_MMAP_SIZE"))
+        self.fd.get_vcpu_mmap_size().map_err(KvmError::of("KVM_GET_VCPU_MMAP_SIZE"))
     }
 
     /// Makes the VM descriptor. A signal can interrupt this ioctl; it is then done again.

@@ -58,9 +58,7 @@ mod tests {
     #[test]
     fn fault_b14_a_flood_passes_ten_messages_a_window_and_the_rest_is_counted() {
         let limit = LogLimit::default();
-        let passed = (0..1_000)
-            .filter(|_| limit.permit_at(Duration::ZERO).is_some())
-            .count();
+        let passed = (0..1_000).filter(|_| limit.permit_at(Duration::ZERO).is_some()).count();
         assert_eq!(passed, 10);
         assert_eq!(limit.permit_at(WINDOW), Some(990));
         assert_eq!(limit.permit_at(WINDOW), Some(0));

@@ -47,10 +47,7 @@ struct Gate {
 
 impl Gate {
     fn new() -> Self {
-        Self {
-            open: Mutex::new(false),
-            opened: Condvar::new(),
-        }
+        Self { open: Mutex::new(false), opened: Condvar::new() }
     }
 
     fn open(&self) {
@@ -65,10 +62,7 @@ impl Gate {
     fn wait(&self) {
         let mut open = lock(&self.open);
         while !*open {
-            open = self
-                .opened
-                .wait(open)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            open = self.opened.wait(open).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
 }
@@ -94,20 +88,14 @@ impl Drop for OpenOnDrop {
 
 impl<T> Node<T> {
     fn new(value: T) -> Self {
-        Self {
-            value: Arc::new(value),
-            gate: OpenOnDrop(Arc::new(Gate::new())),
-        }
+        Self { value: Arc::new(value), gate: OpenOnDrop(Arc::new(Gate::new())) }
     }
 }
 
 impl<T: Send + Sync + 'static> Node<T> {
     /// The updater's share of a node that was just taken out of its cell.
     fn retire(&self) -> Retired<T> {
-        Retired {
-            value: Some(Arc::clone(&self.value)),
-            gate: Arc::clone(&self.gate.0),
-        }
+        Retired { value: Some(Arc::clone(&self.value)), gate: Arc::clone(&self.gate.0) }
     }
 }
 
@@ -121,10 +109,7 @@ pub struct Published<T> {
 impl<T> Published<T> {
     /// Publishes the first value.
     pub fn new(value: T) -> Self {
-        Self {
-            current: ArcSwap::from_pointee(Node::new(value)),
-            writer: Mutex::new(()),
-        }
+        Self { current: ArcSwap::from_pointee(Node::new(value)), writer: Mutex::new(()) }
     }
 
     /// Opens a read section and gives the value as it is now. Takes no lock and does not wait for writers.
@@ -134,11 +119,7 @@ impl<T> Published<T> {
     #[must_use]
     pub fn load(&self) -> ReadGuard<'_, T> {
         OPEN_SECTIONS.set(OPEN_SECTIONS.get() + 1);
-        ReadGuard {
-            node: self.current.load(),
-            cell: PhantomData,
-            thread_bound: PhantomData,
-        }
+        ReadGuard { node: self.current.load(), cell: PhantomData, thread_bound: PhantomData }
     }
 }
 
@@ -210,10 +191,7 @@ impl<T: Send + Sync + 'static> Drop for Retired<T> {
         if let Some(value) = self.value.take()
             && !self.gate.is_open()
         {
-            reap(Retiree {
-                gate: Arc::clone(&self.gate),
-                value: Box::new(value),
-            });
+            reap(Retiree { gate: Arc::clone(&self.gate), value: Box::new(value) });
         }
     }
 }
@@ -309,9 +287,7 @@ mod tests {
     #[test]
     fn the_old_value_dies_on_the_updaters_side_not_in_the_reader() {
         let drops = Arc::new(Mutex::new(Vec::new()));
-        let cell = Published::new(Some(Witness {
-            drops: Arc::clone(&drops),
-        }));
+        let cell = Published::new(Some(Witness { drops: Arc::clone(&drops) }));
         let (ready, go) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             let cell = &cell;
@@ -332,9 +308,7 @@ mod tests {
     #[test]
     fn an_unawaited_value_is_destroyed_by_the_reaper_and_not_by_the_reader() {
         let drops = Arc::new(Mutex::new(Vec::new()));
-        let cell = Published::new(Some(Witness {
-            drops: Arc::clone(&drops),
-        }));
+        let cell = Published::new(Some(Witness { drops: Arc::clone(&drops) }));
         let guard = cell.load();
         drop(replace(&cell, None));
         assert!(lock(&drops).is_empty());
@@ -360,10 +334,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..1_000 {
-                        cell.update(|n| Ok::<_, Infallible>(n + 1))
-                            .unwrap()
-                            .wait()
-                            .unwrap();
+                        cell.update(|n| Ok::<_, Infallible>(n + 1)).unwrap().wait().unwrap();
                     }
                 });
                 scope.spawn(|| {
@@ -415,10 +386,7 @@ mod loom_tests {
         loom::model(|| {
             let value = Arc::new(UpdatersOnly(loom::thread::current().id()));
             let gate = Arc::new(Gate::new());
-            let retired = Retired {
-                value: Some(Arc::clone(&value)),
-                gate: Arc::clone(&gate),
-            };
+            let retired = Retired { value: Some(Arc::clone(&value)), gate: Arc::clone(&gate) };
             let reader = loom::thread::spawn(move || {
                 drop(OpenOnDrop(gate));
                 drop(value);

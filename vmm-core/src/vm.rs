@@ -27,34 +27,24 @@ impl Vm {
     /// Gives KVM the guest-physical pages that VMX without unrestricted guest needs for itself: three pages at
     /// `tss`, one at `identity_map`. To be called before the first vCPU is made; the guest must have no RAM there.
     pub fn set_vmx_pages(&self, tss: u32, identity_map: u64) -> Result<(), KvmError> {
-        self.fd
-            .set_identity_map_address(identity_map)
-            .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        self.fd
-            .set_tss_address(tss as usize)
-            .map_err(KvmError::of("KVM_SET_TSS_ADDR"))
+        self.fd.set_identity_map_address(identity_map).map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        self.fd.set_tss_address(tss as usize).map_err(KvmError::of("KVM_SET_TSS_ADDR"))
     }
 
     /// Makes the in-kernel interrupt controllers: two 8259 PICs, an I/O APIC, and a local APIC in each vCPU made
     /// afterwards. GSIs 0–15 reach PIC and I/O APIC, 16–23 the I/O APIC.
     pub fn create_irqchip(&self) -> Result<(), KvmError> {
-        self.fd
-            .create_irq_chip()
-            .map_err(KvmError::of("KVM_CREATE_IRQCHIP"))
+        self.fd.create_irq_chip().map_err(KvmError::of("KVM_CREATE_IRQCHIP"))
     }
 
     /// Makes the in-kernel i8254 timer. Needs the irqchip.
     pub fn create_pit(&self) -> Result<(), KvmError> {
-        self.fd
-            .create_pit2(kvm_pit_config::default())
-            .map_err(KvmError::of("KVM_CREATE_PIT2"))
+        self.fd.create_pit2(kvm_pit_config::default()).map_err(KvmError::of("KVM_CREATE_PIT2"))
     }
 
     /// Makes vCPU `index`, whose APIC id is the same number.
     pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
-        self.fd
-            .create_vcpu(u64::from(index))
-            .map_err(KvmError::of("KVM_CREATE_VCPU"))
+        self.fd.create_vcpu(u64::from(index)).map_err(KvmError::of("KVM_CREATE_VCPU"))
     }
 }
 
@@ -114,9 +104,7 @@ impl IrqFds for Vm {
     }
 
     fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
-        self.fd
-            .unregister_irqfd(fd, gsi)
-            .map_err(KvmError::of("KVM_IRQFD (deassign)"))
+        self.fd.unregister_irqfd(fd, gsi).map_err(KvmError::of("KVM_IRQFD (deassign)"))
     }
 }
 
@@ -127,12 +115,8 @@ mod tests {
     #[test]
     fn a_doorbell_of_any_width_carries_no_datamatch_flag() {
         let fd = EventFd::new(0).unwrap();
-        let address = DoorbellAddress {
-            space: DoorbellSpace::Mmio,
-            address: 0x1000,
-            width: 0,
-            datamatch: None,
-        };
+        let address =
+            DoorbellAddress { space: DoorbellSpace::Mmio, address: 0x1000, width: 0, datamatch: None };
         let request = ioeventfd_request(&address, &fd, false);
         assert_eq!((request.flags, request.len, request.addr), (0, 0, 0x1000));
     }
@@ -140,24 +124,11 @@ mod tests {
     #[test]
     fn attach_and_detach_differ_only_in_the_deassign_flag() {
         let fd = EventFd::new(0).unwrap();
-        let address = DoorbellAddress {
-            space: DoorbellSpace::Pio,
-            address: 0xf4,
-            width: 2,
-            datamatch: Some(7),
-        };
-        let (on, off) = (
-            ioeventfd_request(&address, &fd, false),
-            ioeventfd_request(&address, &fd, true),
-        );
+        let address =
+            DoorbellAddress { space: DoorbellSpace::Pio, address: 0xf4, width: 2, datamatch: Some(7) };
+        let (on, off) = (ioeventfd_request(&address, &fd, false), ioeventfd_request(&address, &fd, true));
         assert_eq!((on.datamatch, on.len, on.flags), (7, 2, 0b011));
-        assert_eq!(
-            kvm_ioeventfd {
-                flags: off.flags & !0b100,
-                ..off
-            },
-            on
-        );
+        assert_eq!(kvm_ioeventfd { flags: off.flags & !0b100, ..off }, on);
         assert_eq!(off.flags, 0b111);
     }
 }

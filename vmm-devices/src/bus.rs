@@ -26,15 +26,11 @@ pub trait BusDeviceMut: Send {
 
 impl<D: BusDeviceMut> BusDevice for Mutex<D> {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .read(offset, data);
+        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        self.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(offset, data);
+        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
     }
 }
 
@@ -86,28 +82,19 @@ impl Ranges {
     #[inline]
     fn find(&self, address: u64) -> Option<&Range> {
         let after = self.0.partition_point(|range| range.start <= address);
-        self.0
-            .get(after.checked_sub(1)?)
-            .filter(|range| address <= range.last)
+        self.0.get(after.checked_sub(1)?).filter(|range| address <= range.last)
     }
 
     /// The first address at or after `address` that some device answers.
     fn next_start(&self, address: u64) -> Option<u64> {
-        self.0
-            .get(self.0.partition_point(|range| range.start < address))
-            .map(|range| range.start)
+        self.0.get(self.0.partition_point(|range| range.start < address)).map(|range| range.start)
     }
 
     fn insert(&self, new: Range) -> Result<Self, BusError> {
         let at = self.0.partition_point(|range| range.last < new.start);
         if let Some(old) = self.0.get(at).filter(|old| old.start <= new.last) {
             let length = new.last.saturating_sub(new.start).saturating_add(1);
-            return Err(BusError::Overlap {
-                new: new.name,
-                start: new.start,
-                length,
-                old: old.name,
-            });
+            return Err(BusError::Overlap { new: new.name, start: new.start, length, old: old.name });
         }
         let mut ranges = self.0.clone();
         ranges.insert(at, new);
@@ -117,11 +104,7 @@ impl Ranges {
     fn remove(&self, start: u64) -> Result<Self, BusError> {
         let mut ranges = self.0.clone();
         ranges.retain(|range| range.start != start);
-        if ranges.len() == self.0.len() {
-            Err(BusError::NotFound(start))
-        } else {
-            Ok(Self(ranges))
-        }
+        if ranges.len() == self.0.len() { Err(BusError::NotFound(start)) } else { Ok(Self(ranges)) }
     }
 }
 
@@ -136,11 +119,7 @@ impl Bus {
     /// An empty bus; `name` is for the log.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            ranges: Published::new(Ranges::default()),
-            unclaimed: LogLimit::default(),
-        }
+        Self { name, ranges: Published::new(Ranges::default()), unclaimed: LogLimit::default() }
     }
 
     /// Lets `device` answer at `length` addresses from `start`. Accesses that begin after the return reach it.
@@ -153,14 +132,7 @@ impl Bus {
     ) -> Result<(), BusError> {
         let last = length.checked_sub(1).and_then(|more| start.checked_add(more));
         let last = last.ok_or(BusError::BadRange { name, start, length })?;
-        let retired = self.ranges.update(|ranges| {
-            ranges.insert(Range {
-                start,
-                last,
-                name,
-                device,
-            })
-        })?;
+        let retired = self.ranges.update(|ranges| ranges.insert(Range { start, last, name, device }))?;
         // The old table names no device that the new one does not: nobody needs to wait for its readers.
         drop(retired);
         Ok(())
@@ -275,19 +247,9 @@ fn piece(ranges: &Ranges, address: u64, length: usize) -> (Option<&Range>, usize
     let to_end = u64::MAX.wrapping_sub(address).saturating_add(1);
     let (range, available) = match ranges.find(address) {
         Some(range) => (Some(range), range.last.wrapping_sub(address).saturating_add(1)),
-        None => (
-            None,
-            ranges
-                .next_start(address)
-                .map_or(to_end, |next| next.wrapping_sub(address)),
-        ),
+        None => (None, ranges.next_start(address).map_or(to_end, |next| next.wrapping_sub(address))),
     };
-    (
-        range,
-        length
-            .min(usize::try_from(available).unwrap_or(usize::MAX))
-            .max(1),
-    )
+    (range, length.min(usize::try_from(available).unwrap_or(usize::MAX)).max(1))
 }
 
 #[cfg(test)]
@@ -304,10 +266,7 @@ mod tests {
 
     impl Echo {
         fn at(base: u64) -> Arc<Self> {
-            Arc::new(Self {
-                base,
-                written: Mutex::default(),
-            })
+            Arc::new(Self { base, written: Mutex::default() })
         }
     }
 
@@ -321,11 +280,7 @@ mod tests {
         fn write(&self, offset: u64, data: &[u8]) {
             let base = self.base.wrapping_add(offset);
             let mut written = self.written.lock().unwrap();
-            written.extend(
-                data.iter()
-                    .enumerate()
-                    .map(|(i, &byte)| (base.wrapping_add(i as u64), byte)),
-            );
+            written.extend(data.iter().enumerate().map(|(i, &byte)| (base.wrapping_add(i as u64), byte)));
         }
     }
 
@@ -348,27 +303,12 @@ mod tests {
         bus.insert(0x10, 0x10, "first", Echo::at(0x10)).unwrap();
         for (start, length) in [(0x10, 0x10), (0x1f, 1), (0, 0x11), (0x18, 0x100), (0, u64::MAX)] {
             let error = bus.insert(start, length, "second", Echo::at(start)).unwrap_err();
-            assert_eq!(
-                error,
-                BusError::Overlap {
-                    new: "second",
-                    start,
-                    length,
-                    old: "first"
-                }
-            );
+            assert_eq!(error, BusError::Overlap { new: "second", start, length, old: "first" });
         }
         bus.insert(0x20, 1, "second", Echo::at(0x20)).unwrap();
         bus.insert(0x0f, 1, "third", Echo::at(0x0f)).unwrap();
         let error = bus.insert(u64::MAX, 2, "last", Echo::at(0)).unwrap_err();
-        assert_eq!(
-            error,
-            BusError::BadRange {
-                name: "last",
-                start: u64::MAX,
-                length: 2
-            }
-        );
+        assert_eq!(error, BusError::BadRange { name: "last", start: u64::MAX, length: 2 });
     }
 
     #[test]
@@ -383,8 +323,7 @@ mod tests {
             fn write(&self, _offset: u64, _data: &[u8]) {}
         }
         let bus = Bus::new("test");
-        bus.insert(0x60, 2, "counter", Arc::new(Counter(Mutex::new(0))))
-            .unwrap();
+        bus.insert(0x60, 2, "counter", Arc::new(Counter(Mutex::new(0)))).unwrap();
         let mut data = [0; 6];
         bus.read(0x60, 2, &mut data);
         assert_eq!(data, [0, 0, 1, 0, 2, 0]);
@@ -396,10 +335,7 @@ mod tests {
         let (first, second) = (Echo::at(0x10), Echo::at(0x16));
         bus.insert(0x10, 4, "first", first.clone()).unwrap();
         bus.insert(0x16, 2, "second", second.clone()).unwrap();
-        assert_eq!(
-            read(&bus, 0x12, 8),
-            [0x12, 0x13, 0xff, 0xff, 0x16, 0x17, 0xff, 0xff]
-        );
+        assert_eq!(read(&bus, 0x12, 8), [0x12, 0x13, 0xff, 0xff, 0x16, 0x17, 0xff, 0xff]);
         bus.write(0x12, 8, &[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(*first.written.lock().unwrap(), [(0x12, 1), (0x13, 2)]);
         assert_eq!(*second.written.lock().unwrap(), [(0x16, 5), (0x17, 6)]);

@@ -45,10 +45,7 @@ impl Doorbell {
         fd: Arc<EventFd>,
     ) -> Result<Self, DoorbellError> {
         vm.attach_doorbell(&address, &fd)
-            .map_err(|source| DoorbellError::Attach {
-                address: address.address,
-                source,
-            })?;
+            .map_err(|source| DoorbellError::Attach { address: address.address, source })?;
         Ok(Self { vm, address, fd })
     }
 
@@ -75,24 +72,14 @@ mod tests {
 
     use super::*;
 
-    const ADDRESS: DoorbellAddress = DoorbellAddress {
-        space: DoorbellSpace::Mmio,
-        address: 0xd000_0010,
-        width: 4,
-        datamatch: None,
-    };
+    const ADDRESS: DoorbellAddress =
+        DoorbellAddress { space: DoorbellSpace::Mmio, address: 0xd000_0010, width: 4, datamatch: None };
 
     #[test]
     fn a_doorbell_is_attached_and_detached_by_its_lifetime() {
         let vm = Arc::new(FakeVm::default());
         drop(Doorbell::attach(vm.clone(), ADDRESS, Doorbell::eventfd(0).unwrap()).unwrap());
-        assert_eq!(
-            vm.calls(),
-            [
-                FakeCall::AttachDoorbell(ADDRESS),
-                FakeCall::DetachDoorbell(ADDRESS)
-            ]
-        );
+        assert_eq!(vm.calls(), [FakeCall::AttachDoorbell(ADDRESS), FakeCall::DetachDoorbell(ADDRESS)]);
     }
 
     #[test]
@@ -100,13 +87,7 @@ mod tests {
         let vm = Arc::new(FakeVm::default());
         vm.fail_call(0, libc::EEXIST);
         let refused = Doorbell::attach(vm.clone(), ADDRESS, Doorbell::eventfd(0).unwrap());
-        assert!(matches!(
-            refused,
-            Err(DoorbellError::Attach {
-                address: 0xd000_0010,
-                ..
-            })
-        ));
+        assert!(matches!(refused, Err(DoorbellError::Attach { address: 0xd000_0010, .. })));
         assert_eq!(vm.calls(), [FakeCall::AttachDoorbell(ADDRESS)]);
     }
 }

@@ -84,24 +84,14 @@ impl Selftest {
     ) -> Result<Self, SelftestError> {
         let address = placement.base.saturating_add(DOORBELL_OFFSET);
         let doorbell = Doorbell::eventfd(address)?;
-        let shared = Arc::new(Shared {
-            trigger,
-            interrupt_on_ring: AtomicU32::new(0),
-            rings: AtomicU32::new(0),
-        });
+        let shared =
+            Arc::new(Shared { trigger, interrupt_on_ring: AtomicU32::new(0), rings: AtomicU32::new(0) });
         let worker = Worker::spawn("selftest", Arc::clone(&doorbell), {
             let shared = Arc::clone(&shared);
             move |rings| shared.serve(rings)
         })?;
-        let address = DoorbellAddress {
-            space: DoorbellSpace::Mmio,
-            address,
-            width: 4,
-            datamatch: None,
-        };
-        let attached = vm
-            .map(|vm| Doorbell::attach(vm, address, Arc::clone(&doorbell)))
-            .transpose()?;
+        let address = DoorbellAddress { space: DoorbellSpace::Mmio, address, width: 4, datamatch: None };
+        let attached = vm.map(|vm| Doorbell::attach(vm, address, Arc::clone(&doorbell))).transpose()?;
         Ok(Self {
             placement,
             shared,
@@ -116,8 +106,7 @@ impl Selftest {
 impl Shared {
     fn serve(&self, rings: u64) {
         // Released: a guest that sees the count sees what was done for it. Wraps, as a 32-bit register does.
-        self.rings
-            .fetch_add((rings & 0xffff_ffff) as u32, Ordering::Release);
+        self.rings.fetch_add((rings & 0xffff_ffff) as u32, Ordering::Release);
         if self.interrupt_on_ring.load(Ordering::Relaxed) & 1 != 0 {
             self.trigger.trigger();
         }
@@ -199,11 +188,7 @@ mod tests {
 
     use super::*;
 
-    const PLACEMENT: Placement = Placement {
-        base: 0xd000_0000,
-        ports: 0xd00,
-        line: 5,
-    };
+    const PLACEMENT: Placement = Placement { base: 0xd000_0000, ports: 0xd00, line: 5 };
 
     fn load(device: &Selftest, offset: u64) -> u32 {
         let mut data = [0xff; 4];
@@ -237,12 +222,8 @@ mod tests {
     fn with_ioeventfd_the_doorbell_is_attached_for_the_life_of_the_device() {
         let vm = Arc::new(FakeVm::default());
         let device = Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), Some(vm.clone())).unwrap();
-        let address = DoorbellAddress {
-            space: DoorbellSpace::Mmio,
-            address: 0xd000_0020,
-            width: 4,
-            datamatch: None,
-        };
+        let address =
+            DoorbellAddress { space: DoorbellSpace::Mmio, address: 0xd000_0020, width: 4, datamatch: None };
         assert_eq!(vm.calls(), [FakeCall::AttachDoorbell(address)]);
         drop(device);
         assert_eq!(vm.calls().last(), Some(&FakeCall::DetachDoorbell(address)));
@@ -258,10 +239,7 @@ mod tests {
             device.read(0x10, &mut data);
             assert_eq!(data, vec![0; width]);
         }
-        assert_eq!(
-            (load(&device, 0x10), load(&device, 0x11), load(&device, 0xffc)),
-            (7, 0, 0)
-        );
+        assert_eq!((load(&device, 0x10), load(&device, 0x11), load(&device, 0xffc)), (7, 0, 0));
     }
 
     #[test]

@@ -53,10 +53,7 @@ impl Worker {
                 }
             }
         })?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 

@@ -81,11 +81,7 @@ impl AddressSpace {
     /// An address space of `vm` without RAM.
     #[must_use]
     pub fn new(vm: Arc<dyn MemorySlots>) -> Self {
-        Self {
-            vm,
-            slots: Mutex::default(),
-            memory: Published::new(GuestMemory::new()),
-        }
+        Self { vm, slots: Mutex::default(), memory: Published::new(GuestMemory::new()) }
     }
 
     /// The table as it is now. For one exit or one batch.
@@ -104,9 +100,8 @@ impl AddressSpace {
         let mut added = Vec::with_capacity(ranges.len());
         for &RamRange { start, size } in ranges {
             let region = Arc::new(reserve(start, size)?);
-            table = table
-                .insert_region(Arc::clone(&region))
-                .map_err(|_| MapError::Overlap { start, size })?;
+            table =
+                table.insert_region(Arc::clone(&region)).map_err(|_| MapError::Overlap { start, size })?;
             let id = free_slot_id(slots.iter().chain(&added));
             let slot = Slot::create(Arc::clone(&self.vm), id, region).map_err(|source| MapError::Slot {
                 start,
@@ -149,10 +144,7 @@ fn reserve(start: u64, size: u64) -> Result<GuestRegionMmap, MapError> {
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
         .build()
-        .map_err(|error| MapError::Reserve {
-            size,
-            source: io_error(error),
-        })?;
+        .map_err(|error| MapError::Reserve { size, source: io_error(error) })?;
     GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(bad_range)
 }
 
@@ -176,9 +168,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn ranges(list: &[(u64, u64)]) -> Vec<RamRange> {
-        list.iter()
-            .map(|&(start, size)| RamRange { start, size })
-            .collect()
+        list.iter().map(|&(start, size)| RamRange { start, size }).collect()
     }
 
     /// The slots that exist after `calls`.
@@ -200,12 +190,7 @@ mod tests {
         let space = AddressSpace::new(Arc::new(FakeVm::default()));
         space.map(&ranges(&[(0, MIB), (1 << 32, MIB)])).unwrap();
         let memory = space.memory();
-        assert_eq!(
-            memory
-                .load::<u64>(GuestAddress(0x1000), Ordering::Relaxed)
-                .unwrap(),
-            0
-        );
+        assert_eq!(memory.load::<u64>(GuestAddress(0x1000), Ordering::Relaxed).unwrap(), 0);
         memory.write_slice(b"above", GuestAddress(1 << 32)).unwrap();
         let mut back = [0; 5];
         memory.read_slice(&mut back, GuestAddress(1 << 32)).unwrap();
@@ -219,18 +204,10 @@ mod tests {
             let vm = Arc::new(FakeVm::default());
             vm.fail_call(nth, libc::ENOMEM);
             let space = AddressSpace::new(vm.clone());
-            let error = space
-                .map(&ranges(&[(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)]))
-                .unwrap_err();
+            let error = space.map(&ranges(&[(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)])).unwrap_err();
             assert!(matches!(error, MapError::Slot { .. }), "{error}");
             assert_eq!(live_slots(&vm.calls()[..nth]).len(), nth);
-            assert_eq!(
-                live_slots(&vm.calls())
-                    .iter()
-                    .filter(|&&id| id as usize != nth)
-                    .count(),
-                0
-            );
+            assert_eq!(live_slots(&vm.calls()).iter().filter(|&&id| id as usize != nth).count(), 0);
             assert_eq!(space.memory().num_regions(), 0);
         }
     }
@@ -250,10 +227,7 @@ mod tests {
         let space = AddressSpace::new(Arc::new(FakeVm::default()));
         for (start, size) in [(0, 0), (1, 4096), (0, 4097), (u64::MAX - 4095, 8192)] {
             let error = space.map(&ranges(&[(start, size)])).unwrap_err();
-            assert!(
-                matches!(error, MapError::BadRange { .. }),
-                "{start:#x} {size:#x}: {error}"
-            );
+            assert!(matches!(error, MapError::BadRange { .. }), "{start:#x} {size:#x}: {error}");
         }
     }
 

@@ -98,10 +98,7 @@ impl<'a> VcpuExit<'a> {
                     }
                 };
                 let data = [word(0), word(1)];
-                Self::InternalError {
-                    suberror: page.field(DATA + offset_of!(Internal, suberror)),
-                    data,
-                }
+                Self::InternalError { suberror: page.field(DATA + offset_of!(Internal, suberror)), data }
             }
             other => Self::Unexpected(other),
         }
@@ -114,9 +111,7 @@ impl<'a> VcpuExit<'a> {
         let port: u16 = page.field(DATA + offset_of!(Io, port));
         let count: u32 = page.field(DATA + offset_of!(Io, count));
         let offset: u64 = page.field(DATA + offset_of!(Io, data_offset));
-        let data = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| page.bytes(offset, size * count as usize));
+        let data = usize::try_from(offset).ok().and_then(|offset| page.bytes(offset, size * count as usize));
         match data {
             Some(data) if u32::from(direction) == KVM_EXIT_IO_OUT => Self::PortWrite { port, size, data },
             Some(data) => Self::PortRead { port, size, data },
@@ -146,18 +141,9 @@ mod tests {
     #[test]
     fn a_string_access_carries_all_its_elements() {
         let mut page = RunPage::anonymous().unwrap();
-        Script::PortRead {
-            port: 0x60,
-            size: 2,
-            count: 3,
-        }
-        .write_to(&mut page);
+        Script::PortRead { port: 0x60, size: 2, count: 3 }.write_to(&mut page);
         match VcpuExit::decode(&mut page) {
-            VcpuExit::PortRead {
-                port: 0x60,
-                size: 2,
-                data,
-            } => assert_eq!(data.len(), 6),
+            VcpuExit::PortRead { port: 0x60, size: 2, data } => assert_eq!(data.len(), 6),
             other => panic!("{other:?}"),
         }
     }
@@ -165,33 +151,18 @@ mod tests {
     #[test]
     fn what_a_handler_fills_in_is_on_the_page() {
         let mut page = RunPage::anonymous().unwrap();
-        Script::MmioRead {
-            address: 0xd000_0000,
-            length: 4,
-        }
-        .write_to(&mut page);
+        Script::MmioRead { address: 0xd000_0000, length: 4 }.write_to(&mut page);
         match VcpuExit::decode(&mut page) {
-            VcpuExit::MmioRead {
-                address: 0xd000_0000,
-                data,
-            } => data.copy_from_slice(&[1, 2, 3, 4]),
+            VcpuExit::MmioRead { address: 0xd000_0000, data } => data.copy_from_slice(&[1, 2, 3, 4]),
             other => panic!("{other:?}"),
         }
-        assert_eq!(
-            page.bytes(DATA + offset_of!(Mmio, data), 4).unwrap(),
-            [1, 2, 3, 4]
-        );
+        assert_eq!(page.bytes(DATA + offset_of!(Mmio, data), 4).unwrap(), [1, 2, 3, 4]);
     }
 
     #[test]
     fn port_data_outside_the_page_is_not_followed() {
         let mut page = RunPage::anonymous().unwrap();
-        Script::PortRead {
-            port: 1,
-            size: 4,
-            count: u32::MAX,
-        }
-        .write_to(&mut page);
+        Script::PortRead { port: 1, size: 4, count: u32::MAX }.write_to(&mut page);
         assert_eq!(VcpuExit::decode(&mut page), VcpuExit::Unexpected(KVM_EXIT_IO));
     }
 

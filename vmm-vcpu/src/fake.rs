@@ -91,19 +91,11 @@ fn reason(page: &mut RunPage, number: u32) {
 
 fn port_exit(page: &mut RunPage, direction: u32, port: u16, size: u8, count: u32) {
     reason(page, KVM_EXIT_IO);
-    put(
-        page,
-        UNION + offset_of!(Io, direction),
-        &[u8::from(direction == KVM_EXIT_IO_OUT)],
-    );
+    put(page, UNION + offset_of!(Io, direction), &[u8::from(direction == KVM_EXIT_IO_OUT)]);
     put(page, UNION + offset_of!(Io, size), &[size]);
     put(page, UNION + offset_of!(Io, port), &port.to_ne_bytes());
     put(page, UNION + offset_of!(Io, count), &count.to_ne_bytes());
-    put(
-        page,
-        UNION + offset_of!(Io, data_offset),
-        &(PORT_DATA as u64).to_ne_bytes(),
-    );
+    put(page, UNION + offset_of!(Io, data_offset), &(PORT_DATA as u64).to_ne_bytes());
 }
 
 fn mmio_exit(page: &mut RunPage, address: u64, length: u32, is_write: u8) {
@@ -125,11 +117,7 @@ pub struct ScriptedVcpu {
 impl ScriptedVcpu {
     /// A vCPU that will play `script`.
     pub fn new(script: Vec<Script>) -> io::Result<Self> {
-        Ok(Self {
-            page: RunPage::anonymous()?,
-            script: script.into_iter(),
-            unexplained_interruptions: 0,
-        })
+        Ok(Self { page: RunPage::anonymous()?, script: script.into_iter(), unexplained_interruptions: 0 })
     }
 }
 

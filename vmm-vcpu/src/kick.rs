@@ -168,9 +168,7 @@ impl<T: KickTarget> KickCell<T> {
 
     /// Changes the mode if the word is still `word`: same mode, same entry.
     fn change(&self, word: u32, mode: Mode) -> bool {
-        self.word
-            .compare_exchange(word, with_mode(word, mode), Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        self.word.compare_exchange(word, with_mode(word, mode), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Sets `immediate_exit` and sends the signal, unless the thread is gone. `claimed` is the word this kicker has
@@ -203,8 +201,7 @@ impl<T: KickTarget> KickCell<T> {
     /// there are requests to serve first; the vCPU is outside.
     pub(crate) fn enter(&self) -> Result<(), Requests> {
         let entry = self.word.load(Ordering::Relaxed).wrapping_add(1 << MODE_BITS);
-        self.word
-            .store(with_mode(entry, Mode::InGuest), Ordering::Relaxed);
+        self.word.store(with_mode(entry, Mode::InGuest), Ordering::Relaxed);
         fence(Ordering::SeqCst);
         match self.requests.load(Ordering::Acquire) {
             0 => Ok(()),
@@ -321,8 +318,7 @@ mod tests {
     #[test]
     fn the_entry_counter_wraps_into_the_mode_of_nobody() {
         let cell = cell();
-        cell.word
-            .store(with_mode(u32::MAX, Mode::Outside), Ordering::Relaxed);
+        cell.word.store(with_mode(u32::MAX, Mode::Outside), Ordering::Relaxed);
         cell.enter().unwrap();
         assert_eq!(cell.word.load(Ordering::Relaxed), Mode::InGuest as u32);
     }

@@ -31,10 +31,7 @@ impl KickTarget for Kernel {
     }
 
     fn signal(&self) {
-        assert!(
-            !self.thread_gone.load(Ordering::SeqCst),
-            "a signal was sent to a thread id that is free"
-        );
+        assert!(!self.thread_gone.load(Ordering::SeqCst), "a signal was sent to a thread id that is free");
         *self.pending.lock().unwrap() = true;
         self.arrived.notify_all();
     }

@@ -153,73 +153,38 @@ mod tests {
     impl ExitHandler for Recorder {
         fn port_read(&self, port: u16, size: usize, data: &mut [u8]) {
             data.fill(0x5a);
-            self.0
-                .lock()
-                .unwrap()
-                .push(format!("in {port:#x} {size}x{}", data.len() / size));
+            self.0.lock().unwrap().push(format!("in {port:#x} {size}x{}", data.len() / size));
         }
         fn port_write(&self, port: u16, size: usize, data: &[u8]) {
-            self.0
-                .lock()
-                .unwrap()
-                .push(format!("out {port:#x} {size} {data:?}"));
+            self.0.lock().unwrap().push(format!("out {port:#x} {size} {data:?}"));
         }
         fn mmio_read(&self, address: u64, data: &mut [u8]) {
             data.fill(0x5a);
-            self.0
-                .lock()
-                .unwrap()
-                .push(format!("load {address:#x} {}", data.len()));
+            self.0.lock().unwrap().push(format!("load {address:#x} {}", data.len()));
         }
         fn mmio_write(&self, address: u64, data: &[u8]) {
-            self.0
-                .lock()
-                .unwrap()
-                .push(format!("store {address:#x} {data:?}"));
+            self.0.lock().unwrap().push(format!("store {address:#x} {data:?}"));
         }
     }
 
     fn play(script: Vec<Script>) -> (VcpuEnd, Vec<String>, ScriptedVcpu) {
         let (mut vcpu, handler) = (ScriptedVcpu::new(script).unwrap(), Recorder::default());
-        let end = run(
-            &mut vcpu,
-            &handler,
-            &KickCell::new(Flag::default(), Requests::none()),
-        );
+        let end = run(&mut vcpu, &handler, &KickCell::new(Flag::default(), Requests::none()));
         (end, handler.0.into_inner().unwrap(), vcpu)
     }
 
     #[test]
     fn each_access_reaches_the_handler_with_its_operands() {
         let (end, calls, _) = play(vec![
-            Script::PortWrite {
-                port: 0x3f8,
-                size: 1,
-                data: b"hi".to_vec(),
-            },
-            Script::PortRead {
-                port: 0x60,
-                size: 2,
-                count: 3,
-            },
-            Script::MmioWrite {
-                address: 0xd000_0000,
-                data: vec![1, 2, 3, 4],
-            },
-            Script::MmioRead {
-                address: 0xd000_0008,
-                length: 8,
-            },
+            Script::PortWrite { port: 0x3f8, size: 1, data: b"hi".to_vec() },
+            Script::PortRead { port: 0x60, size: 2, count: 3 },
+            Script::MmioWrite { address: 0xd000_0000, data: vec![1, 2, 3, 4] },
+            Script::MmioRead { address: 0xd000_0008, length: 8 },
         ]);
         assert!(matches!(end, VcpuEnd::TripleFault));
         assert_eq!(
             calls,
-            [
-                "out 0x3f8 1 [104, 105]",
-                "in 0x60 2x3",
-                "store 0xd0000000 [1, 2, 3, 4]",
-                "load 0xd0000008 8"
-            ]
+            ["out 0x3f8 1 [104, 105]", "in 0x60 2x3", "store 0xd0000000 [1, 2, 3, 4]", "load 0xd0000008 8"]
         );
     }
 
@@ -228,11 +193,7 @@ mod tests {
         let (end, calls, vcpu) = play(vec![
             Script::Fails(libc::EINTR),
             Script::Fails(libc::EAGAIN),
-            Script::PortRead {
-                port: 1,
-                size: 1,
-                count: 1,
-            },
+            Script::PortRead { port: 1, size: 1, count: 1 },
         ]);
         assert!(matches!(end, VcpuEnd::TripleFault));
         assert_eq!((calls.len(), vcpu.unexplained_interruptions), (1, 1));
@@ -241,10 +202,7 @@ mod tests {
     #[test]
     fn fault_d2_a_failing_kvm_run_ends_the_loop_with_its_errno() {
         let (end, ..) = play(vec![Script::Fails(libc::EFAULT)]);
-        assert!(
-            matches!(&end, VcpuEnd::RunFailed(e) if e.raw_os_error() == Some(libc::EFAULT)),
-            "{end:?}"
-        );
+        assert!(matches!(&end, VcpuEnd::RunFailed(e) if e.raw_os_error() == Some(libc::EFAULT)), "{end:?}");
     }
 
     #[test]
@@ -255,16 +213,8 @@ mod tests {
 
     #[test]
     fn a_stop_that_came_first_enters_the_guest_not_once() {
-        let mut vcpu = ScriptedVcpu::new(vec![Script::PortRead {
-            port: 1,
-            size: 1,
-            count: 1,
-        }])
-        .unwrap();
-        let (handler, kicks) = (
-            Recorder::default(),
-            KickCell::new(Flag::default(), Requests::PAUSE),
-        );
+        let mut vcpu = ScriptedVcpu::new(vec![Script::PortRead { port: 1, size: 1, count: 1 }]).unwrap();
+        let (handler, kicks) = (Recorder::default(), KickCell::new(Flag::default(), Requests::PAUSE));
         kicks.kick(Requests::STOP);
         assert!(matches!(run(&mut vcpu, &handler, &kicks), VcpuEnd::Stopped));
         assert!(handler.0.into_inner().unwrap().is_empty());

@@ -32,21 +32,12 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(fd: i32, flags: i32, length: usize) -> io::Result<Self> {
         if length < size_of::<kvm_run>() {
-            return Err(io::Error::other(format!(
-                "a run page of {length} bytes is too small for kvm_run"
-            )));
+            return Err(io::Error::other(format!("a run page of {length} bytes is too small for kvm_run")));
         }
         // SAFETY:
         // - a new mapping at an address of the kernel's choice overlaps nothing.
         let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                fd,
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0)
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -71,22 +62,14 @@ pub struct RunPage(Arc<Mapping>);
 impl RunPage {
     /// Maps the run page of the vCPU descriptor `vcpu`; `length` is what `KVM_GET_VCPU_MMAP_SIZE` says.
     pub fn map(vcpu: &impl AsRawFd, length: usize) -> io::Result<Self> {
-        Ok(Self(Arc::new(Mapping::new(
-            vcpu.as_raw_fd(),
-            libc::MAP_SHARED,
-            length,
-        )?)))
+        Ok(Self(Arc::new(Mapping::new(vcpu.as_raw_fd(), libc::MAP_SHARED, length)?)))
     }
 
     /// A page without a kernel behind it, for scripted vCPUs: `kvm_run` and one page of port data.
     #[cfg(any(test, feature = "test-util"))]
     pub fn anonymous() -> io::Result<Self> {
         let length = size_of::<kvm_run>().next_multiple_of(4096) + 4096;
-        Ok(Self(Arc::new(Mapping::new(
-            -1,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            length,
-        )?)))
+        Ok(Self(Arc::new(Mapping::new(-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, length)?)))
     }
 
     /// The handle of the kickers.

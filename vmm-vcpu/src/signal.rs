@@ -27,10 +27,13 @@ pub(crate) fn unblock() -> io::Result<()> {
 }
 
 /// The id of the calling thread.
+///
+/// Not `libc::gettid`: the standard library refers to that symbol weakly, so a static link may leave it null.
 pub(crate) fn thread_id() -> i32 {
     // SAFETY:
     // - gettid has no arguments and cannot fail.
-    unsafe { libc::gettid() }
+    let tid = unsafe { libc::syscall(libc::SYS_gettid) };
+    i32::try_from(tid).unwrap_or(0)
 }
 
 /// Sends the kick signal to the thread `tid` of this process. One system call: `pthread_kill` takes four and a lock

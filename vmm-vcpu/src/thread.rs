@@ -70,10 +70,7 @@ impl VcpuThread {
     ) -> Result<Self, ThreadError> {
         signal::install().map_err(ThreadError::Signal)?;
         let index = vcpu.index();
-        let target = ThreadTarget {
-            immediate_exit: vcpu.immediate_exit(),
-            tid: AtomicI32::new(0),
-        };
+        let target = ThreadTarget { immediate_exit: vcpu.immediate_exit(), tid: AtomicI32::new(0) };
         let kicks = Arc::new(KickCell::new(target, Requests::PAUSE));
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
@@ -82,10 +79,7 @@ impl VcpuThread {
                 move || thread_main(vcpu, &*handler, &kicks, on_end)
             })
             .map_err(|source| ThreadError::Spawn { index, source })?;
-        Ok(Self {
-            kicks,
-            thread: Some(thread),
-        })
+        Ok(Self { kicks, thread: Some(thread) })
     }
 
     /// Lets the vCPU enter the guest.

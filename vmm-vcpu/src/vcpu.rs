@@ -55,19 +55,10 @@ impl Vcpu {
     /// Makes vCPU `index` of `vm`, in the state after reset; the vCPU with index 0 is the boot processor, the others
     /// wait for INIT and SIPI.
     pub fn create(kvm: &Kvm, vm: &Vm, index: u32) -> Result<Self, VcpuError> {
-        let fd = vm
-            .create_vcpu(index)
-            .map_err(|source| VcpuError::Ioctl { index, source })?;
-        let length = kvm
-            .run_page_size()
-            .map_err(|source| VcpuError::Ioctl { index, source })?;
+        let fd = vm.create_vcpu(index).map_err(|source| VcpuError::Ioctl { index, source })?;
+        let length = kvm.run_page_size().map_err(|source| VcpuError::Ioctl { index, source })?;
         let page = RunPage::map(&fd, length).map_err(|source| VcpuError::RunPage { index, source })?;
-        Ok(Self {
-            fd,
-            page,
-            index,
-            kvmclock_ctrl: kvm.capabilities().kvmclock_ctrl,
-        })
+        Ok(Self { fd, page, index, kvmclock_ctrl: kvm.capabilities().kvmclock_ctrl })
     }
 
     /// The number of this vCPU, which is also its APIC id.
@@ -88,10 +79,7 @@ impl Vcpu {
             .and_then(|list| self.fd.set_msrs(&list))
             .map_err(self.failed("KVM_SET_MSRS"))?;
         if let Some(refused) = msrs.get(set) {
-            return Err(VcpuError::Msr {
-                index: self.index,
-                msr: refused.index,
-            });
+            return Err(VcpuError::Msr { index: self.index, msr: refused.index });
         }
         let mut lapic = self.fd.get_lapic().map_err(self.failed("KVM_GET_LAPIC"))?;
         set_local_interrupts(&mut lapic);
@@ -100,9 +88,7 @@ impl Vcpu {
             let mut sregs = self.sregs()?;
             boot.apply_to(&mut sregs);
             self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
-            self.fd
-                .set_regs(&boot.regs())
-                .map_err(self.failed("KVM_SET_REGS"))?;
+            self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
         }
         Ok(())
     }
@@ -132,10 +118,7 @@ impl Vcpu {
 
     fn failed(&self, ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
         let index = self.index;
-        move |errno| VcpuError::Ioctl {
-            index,
-            source: KvmError::of(ioctl)(errno),
-        }
+        move |errno| VcpuError::Ioctl { index, source: KvmError::of(ioctl)(errno) }
     }
 }
 
@@ -149,11 +132,7 @@ impl RunVcpu for Vcpu {
         // - the ioctl has no argument; what it writes is the run page, which is ours by `&mut self`, and guest RAM.
         #[expect(unsafe_code, reason = "a system call")]
         let status = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN, 0) };
-        if status == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     #[inline]

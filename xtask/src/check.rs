@@ -13,20 +13,8 @@ pub fn run_all(report: &mut Report) -> Result<()> {
     need_component("fmt", "rustfmt")?;
     need_component("clippy", "clippy")?;
     one(report, "fmt", cargo().args(["fmt", "--all", "--", "--check"]))?;
-    one(
-        report,
-        "fmt fuzz",
-        cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]),
-    )?;
-    let lints = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--all-features",
-        "--",
-        "-D",
-        "warnings",
-    ];
+    one(report, "fmt fuzz", cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
     one(report, "clippy", cargo().args(lints))?;
     let doc = ["doc", "--no-deps", "--workspace"];
     one(report, "doc", cargo().args(doc).env("RUSTDOCFLAGS", "-Dwarnings"))

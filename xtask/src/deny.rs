@@ -32,9 +32,7 @@ fn missing() -> Result<Outcome> {
     if in_ci() {
         bail!("cargo-deny is missing: {INSTALL}");
     }
-    Ok(Outcome::NotRun(format!(
-        "bans, licences and sources not checked: cargo-deny is missing: {INSTALL}"
-    )))
+    Ok(Outcome::NotRun(format!("bans, licences and sources not checked: cargo-deny is missing: {INSTALL}")))
 }
 
 /// Fetches the advisory database; an unreachable host is given a minute.
@@ -44,17 +42,7 @@ fn database_unreachable() -> Option<String> {
     }
     let fetch = cargo();
     let mut bounded = Command::new("timeout");
-    bounded
-        .arg("60")
-        .arg(fetch.get_program())
-        .args(["deny", "fetch", "db"]);
+    bounded.arg("60").arg(fetch.get_program()).args(["deny", "fetch", "db"]);
     let error = capture(&mut bounded).err()?.to_string();
-    Some(
-        error
-            .lines()
-            .last()
-            .unwrap_or("the database cannot be fetched")
-            .trim()
-            .into(),
-    )
+    Some(error.lines().last().unwrap_or("the database cannot be fetched").trim().into())
 }

@@ -13,10 +13,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("vmm-devices", &["vmm-core", "vmm-memory"]),
     ("vmm-cli", &["vmm-core", "vmm-memory", "vmm-vcpu", "vmm-devices"]),
     ("xtask", &[]),
-    (
-        "vmm-tests",
-        &["vmm-core", "vmm-memory", "vmm-vcpu", "vmm-devices", "vmm-cli"],
-    ),
+    ("vmm-tests", &["vmm-core", "vmm-memory", "vmm-vcpu", "vmm-devices", "vmm-cli"]),
 ];
 
 /// Crates from outside that a member may not name, because the invariants keep their subject out of it.
@@ -45,17 +42,9 @@ fn wrong_arrows(metadata: &Metadata) -> Vec<String> {
             wrong.push(format!("{} is not a member the design knows", package.name));
             continue;
         };
-        wrong.extend(
-            package
-                .dependencies
-                .iter()
-                .filter_map(|on| wrong_dependency(package, on, allowed)),
-        );
+        wrong.extend(package.dependencies.iter().filter_map(|on| wrong_dependency(package, on, allowed)));
         for feature in package.features.keys().filter(|name| *name != "test-util") {
-            wrong.push(format!(
-                "{} has the feature {feature}: only test-util is permitted",
-                package.name
-            ));
+            wrong.push(format!("{} has the feature {feature}: only test-util is permitted", package.name));
         }
     }
     wrong
@@ -65,22 +54,13 @@ fn wrong_dependency(package: &Package, on: &Dependency, allowed: &[&str]) -> Opt
     let from = &package.name;
     let is_member = ARROWS.iter().any(|(name, _)| *name == on.name);
     if is_member && !allowed.contains(&on.name.as_str()) {
-        return Some(format!(
-            "{from} depends on {}: it may depend on [{}]",
-            on.name,
-            allowed.join(", ")
-        ));
+        return Some(format!("{from} depends on {}: it may depend on [{}]", on.name, allowed.join(", ")));
     }
     let is_dev = on.kind.as_deref() == Some("dev");
     if is_member && !is_dev && from != "vmm-tests" && on.features.iter().any(|name| name == "test-util") {
-        return Some(format!(
-            "{from} enables test-util of {} outside its dev-dependencies",
-            on.name
-        ));
+        return Some(format!("{from} enables test-util of {} outside its dev-dependencies", on.name));
     }
-    let kept_out = KEPT_OUT
-        .iter()
-        .any(|(name, list)| name == from && list.contains(&on.name.as_str()));
+    let kept_out = KEPT_OUT.iter().any(|(name, list)| name == from && list.contains(&on.name.as_str()));
     kept_out.then(|| format!("{from} depends on {}: the invariants keep it out", on.name))
 }
 
@@ -102,14 +82,8 @@ mod tests {
     #[test]
     fn the_arrows_of_the_design_pass() {
         assert_eq!(wrong(&package("vmm-devices", "vmm-memory", "null", "")), [""; 0]);
-        assert_eq!(
-            wrong(&package("vmm-tests", "vmm-core", "null", r#""test-util""#)),
-            [""; 0]
-        );
-        assert_eq!(
-            wrong(&package("vmm-vcpu", "vmm-core", r#""dev""#, r#""test-util""#)),
-            [""; 0]
-        );
+        assert_eq!(wrong(&package("vmm-tests", "vmm-core", "null", r#""test-util""#)), [""; 0]);
+        assert_eq!(wrong(&package("vmm-vcpu", "vmm-core", r#""dev""#, r#""test-util""#)), [""; 0]);
     }
 
     #[test]
@@ -143,10 +117,7 @@ mod tests {
     #[test]
     fn another_feature_or_member_fails() {
         let feature = r#"{"name": "vmm-core", "features": {"fast": []}, "targets": [], "dependencies": []}"#;
-        assert_eq!(
-            wrong(feature),
-            ["vmm-core has the feature fast: only test-util is permitted"]
-        );
+        assert_eq!(wrong(feature), ["vmm-core has the feature fast: only test-util is permitted"]);
         assert_eq!(
             wrong(&package("vmm-new", "libc", "null", "")),
             ["vmm-new is not a member the design knows"]

@@ -50,10 +50,7 @@ fn targets(only: Option<&str>) -> Result<Vec<String>> {
         .filter(|target| target.kind.iter().any(|kind| kind == "bin"))
         .map(|target| &target.name)
         .collect();
-    let chosen: Vec<_> = all
-        .iter()
-        .filter(|name| only.is_none_or(|only| only == **name))
-        .collect();
+    let chosen: Vec<_> = all.iter().filter(|name| only.is_none_or(|only| only == **name)).collect();
     if chosen.is_empty() {
         bail!("no such fuzz target: there are {all:?}");
     }

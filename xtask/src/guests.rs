@@ -36,10 +36,7 @@ pub fn build() -> Result<()> {
     for source in &guests {
         built += usize::from(build_one(source, &shared)?);
     }
-    println!(
-        "{} guest programs in {OUTPUT}, {built} of them built now",
-        guests.len()
-    );
+    println!("{} guest programs in {OUTPUT}, {built} of them built now", guests.len());
     Ok(())
 }
 
@@ -49,9 +46,7 @@ fn sources() -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let mut files: Vec<_> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     files.retain(|file| file.is_file());
     files.sort();
-    Ok(files
-        .into_iter()
-        .partition(|file| file.extension() == Some(OsStr::new("S"))))
+    Ok(files.into_iter().partition(|file| file.extension() == Some(OsStr::new("S"))))
 }
 
 /// Builds one guest unless the stamp beside it says that neither the command nor an input has changed.
@@ -75,23 +70,13 @@ fn build_one(source: &Path, shared: &[Vec<u8>]) -> Result<bool> {
 fn compile(source: &Path, elf: &str, flags: &Flags) -> Command {
     let mut command = Command::new("gcc");
     command
-        .args([
-            "-nostdlib",
-            "-static",
-            "-no-pie",
-            "-Wl,--build-id=none",
-            "-Wl,-z,noexecstack",
-        ])
+        .args(["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"])
         .arg(format!("-I{SOURCES}"))
         .args(&flags.c)
         .arg(source)
         .args(["-o", elf])
         .args(&flags.ld);
-    if !flags
-        .ld
-        .iter()
-        .any(|flag| flag.starts_with("-Wl,-T") || flag.starts_with("-T"))
-    {
+    if !flags.ld.iter().any(|flag| flag.starts_with("-Wl,-T") || flag.starts_with("-T")) {
         command.arg(format!("-Wl,-T,{SOURCES}/guest.ld"));
     }
     command
@@ -104,9 +89,7 @@ fn flags(text: &str) -> Result<Flags> {
     let Some(settings) = first.strip_prefix("/* guest:") else {
         return Ok(flags);
     };
-    let Some(settings) = settings.trim_end().strip_suffix("*/") else {
-        bail!("the comment does not end")
-    };
+    let Some(settings) = settings.trim_end().strip_suffix("*/") else { bail!("the comment does not end") };
     let mut list = None;
     for word in settings.split_whitespace() {
         let flag = match word.split_once('=') {
@@ -120,9 +103,7 @@ fn flags(text: &str) -> Result<Flags> {
             }
             _ => word,
         };
-        let Some(list) = list.as_mut() else {
-            bail!("{word:?} is neither cflags=… nor ldflags=…")
-        };
+        let Some(list) = list.as_mut() else { bail!("{word:?} is neither cflags=… nor ldflags=…") };
         list.push(flag.to_owned());
     }
     Ok(flags)
@@ -142,31 +123,20 @@ mod tests {
 
     #[test]
     fn any_other_first_line_gives_none() {
-        assert_eq!(
-            flags("/* Writes a byte. */\n/* guest: cflags=-m32 */\n").unwrap(),
-            Flags::default()
-        );
+        assert_eq!(flags("/* Writes a byte. */\n/* guest: cflags=-m32 */\n").unwrap(), Flags::default());
     }
 
     #[test]
     fn a_flag_without_a_key_and_a_comment_without_an_end_are_refused() {
-        assert!(
-            flags("/* guest: -m32 */")
-                .unwrap_err()
-                .to_string()
-                .contains("\"-m32\"")
-        );
+        assert!(flags("/* guest: -m32 */").unwrap_err().to_string().contains("\"-m32\""));
         assert!(flags("/* guest: cflags=-m32").is_err());
     }
 
     #[test]
     fn a_linker_script_of_its_own_takes_the_place_of_the_common_one() {
         let own = flags("/* guest: ldflags=-Wl,-T,low.ld */").unwrap();
-        let scripts = |flags: &Flags| {
-            render(&compile(Path::new("a.S"), "a.elf", flags))
-                .matches("-T,")
-                .count()
-        };
+        let scripts =
+            |flags: &Flags| render(&compile(Path::new("a.S"), "a.elf", flags)).matches("-T,").count();
         assert_eq!((scripts(&own), scripts(&Flags::default())), (1, 1));
         assert!(render(&compile(Path::new("a.S"), "a.elf", &own)).ends_with("-Wl,-T,low.ld"));
     }

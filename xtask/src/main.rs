@@ -71,11 +71,7 @@ fn main() -> ExitCode {
     let mut report = Report::default();
     let result = run(&task, &mut report);
     report.close(&result);
-    if result.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run(task: &Task, report: &mut Report) -> Result<()> {
@@ -91,9 +87,9 @@ fn run(task: &Task, report: &mut Report) -> Result<()> {
             test::native_guests(report, test::Host::Native, None)
         }
         Task::TestGuest { filter, host } => test::native_guests(report, *host, filter.as_deref()),
-        Task::Guests => report.step("guests", "cargo xtask guests", |_| {
-            guests::build().map(|()| Outcome::Passed)
-        }),
+        Task::Guests => {
+            report.step("guests", "cargo xtask guests", |_| guests::build().map(|()| Outcome::Passed))
+        }
         Task::Bench(args) => bench::run(args),
         Task::Loom => loom::run_all(report),
         Task::Miri => miri::run_all(report, miri::Missing::Fails),

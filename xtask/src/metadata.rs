@@ -36,13 +36,6 @@ pub struct Target {
 /// Reads the packages of the workspace or package whose manifest is given, without what they depend on.
 pub fn read(manifest: &str) -> Result<Metadata> {
     let mut command = cargo();
-    command.args([
-        "metadata",
-        "--format-version",
-        "1",
-        "--no-deps",
-        "--manifest-path",
-        manifest,
-    ]);
+    command.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path", manifest]);
     serde_json::from_str(&capture(&mut command)?).context("cargo metadata is not what it used to be")
 }

@@ -16,33 +16,20 @@ pub fn cargo() -> Command {
 pub fn render(command: &Command) -> String {
     let quote = |word: &OsStr| {
         let word = word.to_string_lossy();
-        if word.contains(' ') {
-            format!("'{word}'")
-        } else {
-            word.into_owned()
-        }
+        if word.contains(' ') { format!("'{word}'") } else { word.into_owned() }
     };
     let set = command.get_envs().filter_map(|(key, value)| Some((key, value?)));
-    let mut words: Vec<_> = set
-        .map(|(key, value)| format!("{}={}", key.display(), quote(value)))
-        .collect();
+    let mut words: Vec<_> = set.map(|(key, value)| format!("{}={}", key.display(), quote(value))).collect();
     // The directory of a toolchain says nothing; where a program of this checkout lies does.
     let program = Path::new(command.get_program());
-    words.push(quote(
-        program
-            .file_name()
-            .filter(|_| program.is_absolute())
-            .unwrap_or(program.as_os_str()),
-    ));
+    words.push(quote(program.file_name().filter(|_| program.is_absolute()).unwrap_or(program.as_os_str())));
     words.extend(command.get_args().map(quote));
     words.join(" ")
 }
 
 /// Runs the command with this process's own output; any end but success is an error.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{}`", render(command)))?;
+    let status = command.status().with_context(|| format!("cannot start `{}`", render(command)))?;
     if !status.success() {
         bail!("`{}` ended with {status}", render(command));
     }
@@ -51,26 +38,16 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Whether the command can be started and succeeds; its output is dropped.
 pub fn succeeds(command: &mut Command) -> bool {
-    let quiet = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
 }
 
 /// What the command writes to its standard output; any end but success is an error with its standard error.
 pub fn capture(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start `{}`", render(command)))?;
+    let output = command.output().with_context(|| format!("cannot start `{}`", render(command)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "`{}` ended with {}: {}",
-            render(command),
-            output.status,
-            said.trim()
-        );
+        bail!("`{}` ended with {}: {}", render(command), output.status, said.trim());
     }
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -82,13 +59,8 @@ pub fn capture(command: &mut Command) -> Result<String> {
 pub fn each_line(command: &mut Command, mut on_line: impl FnMut(&str)) -> Result<ExitStatus> {
     let shown = render(command);
     let (reader, writer) = std::io::pipe()?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
     // The command holds both write ends; while it does, the pipe has no end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut reader = BufReader::new(reader);
@@ -113,12 +85,9 @@ mod tests {
     #[test]
     fn each_line_keeps_the_order_of_both_outputs_and_the_exit_status() {
         let mut lines = Vec::new();
-        let status = each_line(
-            &mut shell("echo a; echo b >&2; printf 'c\\r\\nd'; exit 3"),
-            |line| {
-                lines.push(line.to_owned());
-            },
-        );
+        let status = each_line(&mut shell("echo a; echo b >&2; printf 'c\\r\\nd'; exit 3"), |line| {
+            lines.push(line.to_owned());
+        });
         assert_eq!(status.unwrap().code(), Some(3));
         assert_eq!(lines, ["a", "b", "c", "d"]);
     }
@@ -132,10 +101,7 @@ mod tests {
     #[test]
     fn a_command_is_shown_as_one_would_type_it() {
         let mut command = Command::new("/usr/bin/cargo");
-        command
-            .args(["doc", "a b"])
-            .env("RUSTFLAGS", "--cfg loom")
-            .env_remove("CI");
+        command.args(["doc", "a b"]).env("RUSTFLAGS", "--cfg loom").env_remove("CI");
         assert_eq!(render(&command), "RUSTFLAGS='--cfg loom' cargo doc 'a b'");
     }
 

@@ -47,11 +47,7 @@ impl Report {
             Ok(Outcome::NotRun(_)) => "not run",
             Err(_) => "FAILED",
         };
-        self.records.push(Record {
-            step: name.into(),
-            result,
-            seconds: start.elapsed().as_secs_f64(),
-        });
+        self.records.push(Record { step: name.into(), result, seconds: start.elapsed().as_secs_f64() });
         match outcome {
             Ok(Outcome::Passed) => Ok(()),
             Ok(Outcome::NotRun(sentence)) => {
@@ -82,20 +78,9 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let width = self
-            .records
-            .iter()
-            .map(|record| record.step.len())
-            .max()
-            .unwrap_or(0)
-            .max("step".len());
+        let width = self.records.iter().map(|record| record.step.len()).max().unwrap_or(0).max("step".len());
         let mut table = format!("{:width$}  {:7}  {:>7}\n", "step", "result", "seconds");
-        for Record {
-            step,
-            result,
-            seconds,
-        } in &self.records
-        {
+        for Record { step, result, seconds } in &self.records {
             table += &format!("{step:width$}  {result:7}  {seconds:7.1}\n");
         }
         table
@@ -111,27 +96,15 @@ mod tests {
     #[test]
     fn a_failing_step_ends_with_the_command_that_runs_it_again() {
         let mut report = Report::default();
-        let error = report
-            .step("fmt", "cargo fmt", |_| bail!("two files differ"))
-            .unwrap_err();
+        let error = report.step("fmt", "cargo fmt", |_| bail!("two files differ")).unwrap_err();
         assert_eq!(error.to_string(), "fmt: two files differ\nrerun: cargo fmt");
-        assert!(
-            report
-                .table()
-                .lines()
-                .nth(1)
-                .is_some_and(|row| row.starts_with("fmt   FAILED "))
-        );
+        assert!(report.table().lines().nth(1).is_some_and(|row| row.starts_with("fmt   FAILED ")));
     }
 
     #[test]
     fn a_step_that_did_not_run_is_no_failure_and_keeps_its_reason() {
         let mut report = Report::default();
-        report
-            .step("miri", "cargo xtask miri", |_| {
-                Ok(Outcome::NotRun("miri not run: why".into()))
-            })
-            .unwrap();
+        report.step("miri", "cargo xtask miri", |_| Ok(Outcome::NotRun("miri not run: why".into()))).unwrap();
         assert_eq!(report.not_run, ["miri not run: why"]);
         assert!(report.table().contains("miri  not run"));
     }

@@ -32,20 +32,11 @@ impl Suite {
 
     /// A suite that failed as a whole, before or beside its tests.
     pub fn broken(name: &str, how: &str) -> Self {
-        Self {
-            name: name.into(),
-            failed: 1,
-            failures: vec![how.into()],
-            finished: true,
-            ..Self::default()
-        }
+        Self { name: name.into(), failed: 1, failures: vec![how.into()], finished: true, ..Self::default() }
     }
 
     fn named(name: String) -> Self {
-        Self {
-            name,
-            ..Self::default()
-        }
+        Self { name, ..Self::default() }
     }
 
     /// Whether there is anything to report; most crates have no doc tests.
@@ -56,24 +47,13 @@ impl Suite {
 
 impl fmt::Display for Suite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            name,
-            passed,
-            failed,
-            skipped,
-            filtered,
-            ..
-        } = self;
+        let Self { name, passed, failed, skipped, filtered, .. } = self;
         write!(f, "{name}: {} ran, {passed} passed", passed + failed)?;
         if *failed > 0 {
             write!(f, ", {failed} failed ({})", self.failures.join(", "))?;
         }
         if *skipped > 0 {
-            let reasons = if self.reasons.is_empty() {
-                "ignored"
-            } else {
-                &self.reasons.join("; ")
-            };
+            let reasons = if self.reasons.is_empty() { "ignored" } else { &self.reasons.join("; ") };
             write!(f, ", {skipped} did not run ({reasons})")?;
         }
         if *filtered > 0 {
@@ -86,12 +66,7 @@ impl fmt::Display for Suite {
 /// The sums over suites, as the closing line of a test run: `N passed, N failed, N skipped`.
 pub fn closing_line(suites: &[Suite]) -> String {
     let sum = |count: fn(&Suite) -> usize| suites.iter().map(count).sum::<usize>();
-    format!(
-        "{} passed, {} failed, {} skipped",
-        sum(|s| s.passed),
-        sum(|s| s.failed),
-        sum(|s| s.skipped)
-    )
+    format!("{} passed, {} failed, {} skipped", sum(|s| s.passed), sum(|s| s.failed), sum(|s| s.skipped))
 }
 
 /// Reads the output of `cargo test` line by line.
@@ -112,9 +87,8 @@ impl Reader {
         };
         if let Some(counts) = line.strip_prefix("test result: ") {
             suite.add_counts(counts);
-        } else if let Some((test, outcome)) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.split_once(" ... "))
+        } else if let Some((test, outcome)) =
+            line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
         {
             suite.add_outcome(test, outcome);
         }
@@ -157,10 +131,7 @@ impl Suite {
         if outcome.starts_with("FAILED") {
             self.failures.push(test.trim().into());
         } else if let Some(rest) = outcome.strip_prefix("ignored") {
-            let reason = rest
-                .trim_start_matches([',', ' ', '('])
-                .trim_end_matches(')')
-                .to_owned();
+            let reason = rest.trim_start_matches([',', ' ', '(']).trim_end_matches(')').to_owned();
             if !reason.is_empty() && !self.reasons.contains(&reason) {
                 self.reasons.push(reason);
             }
@@ -175,16 +146,10 @@ fn suite_name(line: &str) -> Option<String> {
     if let Some(crate_name) = line.strip_prefix("Doc-tests ") {
         return Some(format!("{crate_name} doc tests"));
     }
-    let (source, binary) = line
-        .strip_prefix("Running ")?
-        .strip_suffix(')')?
-        .split_once(" (")?;
+    let (source, binary) = line.strip_prefix("Running ")?.strip_suffix(')')?.split_once(" (")?;
     let file = binary.rsplit('/').next()?;
     let (crate_name, _hash) = file.rsplit_once('-')?;
-    Some(format!(
-        "{crate_name} {}",
-        source.trim_start_matches("unittests ")
-    ))
+    Some(format!("{crate_name} {}", source.trim_start_matches("unittests ")))
 }
 
 #[cfg(test)]

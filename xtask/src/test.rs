@@ -21,16 +21,8 @@ pub enum Host {
 
 // The target directory is said because the path of the built binary is handed on.
 const MONITOR: [&str; 6] = ["build", "--release", "--target-dir", "target", "-p", "vmm-cli"];
-const NATIVE: [&str; 8] = [
-    "test",
-    "--release",
-    "--target-dir",
-    "target",
-    "-p",
-    "vmm-tests",
-    "--test",
-    "native",
-];
+const NATIVE: [&str; 8] =
+    ["test", "--release", "--target-dir", "target", "-p", "vmm-tests", "--test", "native"];
 
 /// Runs the unit and doc tests of all crates but the guest suites.
 pub fn units(report: &mut Report) -> Result<()> {
@@ -47,26 +39,22 @@ pub fn units(report: &mut Report) -> Result<()> {
 pub fn native_guests(report: &mut Report, host: Host, filter: Option<&str>) -> Result<()> {
     let Host::Native = host;
     let filter_words = filter.map_or(String::new(), |filter| format!(" {filter}"));
-    report.step(
-        "native guests",
-        &format!("cargo xtask test-guest{filter_words}"),
-        |suites| {
-            if let Some(why) = kvm_missing() {
-                return without_kvm(&why, filter, suites);
-            }
-            guests::build()?;
-            run(cargo().args(MONITOR))?;
-            let mut command = cargo();
-            command
-                .args(NATIVE)
-                .arg("--")
-                .args(filter)
-                .env("VMM_CLI", std::path::absolute("target/release/vmm-cli")?)
-                .env("VMM_GUESTS", std::path::absolute(guests::OUTPUT)?);
-            cargo_test("guest", &mut command, suites)?;
-            Ok(Outcome::Passed)
-        },
-    )
+    report.step("native guests", &format!("cargo xtask test-guest{filter_words}"), |suites| {
+        if let Some(why) = kvm_missing() {
+            return without_kvm(&why, filter, suites);
+        }
+        guests::build()?;
+        run(cargo().args(MONITOR))?;
+        let mut command = cargo();
+        command
+            .args(NATIVE)
+            .arg("--")
+            .args(filter)
+            .env("VMM_CLI", std::path::absolute("target/release/vmm-cli")?)
+            .env("VMM_GUESTS", std::path::absolute(guests::OUTPUT)?);
+        cargo_test("guest", &mut command, suites)?;
+        Ok(Outcome::Passed)
+    })
 }
 
 fn without_kvm(why: &str, filter: Option<&str>, suites: &mut Vec<Suite>) -> Result<Outcome> {
@@ -77,11 +65,7 @@ fn without_kvm(why: &str, filter: Option<&str>, suites: &mut Vec<Suite>) -> Resu
     run(cargo().args(NATIVE).arg("--no-run"))?;
     let listed = capture(cargo().args(NATIVE).args(["--", "--list"]).args(filter))?;
     let tests = listed.lines().filter(|line| line.ends_with(": test")).count();
-    suites.push(Suite::not_run(
-        "guest native tests/native.rs",
-        tests,
-        "no /dev/kvm",
-    ));
+    suites.push(Suite::not_run("guest native tests/native.rs", tests, "no /dev/kvm"));
     Ok(Outcome::NotRun(format!("native guests not run, 1 suite: {why}")))
 }
 

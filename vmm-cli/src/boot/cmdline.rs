@@ -25,9 +25,7 @@ pub enum CmdlineError {
 /// Checks `cmdline` and gives its bytes with the NUL.
 pub(super) fn terminated(cmdline: &str) -> Result<Vec<u8>, CmdlineError> {
     if cmdline.len() > MAX_LENGTH {
-        return Err(CmdlineError::TooLong {
-            length: cmdline.len(),
-        });
+        return Err(CmdlineError::TooLong { length: cmdline.len() });
     }
     if let Some((at, found)) = cmdline.char_indices().find(|(_, c)| !matches!(c, ' '..='~')) {
         return Err(CmdlineError::NotPrintable { found, at });
@@ -41,35 +39,21 @@ mod tests {
 
     #[test]
     fn a_command_line_gets_one_nul() {
-        assert_eq!(
-            terminated("console=ttyS0 quiet").unwrap(),
-            b"console=ttyS0 quiet\0"
-        );
+        assert_eq!(terminated("console=ttyS0 quiet").unwrap(), b"console=ttyS0 quiet\0");
         assert_eq!(terminated("").unwrap(), b"\0");
     }
 
     #[test]
     fn fault_c8_the_longest_command_line_has_2047_bytes() {
         assert_eq!(terminated(&"a".repeat(2047)).unwrap().len(), 2048);
-        assert_eq!(
-            terminated(&"a".repeat(2048)),
-            Err(CmdlineError::TooLong { length: 2048 })
-        );
+        assert_eq!(terminated(&"a".repeat(2048)), Err(CmdlineError::TooLong { length: 2048 }));
     }
 
     #[test]
     fn fault_c8_only_printable_ascii_is_taken() {
-        for (text, found, at) in [
-            ("a\0b", '\0', 1),
-            ("é", 'é', 0),
-            ("ab\n", '\n', 2),
-            ("\x7f", '\x7f', 0),
-        ] {
-            assert_eq!(
-                terminated(text),
-                Err(CmdlineError::NotPrintable { found, at }),
-                "{text:?}"
-            );
+        for (text, found, at) in [("a\0b", '\0', 1), ("é", 'é', 0), ("ab\n", '\n', 2), ("\x7f", '\x7f', 0)]
+        {
+            assert_eq!(terminated(text), Err(CmdlineError::NotPrintable { found, at }), "{text:?}");
         }
     }
 }

@@ -211,14 +211,12 @@ impl Kernel {
     /// Takes the RAM of every segment.
     pub(super) fn claim(&self, layout: &mut Layout) -> Result<(), ElfError> {
         for Segment { index, memory, .. } in &self.segments {
-            layout
-                .claim(memory.clone(), Occupant::Segment(*index))
-                .map_err(|source| ElfError::Place {
-                    index: *index,
-                    address: memory.start,
-                    size: memory.end - memory.start,
-                    source,
-                })?;
+            layout.claim(memory.clone(), Occupant::Segment(*index)).map_err(|source| ElfError::Place {
+                index: *index,
+                address: memory.start,
+                size: memory.end - memory.start,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -235,10 +233,7 @@ impl Kernel {
             EntryPoint::Pvh(entry) => self.check_code("XEN_ELFNOTE_PHYS32_ENTRY", u64::from(entry)),
             EntryPoint::Linux64(entry) => {
                 if let Some(segment) = self.segments.iter().find(|segment| segment.memory.end > MAPPED) {
-                    return Err(ElfError::AboveMapped {
-                        index: segment.index,
-                        end: segment.memory.end,
-                    });
+                    return Err(ElfError::AboveMapped { index: segment.index, end: segment.memory.end });
                 }
                 self.check_code("e_entry", entry)
             }
@@ -248,9 +243,7 @@ impl Kernel {
     /// `entry` must be a byte from the file: in the BSS there is no code yet.
     fn check_code(&self, field: &'static str, entry: u64) -> Result<(), ElfError> {
         let holds_entry = |Segment { file, memory, .. }: &Segment| {
-            entry
-                .checked_sub(memory.start)
-                .is_some_and(|offset| offset < file.end - file.start)
+            entry.checked_sub(memory.start).is_some_and(|offset| offset < file.end - file.start)
         };
         if self.segments.iter().any(holds_entry) {
             Ok(())
@@ -266,10 +259,7 @@ pub(super) fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
     let table = read_table(image, &header)?;
     let mut segments = Vec::new();
     let mut pvh = None;
-    for (index, program) in SegmentTable::new(LittleEndian, header.class, &table)
-        .iter()
-        .enumerate()
-    {
+    for (index, program) in SegmentTable::new(LittleEndian, header.class, &table).iter().enumerate() {
         match program.p_type {
             PT_LOAD => segments.extend(loadable(image, index, &program)?),
             PT_NOTE if pvh.is_none() => pvh = pvh_entry(image, index, &program)?,
@@ -305,9 +295,9 @@ fn read_header(image: &Image<'_>) -> Result<FileHeader<LittleEndian>, ElfError> 
     let header = FileHeader::parse_tail(ident, tail.get(..tail_size).ok_or_else(truncated)?)?;
     match header {
         FileHeader { version, .. } if version != u32::from(EV_CURRENT) => Err(ElfError::Version { version }),
-        FileHeader {
-            e_machine: machine, ..
-        } if !matches!(machine, EM_386 | EM_X86_64) => Err(ElfError::Machine { machine }),
+        FileHeader { e_machine: machine, .. } if !matches!(machine, EM_386 | EM_X86_64) => {
+            Err(ElfError::Machine { machine })
+        }
         FileHeader { e_type: ET_DYN, .. } => Err(ElfError::PositionIndependent),
         FileHeader { e_type: kind, .. } if kind != ET_EXEC => Err(ElfError::Type { kind }),
         _ => Ok(header),
@@ -315,12 +305,7 @@ fn read_header(image: &Image<'_>) -> Result<FileHeader<LittleEndian>, ElfError> 
 }
 
 fn read_table(image: &Image<'_>, header: &FileHeader<LittleEndian>) -> Result<Vec<u8>, ElfError> {
-    let FileHeader {
-        e_phoff: offset,
-        e_phentsize: found,
-        e_phnum: count,
-        ..
-    } = *header;
+    let FileHeader { e_phoff: offset, e_phentsize: found, e_phnum: count, .. } = *header;
     if count == 0 {
         return Err(ElfError::NothingToLoad);
     }
@@ -334,11 +319,7 @@ fn read_table(image: &Image<'_>, header: &FileHeader<LittleEndian>) -> Result<Ve
     let mut table = vec![0; usize::from(count) * expected];
     let size = table.len() as u64;
     if !in_file(image, offset, size) {
-        return Err(ElfError::TableOutsideFile {
-            offset,
-            size,
-            length: image.len(),
-        });
+        return Err(ElfError::TableOutsideFile { offset, size, length: image.len() });
     }
     image.read_at(offset, &mut table)?;
     Ok(table)
@@ -346,26 +327,13 @@ fn read_table(image: &Image<'_>, header: &FileHeader<LittleEndian>) -> Result<Ve
 
 /// The segment of a `PT_LOAD`; none if it takes no memory.
 fn loadable(image: &Image<'_>, index: usize, program: &ProgramHeader) -> Result<Option<Segment>, ElfError> {
-    let ProgramHeader {
-        p_paddr: address,
-        p_memsz: memory,
-        p_filesz: file,
-        ..
-    } = *program;
+    let ProgramHeader { p_paddr: address, p_memsz: memory, p_filesz: file, .. } = *program;
     if file > memory {
         return Err(ElfError::FileSize { index, file, memory });
     }
     let file = file_range(image, index, program)?;
-    let end = address.checked_add(memory).ok_or(ElfError::Wraps {
-        index,
-        address,
-        size: memory,
-    })?;
-    Ok((memory > 0).then_some(Segment {
-        index,
-        file,
-        memory: address..end,
-    }))
+    let end = address.checked_add(memory).ok_or(ElfError::Wraps { index, address, size: memory })?;
+    Ok((memory > 0).then_some(Segment { index, file, memory: address..end }))
 }
 
 /// The PVH entry in the notes of a `PT_NOTE`.
@@ -383,21 +351,12 @@ fn pvh_entry(image: &Image<'_>, index: usize, program: &ProgramHeader) -> Result
 
 /// The bytes of a segment in the file. Where there are none, linkers leave any `p_offset`: it is not looked at.
 fn file_range(image: &Image<'_>, index: usize, program: &ProgramHeader) -> Result<Range<u64>, ElfError> {
-    let ProgramHeader {
-        p_offset: offset,
-        p_filesz: size,
-        ..
-    } = *program;
+    let ProgramHeader { p_offset: offset, p_filesz: size, .. } = *program;
     if size == 0 {
         return Ok(0..0);
     }
     if !in_file(image, offset, size) {
-        return Err(ElfError::SegmentOutsideFile {
-            index,
-            offset,
-            size,
-            length: image.len(),
-        });
+        return Err(ElfError::SegmentOutsideFile { index, offset, size, length: image.len() });
     }
     Ok(offset..offset + size)
 }

@@ -37,16 +37,10 @@ pub(super) fn sniff(image: &Image<'_>) -> Result<Format, ReadError> {
     if head.starts_with(b"\x7fELF") {
         return Ok(Format::Elf);
     }
-    let known = SIGNATURES
-        .iter()
-        .find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
+    let known =
+        SIGNATURES.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
     Ok(Format::Other(known.map_or_else(
-        || {
-            format!(
-                "in no known format (it begins with {:02x?})",
-                &head[..length.min(4)]
-            )
-        },
+        || format!("in no known format (it begins with {:02x?})", &head[..length.min(4)]),
         |(_, _, name)| (*name).to_owned(),
     )))
 }
@@ -62,10 +56,7 @@ mod tests {
     #[test]
     fn an_elf_file_is_told_by_its_magic() {
         assert_eq!(sniffed(b"\x7fELF"), Format::Elf);
-        assert_eq!(
-            sniffed(&[b"\x7fELF".as_slice(), &[0; 0x400]].concat()),
-            Format::Elf
-        );
+        assert_eq!(sniffed(&[b"\x7fELF".as_slice(), &[0; 0x400]].concat()), Format::Elf);
     }
 
     #[test]
@@ -92,9 +83,7 @@ mod tests {
             sniffed(&[0xde, 0xad]),
             Format::Other("in no known format (it begins with [de, ad])".to_owned())
         );
-        let Format::Other(text) = sniffed(&[0x11; 0x1000]) else {
-            panic!("taken for an ELF file")
-        };
+        let Format::Other(text) = sniffed(&[0x11; 0x1000]) else { panic!("taken for an ELF file") };
         assert!(text.ends_with("[11, 11, 11, 11])"), "{text}");
     }
 }

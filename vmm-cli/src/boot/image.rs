@@ -100,16 +100,10 @@ impl Image<'static> {
     /// [`OpenError`], naming the path.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let name = path.display().to_string();
-        let open_error = |source| OpenError::Open {
-            name: name.clone(),
-            source,
-        };
+        let open_error = |source| OpenError::Open { name: name.clone(), source };
         let regular = |kind: FileType| match kind_name(kind) {
             None => Ok(()),
-            Some(kind) => Err(OpenError::NotAFile {
-                name: name.clone(),
-                kind,
-            }),
+            Some(kind) => Err(OpenError::NotAFile { name: name.clone(), kind }),
         };
         regular(path.metadata().map_err(open_error)?.file_type())?;
         let file = OpenOptions::new()
@@ -121,11 +115,7 @@ impl Image<'static> {
         regular(metadata.file_type())?;
         match metadata.len() {
             0 => Err(OpenError::Empty { name }),
-            length => Ok(Self {
-                name,
-                length,
-                data: Data::File(file),
-            }),
+            length => Ok(Self { name, length, data: Data::File(file) }),
         }
     }
 }
@@ -140,11 +130,7 @@ impl<'a> Image<'a> {
         let name = name.to_owned();
         match bytes.len() {
             0 => Err(OpenError::Empty { name }),
-            length => Ok(Self {
-                name,
-                length: length as u64,
-                data: Data::Bytes(bytes),
-            }),
+            length => Ok(Self { name, length: length as u64, data: Data::Bytes(bytes) }),
         }
     }
 
@@ -163,9 +149,9 @@ impl<'a> Image<'a> {
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
         let size = buffer.len() as u64;
         match &self.data {
-            Data::File(file) => file
-                .read_exact_at(buffer, offset)
-                .map_err(|source| self.read_error(offset, size, source)),
+            Data::File(file) => {
+                file.read_exact_at(buffer, offset).map_err(|source| self.read_error(offset, size, source))
+            }
             Data::Bytes(bytes) => {
                 buffer.copy_from_slice(self.slice(bytes, offset, size)?);
                 Ok(())
@@ -183,42 +169,30 @@ impl<'a> Image<'a> {
         let copied = match &self.data {
             Data::File(file) => {
                 let mut file: &File = file;
-                file.seek(SeekFrom::Start(offset))
-                    .map_err(|source| self.read_error(offset, size, source))?;
+                file.seek(SeekFrom::Start(offset)).map_err(|source| self.read_error(offset, size, source))?;
                 fill(memory, address, size, &mut file)
             }
             Data::Bytes(bytes) => fill(memory, address, size, &mut self.slice(bytes, offset, size)?),
         };
         copied.map_err(|error| match error {
             GuestMemoryError::IOError(source) => self.read_error(offset, size, source),
-            source => ReadError::Memory {
-                address,
-                size,
-                source,
-            },
+            source => ReadError::Memory { address, size, source },
         })
     }
 
     fn slice<'b>(&self, bytes: &'b [u8], offset: u64, size: u64) -> Result<&'b [u8], ReadError> {
         let start = usize::try_from(offset).ok();
         let end = offset.checked_add(size).and_then(|end| usize::try_from(end).ok());
-        start
-            .zip(end)
-            .and_then(|(start, end)| bytes.get(start..end))
-            .ok_or(ReadError::Shrunk {
-                offset,
-                size,
-                length: self.length,
-            })
+        start.zip(end).and_then(|(start, end)| bytes.get(start..end)).ok_or(ReadError::Shrunk {
+            offset,
+            size,
+            length: self.length,
+        })
     }
 
     fn read_error(&self, offset: u64, size: u64, source: io::Error) -> ReadError {
         match source.kind() {
-            io::ErrorKind::UnexpectedEof => ReadError::Shrunk {
-                offset,
-                size,
-                length: self.length,
-            },
+            io::ErrorKind::UnexpectedEof => ReadError::Shrunk { offset, size, length: self.length },
             _ => ReadError::Io { offset, size, source },
         }
     }
@@ -309,10 +283,7 @@ mod tests {
     #[test]
     fn an_empty_image_is_refused() {
         let file = file(b"");
-        assert!(matches!(
-            Image::open(file.as_path()),
-            Err(OpenError::Empty { .. })
-        ));
+        assert!(matches!(Image::open(file.as_path()), Err(OpenError::Empty { .. })));
         assert!(
             matches!(Image::from_bytes("initrd", b""), Err(OpenError::Empty { name }) if name == "initrd")
         );
@@ -324,10 +295,9 @@ mod tests {
         let missing = directory.as_path().join("missing");
         let file = file(b"x");
         let below_a_file = file.as_path().join("kernel");
-        for (path, reason) in [
-            (missing, io::ErrorKind::NotFound),
-            (below_a_file, io::ErrorKind::NotADirectory),
-        ] {
+        for (path, reason) in
+            [(missing, io::ErrorKind::NotFound), (below_a_file, io::ErrorKind::NotADirectory)]
+        {
             match Image::open(&path) {
                 Err(OpenError::Open { name, source }) => {
                     assert_eq!(name, path.display().to_string());
@@ -342,10 +312,7 @@ mod tests {
     fn reads_at_a_position_are_the_same_from_a_file_and_from_bytes() {
         let bytes: Vec<u8> = (0..=255).collect();
         let file = file(&bytes);
-        let images = [
-            Image::open(file.as_path()).unwrap(),
-            Image::from_bytes("bytes", &bytes).unwrap(),
-        ];
+        let images = [Image::open(file.as_path()).unwrap(), Image::from_bytes("bytes", &bytes).unwrap()];
         for image in images {
             assert_eq!(image.len(), 256);
             let mut buffer = [0; 3];
@@ -361,10 +328,7 @@ mod tests {
     fn a_copy_fills_both_regions_that_it_crosses() {
         let bytes: Vec<u8> = (0..0x1800).map(|at| (at % 251) as u8).collect();
         let file = file(&bytes);
-        let images = [
-            Image::open(file.as_path()).unwrap(),
-            Image::from_bytes("bytes", &bytes).unwrap(),
-        ];
+        let images = [Image::open(file.as_path()).unwrap(), Image::from_bytes("bytes", &bytes).unwrap()];
         for image in images {
             let memory = memory();
             image.copy_to(0x10..0x1010, &memory, 0x1800).unwrap();
@@ -385,14 +349,7 @@ mod tests {
             image.read_at(0, &mut buffer).unwrap_err(),
             image.copy_to(0..0x900, &memory(), BASE.0).unwrap_err(),
         ] {
-            let expected = matches!(
-                error,
-                ReadError::Shrunk {
-                    offset: 0,
-                    size: 0x900,
-                    length: 0x1000
-                }
-            );
+            let expected = matches!(error, ReadError::Shrunk { offset: 0, size: 0x900, length: 0x1000 });
             assert!(expected, "{error:?}");
         }
     }
@@ -401,17 +358,7 @@ mod tests {
     fn a_copy_past_guest_memory_is_an_error() {
         let image = Image::from_bytes("bytes", &[1; 0x1000]).unwrap();
         let error = image.copy_to(0..0x1000, &memory(), 0x2800).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ReadError::Memory {
-                    address: 0x2800,
-                    size: 0x1000,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
+        assert!(matches!(error, ReadError::Memory { address: 0x2800, size: 0x1000, .. }), "{error:?}");
     }
 
     /// Gives one byte at a time, each after an interrupted call.
@@ -437,16 +384,7 @@ mod tests {
     #[test]
     fn short_and_interrupted_reads_are_continued_where_they_stopped() {
         let memory = memory();
-        fill(
-            &memory,
-            0x1f00,
-            0x200,
-            &mut Slow {
-                next: 0,
-                interrupted: false,
-            },
-        )
-        .unwrap();
+        fill(&memory, 0x1f00, 0x200, &mut Slow { next: 0, interrupted: false }).unwrap();
         let mut copied = [0; 0x200];
         memory.read_slice(&mut copied, GuestAddress(0x1f00)).unwrap();
         let expected: Vec<u8> = (1..=0x200_u32).map(|at| (at & 0xff) as u8).collect();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 
 use super::place::{Layout, PAGE};
-use super::{Blob, BootError, E820Entry, Entry, Prepared, Request};
+use super::{Blob, BootError, BootRegs, E820Entry, Prepared, Request};
 
 /// Guest-physical addresses from 0 that are mapped onto themselves at the start.
 pub(super) const MAPPED: u64 = 1 << 32;
@@ -36,41 +36,20 @@ const TYPE_OF_LOADER: u8 = 0xff;
 
 /// Lays out `boot_params`, page tables, GDT, command line and the initrd.
 pub(super) fn prepare(entry: u64, layout: &mut Layout, request: &Request<'_>) -> Result<Prepared, BootError> {
-    let mut lowest = |size: usize, align, name| {
-        layout
-            .lowest(size as u64, align, name)
-            .map_err(BootError::Structures)
-    };
+    let mut lowest =
+        |size: usize, align, name| layout.lowest(size as u64, align, name).map_err(BootError::Structures);
     let boot_params = u64::from(lowest(size_of::<boot_params>(), PAGE, "boot_params")?);
     let page_table = u64::from(lowest(TABLES * TABLE_ENTRIES * 8, PAGE, "the page tables")?);
     let gdt = u64::from(lowest(size_of_val(&GDT), 8, "the GDT")?);
     let cmdline = lowest(request.cmdline.len(), 1, "the command line")?;
     let initrd = request.place_initrd(layout, INITRD_BELOW)?;
     let blobs = vec![
-        Blob {
-            address: boot_params,
-            bytes: zero_page(layout, request.map, cmdline, initrd.as_ref()),
-        },
-        Blob {
-            address: page_table,
-            bytes: page_tables(page_table),
-        },
-        Blob {
-            address: gdt,
-            bytes: words(&GDT),
-        },
-        Blob {
-            address: u64::from(cmdline),
-            bytes: request.cmdline.clone(),
-        },
+        Blob { address: boot_params, bytes: zero_page(layout, request.map, cmdline, initrd.as_ref()) },
+        Blob { address: page_table, bytes: page_tables(page_table) },
+        Blob { address: gdt, bytes: words(&GDT) },
+        Blob { address: u64::from(cmdline), bytes: request.cmdline.clone() },
     ];
-    let entry = Entry::Linux64 {
-        entry,
-        boot_params,
-        page_table,
-        gdt,
-        gdt_limit: GDT_LIMIT,
-    };
+    let entry = BootRegs::Linux64 { entry, boot_params, page_table, gdt, gdt_limit: GDT_LIMIT };
     Ok(Prepared { entry, blobs, initrd })
 }
 
@@ -85,24 +64,15 @@ fn zero_page(layout: &Layout, map: &[E820Entry], cmdline: u32, initrd: Option<&R
     put(offset_of!(boot_params, hdr.cmd_line_ptr), &cmdline.to_le_bytes());
     if let Some(Range { start, end }) = initrd {
         // Both are below INITRD_BELOW: their upper halves, which have fields of their own, stay 0.
-        put(
-            offset_of!(boot_params, hdr.ramdisk_image),
-            &start.to_le_bytes()[..4],
-        );
-        put(
-            offset_of!(boot_params, hdr.ramdisk_size),
-            &(end - start).to_le_bytes()[..4],
-        );
+        put(offset_of!(boot_params, hdr.ramdisk_image), &start.to_le_bytes()[..4]);
+        put(offset_of!(boot_params, hdr.ramdisk_size), &(end - start).to_le_bytes()[..4]);
     }
     put(offset_of!(boot_params, e820_entries), &[layout.map_entries()]);
     for (index, entry) in map.iter().enumerate() {
         let at = offset_of!(boot_params, e820_table) + index * size_of::<boot_e820_entry>();
         put(at + offset_of!(boot_e820_entry, addr), &entry.start.to_le_bytes());
         put(at + offset_of!(boot_e820_entry, size), &entry.size.to_le_bytes());
-        put(
-            at + offset_of!(boot_e820_entry, r#type),
-            &entry.kind.number().to_le_bytes(),
-        );
+        put(at + offset_of!(boot_e820_entry, r#type), &entry.kind.number().to_le_bytes());
     }
     page
 }

@@ -33,6 +33,7 @@ mod tests;
 use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
+use vmm_vcpu::x86_64::BootRegs;
 
 pub use cmdline::CmdlineError;
 pub use elf::ElfError;
@@ -85,36 +86,11 @@ pub struct BootSource<'a> {
     pub cmdline: &'a str,
 }
 
-/// Where the first vCPU starts and what its registers point at; all addresses are guest-physical.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
-    /// 32-bit protected mode, paging off, flat segments.
-    Pvh {
-        /// eip.
-        entry: u32,
-        /// ebx: the `hvm_start_info`.
-        start_info: u32,
-    },
-    /// 64-bit mode, paging on, cs = 0x10, ds = es = ss = 0x18.
-    Linux64 {
-        /// rip.
-        entry: u64,
-        /// rsi: the `boot_params`.
-        boot_params: u64,
-        /// cr3: a PML4 that maps the first 4 GiB onto themselves.
-        page_table: u64,
-        /// Base of the GDT that holds the two selectors.
-        gdt: u64,
-        /// Limit of that GDT: its size in bytes less one.
-        gdt_limit: u16,
-    },
-}
-
 /// What a load would do, as `check` reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
     /// The entry state that [`load`] would give.
-    pub entry: Entry,
+    pub entry: BootRegs,
     /// From the first to the last byte of the kernel's segments, gaps and BSS included.
     pub kernel: Range<u64>,
     /// The bytes of the initrd.
@@ -183,7 +159,7 @@ pub enum BootError {
 /// # Errors
 ///
 /// [`BootError`]; guest memory is written only when everything but the images' contents has been checked.
-pub fn load<M>(memory: &M, map: &[E820Entry], source: &BootSource<'_>) -> Result<Entry, BootError>
+pub fn load<M>(memory: &M, map: &[E820Entry], source: &BootSource<'_>) -> Result<BootRegs, BootError>
 where
     M: GuestMemory + ?Sized,
 {
@@ -199,11 +175,7 @@ where
 /// [`BootError`], as [`load`] would give it.
 pub fn inspect(map: &[E820Entry], source: &BootSource<'_>) -> Result<Inspection, BootError> {
     let plan = Plan::new(map, source)?;
-    Ok(Inspection {
-        entry: plan.prepared.entry,
-        kernel: plan.kernel.span(),
-        initrd: plan.prepared.initrd,
-    })
+    Ok(Inspection { entry: plan.prepared.entry, kernel: plan.kernel.span(), initrd: plan.prepared.initrd })
 }
 
 /// Bytes with their guest-physical address.
@@ -216,7 +188,7 @@ struct Blob {
 /// What a protocol adds to the kernel's segments.
 #[derive(Debug)]
 struct Prepared {
-    entry: Entry,
+    entry: BootRegs,
     blobs: Vec<Blob>,
     initrd: Option<Range<u64>>,
 }
@@ -237,10 +209,7 @@ impl Request<'_> {
             .map(|image| {
                 layout
                     .highest(image.len(), below, Occupant::Initrd)
-                    .map_err(|source| BootError::Initrd {
-                        image: image.name().to_owned(),
-                        source,
-                    })
+                    .map_err(|source| BootError::Initrd { image: image.name().to_owned(), source })
             })
             .transpose()
     }
@@ -256,30 +225,18 @@ struct Plan {
 impl Plan {
     fn new(map: &[E820Entry], source: &BootSource<'_>) -> Result<Self, BootError> {
         let mut layout = Layout::new(map).map_err(BootError::Map)?;
-        let request = Request {
-            map,
-            cmdline: cmdline::terminated(source.cmdline)?,
-            initrd: source.initrd.as_ref(),
-        };
+        let request =
+            Request { map, cmdline: cmdline::terminated(source.cmdline)?, initrd: source.initrd.as_ref() };
         let image = || source.kernel.name().to_owned();
-        match format::sniff(&source.kernel).map_err(|source| BootError::Read {
-            image: image(),
-            source,
-        })? {
+        match format::sniff(&source.kernel).map_err(|source| BootError::Read { image: image(), source })? {
             Format::Elf => {}
             Format::Other(found) => {
-                return Err(BootError::Format {
-                    image: image(),
-                    found,
-                });
+                return Err(BootError::Format { image: image(), found });
             }
         }
         let kernel = elf::parse(&source.kernel)
             .and_then(|kernel| kernel.claim(&mut layout).map(|()| kernel))
-            .map_err(|source| BootError::Kernel {
-                image: image(),
-                source,
-            })?;
+            .map_err(|source| BootError::Kernel { image: image(), source })?;
         let prepared = match kernel.entry {
             EntryPoint::Pvh(entry) => pvh::prepare(entry, &mut layout, &request)?,
             EntryPoint::Linux64(entry) => linux64::prepare(entry, &mut layout, &request)?,
@@ -300,10 +257,7 @@ impl Plan {
         for Blob { address, bytes } in &self.prepared.blobs {
             memory
                 .write_slice(bytes, GuestAddress(*address))
-                .map_err(|source| BootError::Memory {
-                    address: *address,
-                    source,
-                })?;
+                .map_err(|source| BootError::Memory { address: *address, source })?;
         }
         Ok(())
     }
@@ -316,8 +270,5 @@ where
 {
     image
         .copy_to(file, memory, address)
-        .map_err(|source| BootError::Read {
-            image: image.name().to_owned(),
-            source,
-        })
+        .map_err(|source| BootError::Read { image: image.name().to_owned(), source })
 }

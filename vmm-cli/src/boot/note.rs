@@ -60,10 +60,7 @@ pub(super) fn pvh_entry(notes: &[u8], p_align: u64) -> Result<Option<u32>, NoteE
     }
     match walk(notes, 8) {
         Ok(Some(entry)) => Ok(Some(entry)),
-        other => walk(notes, 4)
-            .ok()
-            .flatten()
-            .map_or(other, |entry| Ok(Some(entry))),
+        other => walk(notes, 4).ok().flatten().map_or(other, |entry| Ok(Some(entry))),
     }
 }
 
@@ -72,20 +69,12 @@ fn walk(notes: &[u8], align: usize) -> Result<Option<u32>, NoteError> {
     let mut next = 0;
     while next < length {
         let at = next;
-        let mut word = || {
-            LittleEndian
-                .parse_u32_at(&mut next, notes)
-                .map_err(|_| NoteError::Truncated { at, length })
-        };
+        let mut word =
+            || LittleEndian.parse_u32_at(&mut next, notes).map_err(|_| NoteError::Truncated { at, length });
         let (name_size, descriptor_size, kind) = (word()?, word()?, word()?);
         let mut part = |field, size: u32| {
             let bytes = take(notes, &mut next, size, align);
-            bytes.ok_or(NoteError::Outside {
-                at,
-                field,
-                size,
-                length,
-            })
+            bytes.ok_or(NoteError::Outside { at, field, size, length })
         };
         let name = part("n_namesz", name_size)?;
         let descriptor = part("n_descsz", descriptor_size)?;
@@ -108,10 +97,7 @@ fn entry_point(at: usize, descriptor: &[u8]) -> Result<u32, NoteError> {
     if let Ok(bytes) = descriptor.try_into() {
         return Ok(u32::from_le_bytes(bytes));
     }
-    let bytes = descriptor.try_into().map_err(|_| NoteError::EntrySize {
-        at,
-        size: descriptor.len(),
-    })?;
+    let bytes = descriptor.try_into().map_err(|_| NoteError::EntrySize { at, size: descriptor.len() })?;
     let entry = u64::from_le_bytes(bytes);
     u32::try_from(entry).map_err(|_| NoteError::EntryTooHigh { at, entry })
 }
@@ -123,11 +109,7 @@ mod tests {
     /// One note, its parts padded to `align`.
     fn note(name: &[u8], kind: u32, descriptor: &[u8], align: usize) -> Vec<u8> {
         let mut note = Vec::new();
-        for word in [
-            name.len().try_into().unwrap(),
-            descriptor.len().try_into().unwrap(),
-            kind,
-        ] {
+        for word in [name.len().try_into().unwrap(), descriptor.len().try_into().unwrap(), kind] {
             note.extend(word.to_le_bytes());
         }
         for part in [name, descriptor] {
@@ -143,14 +125,8 @@ mod tests {
 
     #[test]
     fn an_entry_of_4_or_8_bytes_is_found() {
-        assert_eq!(
-            pvh_entry(&xen(&0x10_0000_u32.to_le_bytes()), 4),
-            Ok(Some(0x10_0000))
-        );
-        assert_eq!(
-            pvh_entry(&xen(&0xffff_fff0_u64.to_le_bytes()), 4),
-            Ok(Some(0xffff_fff0))
-        );
+        assert_eq!(pvh_entry(&xen(&0x10_0000_u32.to_le_bytes()), 4), Ok(Some(0x10_0000)));
+        assert_eq!(pvh_entry(&xen(&0xffff_fff0_u64.to_le_bytes()), 4), Ok(Some(0xffff_fff0)));
     }
 
     #[test]
@@ -191,12 +167,7 @@ mod tests {
             for p_align in [4, 8] {
                 let mut notes = xen(&[0; 4]);
                 notes[offset..offset + 4].fill(0xff);
-                let expected = NoteError::Outside {
-                    at: 0,
-                    field,
-                    size: u32::MAX,
-                    length: 20,
-                };
+                let expected = NoteError::Outside { at: 0, field, size: u32::MAX, length: 20 };
                 assert_eq!(pvh_entry(&notes, p_align), Err(expected));
             }
         }
@@ -206,32 +177,20 @@ mod tests {
     fn fault_c6_a_truncated_note_is_refused() {
         let notes = xen(&[0; 4]);
         for length in 1..12 {
-            assert_eq!(
-                pvh_entry(&notes[..length], 4),
-                Err(NoteError::Truncated { at: 0, length })
-            );
+            assert_eq!(pvh_entry(&notes[..length], 4), Err(NoteError::Truncated { at: 0, length }));
         }
         for length in 12..20 {
             let error = pvh_entry(&notes[..length], 4).unwrap_err();
-            assert!(
-                matches!(error, NoteError::Outside { at: 0, .. }),
-                "{length}: {error}"
-            );
+            assert!(matches!(error, NoteError::Outside { at: 0, .. }), "{length}: {error}");
         }
     }
 
     #[test]
     fn fault_c6_an_entry_of_another_size_or_above_4_gib_is_refused() {
         for size in [0, 3, 5, 16] {
-            assert_eq!(
-                pvh_entry(&xen(&vec![0; size]), 4),
-                Err(NoteError::EntrySize { at: 0, size })
-            );
+            assert_eq!(pvh_entry(&xen(&vec![0; size]), 4), Err(NoteError::EntrySize { at: 0, size }));
         }
         let entry = 1_u64 << 32;
-        assert_eq!(
-            pvh_entry(&xen(&entry.to_le_bytes()), 4),
-            Err(NoteError::EntryTooHigh { at: 0, entry })
-        );
+        assert_eq!(pvh_entry(&xen(&entry.to_le_bytes()), 4), Err(NoteError::EntryTooHigh { at: 0, entry }));
     }
 }

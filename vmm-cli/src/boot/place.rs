@@ -107,16 +107,10 @@ impl Layout {
             .ok()
             .filter(|entries| *entries <= MAX_MAP_ENTRIES)
             .ok_or(PlaceError::TooManyEntries { entries: map.len() })?;
-        let mut layout = Self {
-            map_entries,
-            ram: Vec::new(),
-            taken: Vec::new(),
-        };
+        let mut layout = Self { map_entries, ram: Vec::new(), taken: Vec::new() };
         for &E820Entry { start, size, kind } in map {
-            let end = start
-                .checked_add(size)
-                .filter(|_| size > 0)
-                .ok_or(PlaceError::BadEntry { start, size })?;
+            let end =
+                start.checked_add(size).filter(|_| size > 0).ok_or(PlaceError::BadEntry { start, size })?;
             match kind {
                 E820Kind::Ram => layout.ram.push(start..end),
                 E820Kind::Reserved => layout.taken.push((start..end, Occupant::Reserved)),
@@ -158,11 +152,7 @@ impl Layout {
             .iter()
             .find_map(|window| self.first_fit(size, align, window))
             .and_then(|range| Some((u32::try_from(range.start).ok()?, range)))
-            .ok_or(PlaceError::NoRoom {
-                occupant,
-                size,
-                below: STRUCTURES.end,
-            })?;
+            .ok_or(PlaceError::NoRoom { occupant, size, below: STRUCTURES.end })?;
         self.taken.push((range, occupant));
         Ok(address)
     }
@@ -174,19 +164,13 @@ impl Layout {
         below: u64,
         occupant: Occupant,
     ) -> Result<Range<u64>, PlaceError> {
-        let range = self.last_fit(size, below).ok_or(PlaceError::NoRoom {
-            occupant,
-            size,
-            below,
-        })?;
+        let range = self.last_fit(size, below).ok_or(PlaceError::NoRoom { occupant, size, below })?;
         self.taken.push((range.clone(), occupant));
         Ok(range)
     }
 
     fn overlapping(&self, range: &Range<u64>) -> Option<&(Range<u64>, Occupant)> {
-        self.taken
-            .iter()
-            .find(|(taken, _)| taken.start < range.end && range.start < taken.end)
+        self.taken.iter().find(|(taken, _)| taken.start < range.end && range.start < taken.end)
     }
 
     fn first_fit(&self, size: u64, align: u64, window: &Range<u64>) -> Option<Range<u64>> {
@@ -242,17 +226,9 @@ mod tests {
     #[test]
     fn a_range_is_claimed_only_inside_one_region_of_ram() {
         assert_eq!(layout().claim(0x10_0000..0x20_0000, Occupant::Segment(0)), Ok(()));
-        for range in [
-            0x10_0000..0x20_0001,
-            0x9_0000..0x11_0000,
-            0xf_ffff..0x10_0001,
-            u64::MAX - 1..u64::MAX,
-        ] {
-            let expected = PlaceError::NotRam {
-                start: range.start,
-                end: range.end,
-                ram_end: 0x20_0000,
-            };
+        for range in [0x10_0000..0x20_0001, 0x9_0000..0x11_0000, 0xf_ffff..0x10_0001, u64::MAX - 1..u64::MAX]
+        {
+            let expected = PlaceError::NotRam { start: range.start, end: range.end, ram_end: 0x20_0000 };
             assert_eq!(layout().claim(range, Occupant::Segment(0)), Err(expected));
         }
     }
@@ -261,23 +237,10 @@ mod tests {
     fn a_taken_byte_is_not_given_again_and_its_neighbours_are() {
         let mut layout = layout();
         layout.claim(0x10_1000..0x10_2000, Occupant::Segment(0)).unwrap();
-        for range in [
-            0x10_1fff..0x10_3000,
-            0x10_0000..0x10_1001,
-            0x10_1800..0x10_1801,
-            0x10_0000..0x20_0000,
-        ] {
+        for range in [0x10_1fff..0x10_3000, 0x10_0000..0x10_1001, 0x10_1800..0x10_1801, 0x10_0000..0x20_0000]
+        {
             let error = layout.claim(range, Occupant::Segment(1)).unwrap_err();
-            assert!(
-                matches!(
-                    error,
-                    PlaceError::Overlap {
-                        other: Occupant::Segment(0),
-                        ..
-                    }
-                ),
-                "{error}"
-            );
+            assert!(matches!(error, PlaceError::Overlap { other: Occupant::Segment(0), .. }), "{error}");
         }
         layout.claim(0x10_2000..0x10_3000, Occupant::Segment(1)).unwrap();
         layout.claim(0x10_0000..0x10_1000, Occupant::Segment(2)).unwrap();
@@ -296,11 +259,8 @@ mod tests {
         let mut layout = layout();
         layout.claim(0x6000..0x9_fc00, Occupant::Segment(0)).unwrap();
         assert_eq!(layout.lowest(0x5000, 8, "a"), Ok(0x1000));
-        let expected = PlaceError::NoRoom {
-            occupant: Occupant::Structure("b"),
-            size: 1,
-            below: STRUCTURES.end,
-        };
+        let expected =
+            PlaceError::NoRoom { occupant: Occupant::Structure("b"), size: 1, below: STRUCTURES.end };
         assert_eq!(layout.lowest(1, 1, "b"), Err(expected));
     }
 
@@ -315,37 +275,18 @@ mod tests {
     #[test]
     fn the_highest_range_ends_at_the_limit_or_below_what_is_there() {
         let mut layout = layout();
-        assert_eq!(
-            layout.highest(0x1000, u64::MAX, Occupant::Initrd),
-            Ok(0x1f_f000..0x20_0000)
-        );
-        assert_eq!(
-            layout.highest(0x1800, u64::MAX, Occupant::Initrd),
-            Ok(0x1f_d000..0x1f_e800)
-        );
-        assert_eq!(
-            layout.highest(0x10, 0x18_0010, Occupant::Initrd),
-            Ok(0x18_0000..0x18_0010)
-        );
+        assert_eq!(layout.highest(0x1000, u64::MAX, Occupant::Initrd), Ok(0x1f_f000..0x20_0000));
+        assert_eq!(layout.highest(0x1800, u64::MAX, Occupant::Initrd), Ok(0x1f_d000..0x1f_e800));
+        assert_eq!(layout.highest(0x10, 0x18_0010, Occupant::Initrd), Ok(0x18_0000..0x18_0010));
         assert_eq!(layout.highest(0xf_0000, u64::MAX, Occupant::Initrd).ok(), None);
-        assert_eq!(
-            layout.highest(0x9_e000, u64::MAX, Occupant::Initrd),
-            Ok(0x1000..0x9_f000)
-        );
+        assert_eq!(layout.highest(0x9_e000, u64::MAX, Occupant::Initrd), Ok(0x1000..0x9_f000));
     }
 
     #[test]
     fn the_highest_range_never_holds_page_0() {
         let mut layout = layout();
-        assert_eq!(
-            layout.highest(0x1000, 0x2000, Occupant::Initrd),
-            Ok(0x1000..0x2000)
-        );
-        let expected = PlaceError::NoRoom {
-            occupant: Occupant::Initrd,
-            size: 0x10,
-            below: 0x1000,
-        };
+        assert_eq!(layout.highest(0x1000, 0x2000, Occupant::Initrd), Ok(0x1000..0x2000));
+        let expected = PlaceError::NoRoom { occupant: Occupant::Initrd, size: 0x10, below: 0x1000 };
         assert_eq!(layout.highest(0x10, 0x1000, Occupant::Initrd), Err(expected));
     }
 
@@ -360,10 +301,7 @@ mod tests {
     #[test]
     fn a_map_has_at_most_128_entries() {
         let map = vec![entry(0, 0x1000, E820Kind::Reserved); 129];
-        assert_eq!(
-            Layout::new(&map).unwrap_err(),
-            PlaceError::TooManyEntries { entries: 129 }
-        );
+        assert_eq!(Layout::new(&map).unwrap_err(), PlaceError::TooManyEntries { entries: 129 });
         assert!(Layout::new(&map[1..]).is_ok());
     }
 }

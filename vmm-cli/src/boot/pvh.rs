@@ -8,7 +8,7 @@ use linux_loader::start_info::{
 use vm_memory::ByteValued;
 
 use super::place::Layout;
-use super::{Blob, BootError, Entry, Prepared, Request};
+use super::{Blob, BootError, BootRegs, Prepared, Request};
 
 /// The initrd may be anywhere in the address space of 32-bit code.
 const INITRD_BELOW: u64 = 1 << 32;
@@ -30,11 +30,7 @@ pub(super) fn prepare(entry: u32, layout: &mut Layout, request: &Request<'_>) ->
         magic: XEN_HVM_START_MAGIC_VALUE,
         version: 1,
         nr_modules: u32::from(initrd.is_some()),
-        modlist_paddr: if initrd.is_some() {
-            address + modules_at as u64
-        } else {
-            0
-        },
+        modlist_paddr: if initrd.is_some() { address + modules_at as u64 } else { 0 },
         cmdline_paddr: address + cmdline_at as u64,
         memmap_paddr: address + map_at as u64,
         memmap_entries: u32::from(layout.map_entries()),
@@ -51,17 +47,10 @@ pub(super) fn prepare(entry: u32, layout: &mut Layout, request: &Request<'_>) ->
         bytes.extend_from_slice(entry.as_slice());
     }
     if let Some(range) = &initrd {
-        let module = hvm_modlist_entry {
-            paddr: range.start,
-            size: range.end - range.start,
-            ..Default::default()
-        };
+        let module =
+            hvm_modlist_entry { paddr: range.start, size: range.end - range.start, ..Default::default() };
         bytes.extend_from_slice(module.as_slice());
     }
     bytes.extend_from_slice(&request.cmdline);
-    Ok(Prepared {
-        entry: Entry::Pvh { entry, start_info },
-        blobs: vec![Blob { address, bytes }],
-        initrd,
-    })
+    Ok(Prepared { entry: BootRegs::Pvh { entry, start_info }, blobs: vec![Blob { address, bytes }], initrd })
 }

@@ -1,9 +1,6 @@
 //! Test images: a small ELF writer, and guest memory that shows writes outside RAM.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "an ELF32 field keeps the lower half of a value"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "an ELF32 field keeps the lower half of a value")]
 
 use elf::abi::{EM_386, EM_X86_64, ET_EXEC, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
@@ -49,11 +46,7 @@ impl TestElf {
             e_shnum: 0,
             e_shstrndx: 0,
         };
-        Self {
-            header,
-            programs: Vec::new(),
-            data: Vec::new(),
-        }
+        Self { header, programs: Vec::new(), data: Vec::new() }
     }
 
     pub fn entry(mut self, entry: u64) -> Self {
@@ -95,12 +88,7 @@ impl TestElf {
 
     pub fn build(&self) -> Vec<u8> {
         let wide = self.header.class == Class::ELF64;
-        let FileHeader {
-            e_entry,
-            e_phoff,
-            e_shoff,
-            ..
-        } = self.header;
+        let FileHeader { e_entry, e_phoff, e_shoff, .. } = self.header;
         let mut file = vec![0x7f, b'E', b'L', b'F', if wide { 2 } else { 1 }, 1, 1, 0];
         file.resize(16, 0);
         file.extend(self.header.e_type.to_le_bytes());
@@ -110,26 +98,11 @@ impl TestElf {
             push(&mut file, value, wide);
         }
         file.extend(self.header.e_flags.to_le_bytes());
-        for value in [
-            self.header.e_ehsize,
-            self.header.e_phentsize,
-            self.header.e_phnum,
-            0,
-            0,
-            0,
-        ] {
+        for value in [self.header.e_ehsize, self.header.e_phentsize, self.header.e_phnum, 0, 0, 0] {
             file.extend(value.to_le_bytes());
         }
         for program in &self.programs {
-            let ProgramHeader {
-                p_offset,
-                p_vaddr,
-                p_paddr,
-                p_filesz,
-                p_memsz,
-                p_align,
-                ..
-            } = *program;
+            let ProgramHeader { p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align, .. } = *program;
             file.extend(program.p_type.to_le_bytes());
             if wide {
                 file.extend(program.p_flags.to_le_bytes());
@@ -163,9 +136,7 @@ pub const DATA_BYTES: [u8; 5] = *b"data!";
 
 /// Code at 1 MiB, data with a BSS of two pages at 1 MiB + 16 KiB.
 fn sample(class: Class) -> TestElf {
-    TestElf::new(class)
-        .load(0x10_0000, &CODE, CODE.len() as u64)
-        .load(0x10_4000, &DATA_BYTES, 0x2000)
+    TestElf::new(class).load(0x10_0000, &CODE, CODE.len() as u64).load(0x10_4000, &DATA_BYTES, 0x2000)
 }
 
 /// A kernel with a PVH note, entered 4 bytes into its code.
@@ -182,27 +153,16 @@ pub fn linux64_kernel() -> TestElf {
 }
 
 pub const fn ram(start: u64, size: u64) -> E820Entry {
-    E820Entry {
-        start,
-        size,
-        kind: E820Kind::Ram,
-    }
+    E820Entry { start, size, kind: E820Kind::Ram }
 }
 
 pub const fn reserved(start: u64, size: u64) -> E820Entry {
-    E820Entry {
-        start,
-        size,
-        kind: E820Kind::Reserved,
-    }
+    E820Entry { start, size, kind: E820Kind::Reserved }
 }
 
 /// Conventional memory less its last KiB, and 1 MiB from 1 MiB on.
-pub const SMALL_MAP: [E820Entry; 3] = [
-    ram(0, 0x9_fc00),
-    reserved(0x9_fc00, 0x400),
-    ram(0x10_0000, 0x10_0000),
-];
+pub const SMALL_MAP: [E820Entry; 3] =
+    [ram(0, 0x9_fc00), reserved(0x9_fc00, 0x400), ram(0x10_0000, 0x10_0000)];
 
 const CANARY: u8 = 0xa5;
 
@@ -218,18 +178,11 @@ impl Guest {
     pub fn new(map: &[E820Entry]) -> Self {
         let size = 0x10_0000 + map.iter().map(|entry| entry.start + entry.size).max().unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)]).unwrap();
-        let mut ram: Vec<_> = map
-            .iter()
-            .filter(|entry| entry.kind == E820Kind::Ram)
-            .copied()
-            .collect();
+        let mut ram: Vec<_> = map.iter().filter(|entry| entry.kind == E820Kind::Ram).copied().collect();
         ram.sort_unstable_by_key(|entry| entry.start);
         let guest = Self { memory, size, ram };
         for (address, length) in guest.forbidden() {
-            guest
-                .memory
-                .write_slice(&vec![CANARY; length], GuestAddress(address))
-                .unwrap();
+            guest.memory.write_slice(&vec![CANARY; length], GuestAddress(address)).unwrap();
         }
         guest
     }

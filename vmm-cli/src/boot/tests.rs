@@ -1,9 +1,6 @@
 //! Tests of whole loads: what the guest finds in its memory, and what is refused before it is written.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "addresses and lengths are small here"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "addresses and lengths are small here")]
 
 use std::io::Write;
 
@@ -60,11 +57,7 @@ fn assert_sample_is_loaded(guest: &Guest) {
 
 #[test]
 fn fault_c6_the_bss_reads_as_zero() {
-    for kernel in [
-        pvh_kernel(Class::ELF32),
-        pvh_kernel(Class::ELF64),
-        linux64_kernel(),
-    ] {
+    for kernel in [pvh_kernel(Class::ELF32), pvh_kernel(Class::ELF64), linux64_kernel()] {
         let (guest, _) = loaded(&SMALL_MAP, &source(&kernel.build(), Some(&[0xee; 0x800]), "x"));
         assert_sample_is_loaded(&guest);
         let bss = guest.bytes(0x10_4000 + DATA_BYTES.len() as u64, 0x2000 - DATA_BYTES.len());
@@ -91,37 +84,23 @@ fn pvh_hands_over_start_info_memory_map_module_and_command_line() {
         let initrd = [0xee; 0x1234];
         let kernel = pvh_kernel(class).build();
         let (guest, inspection) = loaded(&SMALL_MAP, &source(&kernel, Some(&initrd), "console=ttyS0"));
-        let Entry::Pvh { entry, start_info } = inspection.entry else {
-            panic!("{:?}", inspection.entry)
-        };
+        let BootRegs::Pvh { entry, start_info } = inspection.entry else { panic!("{:?}", inspection.entry) };
         assert_eq!((entry, start_info), (0x10_0004, 0x6000));
         assert_eq!(inspection.kernel, 0x10_0000..0x10_6000);
 
         // Offsets from Xen's start_info.h.
         let info = u64::from(start_info);
-        assert_eq!(
-            guest.bytes(info, 16),
-            [0x336e_c578_u32, 1, 0, 1].map(u32::to_le_bytes).concat()
-        );
-        let (modules, cmdline, rsdp, map) = (
-            guest.u64(info + 16),
-            guest.u64(info + 24),
-            guest.u64(info + 32),
-            guest.u64(info + 40),
-        );
+        assert_eq!(guest.bytes(info, 16), [0x336e_c578_u32, 1, 0, 1].map(u32::to_le_bytes).concat());
+        let (modules, cmdline, rsdp, map) =
+            (guest.u64(info + 16), guest.u64(info + 24), guest.u64(info + 32), guest.u64(info + 40));
         assert_eq!((rsdp, guest.u32(info + 48), guest.u32(info + 52)), (0, 3, 0));
         assert_eq!(guest.bytes(cmdline, 14), b"console=ttyS0\0");
 
         for (index, (start, size, kind)) in
-            [(0, 0x9_fc00, 1), (0x9_fc00, 0x400, 2), (0x10_0000, 0x10_0000, 1)]
-                .into_iter()
-                .enumerate()
+            [(0, 0x9_fc00, 1), (0x9_fc00, 0x400, 2), (0x10_0000, 0x10_0000, 1)].into_iter().enumerate()
         {
             let at = map + 24 * index as u64;
-            assert_eq!(
-                (guest.u64(at), guest.u64(at + 8), guest.u64(at + 16)),
-                (start, size, kind)
-            );
+            assert_eq!((guest.u64(at), guest.u64(at + 8), guest.u64(at + 16)), (start, size, kind));
         }
 
         let start = 0x20_0000 - 0x2000;
@@ -146,10 +125,7 @@ fn linux64_hands_over_boot_params() {
     let initrd = [0xee; 0x1234];
     let kernel = linux64_kernel().build();
     let (guest, inspection) = loaded(&SMALL_MAP, &source(&kernel, Some(&initrd), "root=/dev/vda"));
-    let Entry::Linux64 {
-        entry, boot_params, ..
-    } = inspection.entry
-    else {
+    let BootRegs::Linux64 { entry, boot_params, .. } = inspection.entry else {
         panic!("{:?}", inspection.entry)
     };
     assert_eq!((entry, boot_params), (0x10_0008, 0x6000));
@@ -159,43 +135,26 @@ fn linux64_hands_over_boot_params() {
     assert_eq!(guest.bytes(at(0x1fe), 2), [0x55, 0xaa]);
     assert_eq!(guest.bytes(at(0x202), 6), *b"HdrS\x0c\x02");
     assert_eq!(guest.bytes(at(0x210), 1), [0xff]);
-    assert_eq!(
-        guest.bytes(u64::from(guest.u32(at(0x228))), 14),
-        b"root=/dev/vda\0"
-    );
+    assert_eq!(guest.bytes(u64::from(guest.u32(at(0x228))), 14), b"root=/dev/vda\0");
     let start = 0x20_0000 - 0x2000;
     assert_eq!((guest.u32(at(0x218)), guest.u32(at(0x21c))), (start, 0x1234));
-    assert_eq!(
-        (guest.u32(at(0xc0)), guest.u32(at(0xc4)), guest.u32(at(0xc8))),
-        (0, 0, 0)
-    );
+    assert_eq!((guest.u32(at(0xc0)), guest.u32(at(0xc4)), guest.u32(at(0xc8))), (0, 0, 0));
     assert_eq!(guest.bytes(u64::from(start), 0x1234), initrd);
     assert_eq!(guest.bytes(at(0x1e8), 1), [3]);
-    for (index, (first, size, kind)) in [(0, 0x9_fc00, 1), (0x9_fc00, 0x400, 2), (0x10_0000, 0x10_0000, 1)]
-        .into_iter()
-        .enumerate()
+    for (index, (first, size, kind)) in
+        [(0, 0x9_fc00, 1), (0x9_fc00, 0x400, 2), (0x10_0000, 0x10_0000, 1)].into_iter().enumerate()
     {
         let at = at(0x2d0 + 20 * index as u64);
-        assert_eq!(
-            (guest.u64(at), guest.u64(at + 8), guest.u32(at + 16)),
-            (first, size, kind)
-        );
+        assert_eq!((guest.u64(at), guest.u64(at + 8), guest.u32(at + 16)), (first, size, kind));
     }
-    assert!(
-        guest
-            .bytes(at(0x2d0 + 60), 0x1000 - 0x2d0 - 60)
-            .iter()
-            .all(|byte| *byte == 0)
-    );
+    assert!(guest.bytes(at(0x2d0 + 60), 0x1000 - 0x2d0 - 60).iter().all(|byte| *byte == 0));
     assert_sample_is_loaded(&guest);
 }
 
 #[test]
 fn linux64_maps_4_gib_onto_themselves() {
     let (guest, inspection) = loaded(&SMALL_MAP, &source(&linux64_kernel().build(), None, ""));
-    let Entry::Linux64 { page_table, .. } = inspection.entry else {
-        panic!("{:?}", inspection.entry)
-    };
+    let BootRegs::Linux64 { page_table, .. } = inspection.entry else { panic!("{:?}", inspection.entry) };
     assert_eq!(page_table % 0x1000, 0);
     let present = |entry: u64| (entry & 3 == 3).then_some(entry & !0xfff);
     // A walk as the processor makes it, to a page of 2 MiB.
@@ -218,25 +177,15 @@ fn linux64_maps_4_gib_onto_themselves() {
 #[test]
 fn linux64_brings_the_segments_that_the_protocol_names() {
     let (guest, inspection) = loaded(&SMALL_MAP, &source(&linux64_kernel().build(), None, ""));
-    let Entry::Linux64 { gdt, gdt_limit, .. } = inspection.entry else {
-        panic!("{:?}", inspection.entry)
-    };
+    let BootRegs::Linux64 { gdt, gdt_limit, .. } = inspection.entry else { panic!("{:?}", inspection.entry) };
     assert_eq!(gdt_limit, 31);
     let descriptor = |selector: u64| {
         let raw = guest.u64(gdt + selector);
         let limit = (raw & 0xffff) | ((raw >> 32) & 0xf_0000);
         (limit, (raw >> 40) & 0xff, (raw >> 52) & 0xf)
     };
-    assert_eq!(
-        descriptor(0x10),
-        (0xf_ffff, 0x9b, 0b1010),
-        "present, code, accessed; 4 KiB units, long"
-    );
-    assert_eq!(
-        descriptor(0x18),
-        (0xf_ffff, 0x93, 0b1100),
-        "present, data, accessed; 4 KiB units, 32-bit"
-    );
+    assert_eq!(descriptor(0x10), (0xf_ffff, 0x9b, 0b1010), "present, code, accessed; 4 KiB units, long");
+    assert_eq!(descriptor(0x18), (0xf_ffff, 0x93, 0b1100), "present, data, accessed; 4 KiB units, 32-bit");
     assert_eq!(guest.u64(gdt), 0);
 }
 
@@ -254,16 +203,9 @@ fn a_guest_of_1_mib_boots_by_both_protocols() {
 
 #[test]
 fn the_initrd_of_pvh_is_below_4_gib_and_that_of_linux64_below_0x38000000() {
-    let map = [
-        ram(0, 0xa_0000),
-        ram(0x10_0000, 0xbff0_0000),
-        ram(1 << 32, 1 << 32),
-    ];
-    let initrd = |kernel: TestElf| {
-        inspect(&map, &source(&kernel.build(), Some(&[1; 0x1001]), ""))
-            .unwrap()
-            .initrd
-    };
+    let map = [ram(0, 0xa_0000), ram(0x10_0000, 0xbff0_0000), ram(1 << 32, 1 << 32)];
+    let initrd =
+        |kernel: TestElf| inspect(&map, &source(&kernel.build(), Some(&[1; 0x1001]), "")).unwrap().initrd;
     assert_eq!(initrd(pvh_kernel(Class::ELF64)), Some(0xbfff_e000..0xbfff_f001));
     assert_eq!(initrd(linux64_kernel()), Some(0x37ff_e000..0x37ff_f001));
 }
@@ -294,10 +236,7 @@ fn fault_c8_an_initrd_that_fits_only_over_the_kernel_is_refused() {
 #[test]
 fn fault_c8_a_bad_command_line_is_refused_before_anything_is_read() {
     let error = error(&SMALL_MAP, &source(b"not a kernel", None, "a\0b"));
-    assert_eq!(
-        chain(&error),
-        "the kernel command line: has '\\0' at byte 1; printable ASCII is allowed"
-    );
+    assert_eq!(chain(&error), "the kernel command line: has '\\0' at byte 1; printable ASCII is allowed");
 }
 
 #[test]
@@ -305,10 +244,7 @@ fn fault_c6_a_kernel_that_fills_conventional_memory_leaves_no_room_for_structure
     for kernel in [pvh_kernel(Class::ELF32), linux64_kernel()] {
         let kernel = kernel.load(0x1000, b"", 0x9_ec00);
         let error = error(&SMALL_MAP, &source(&kernel.build(), None, ""));
-        assert!(
-            matches!(error, BootError::Structures(PlaceError::NoRoom { .. })),
-            "{error}"
-        );
+        assert!(matches!(error, BootError::Structures(PlaceError::NoRoom { .. })), "{error}");
     }
 }
 
@@ -359,10 +295,7 @@ fn guest_memory_that_lacks_the_ram_of_the_map_is_an_error() {
     }
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x10_0000), 0x10_0000)]).unwrap();
     let error = load(&memory, &map, &source(&kernel, None, "")).unwrap_err();
-    assert!(
-        matches!(error, BootError::Memory { address: 0x6000, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, BootError::Memory { address: 0x6000, .. }), "{error:?}");
 }
 
 #[test]
@@ -390,11 +323,7 @@ fn a_file_loads_as_its_bytes_do_and_twice() {
 fn fault_c6_a_kernel_cut_while_it_is_open_is_an_error() {
     let file = TempFile::new().unwrap();
     file.as_file().write_all(&linux64_kernel().build()).unwrap();
-    let source = BootSource {
-        kernel: Image::open(file.as_path()).unwrap(),
-        initrd: None,
-        cmdline: "",
-    };
+    let source = BootSource { kernel: Image::open(file.as_path()).unwrap(), initrd: None, cmdline: "" };
     for length in [0x210, 0x100, 0x20, 0] {
         file.as_file().set_len(length).unwrap();
         let guest = Guest::new(&SMALL_MAP);
@@ -411,28 +340,17 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         Just(pvh_kernel(Class::ELF64).build()),
         Just(linux64_kernel().build()),
     ];
-    let byte = prop_oneof![
-        Just(0),
-        Just(1),
-        Just(0x10),
-        Just(0x7f),
-        Just(0x80),
-        Just(0xff),
-        any::<u8>()
-    ];
-    (
-        valid,
-        prop::collection::vec((any::<prop::sample::Index>(), byte), 0..6),
-        0..64_usize,
-    )
-        .prop_map(|(mut image, changes, cut)| {
+    let byte = prop_oneof![Just(0), Just(1), Just(0x10), Just(0x7f), Just(0x80), Just(0xff), any::<u8>()];
+    (valid, prop::collection::vec((any::<prop::sample::Index>(), byte), 0..6), 0..64_usize).prop_map(
+        |(mut image, changes, cut)| {
             for (at, byte) in changes {
                 let at = at.index(image.len());
                 image[at] = byte;
             }
             image.truncate(image.len() - cut.saturating_sub(50));
             image
-        })
+        },
+    )
 }
 
 proptest! {

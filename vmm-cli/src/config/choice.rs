@@ -55,23 +55,13 @@ pub enum LogFormat {
 
 /// The word for `choice`, as file and flags write it.
 pub(super) fn word<T: ValueEnum>(choice: &T) -> String {
-    choice
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
+    choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 fn parse<T: ValueEnum>(text: &str) -> Result<T, ValueError> {
     T::from_str(text, false).map_err(|_| {
-        let permitted = T::value_variants()
-            .iter()
-            .map(word)
-            .collect::<Vec<_>>()
-            .join(", ");
-        ValueError::NotOneOf {
-            value: text.to_owned(),
-            permitted,
-        }
+        let permitted = T::value_variants().iter().map(word).collect::<Vec<_>>().join(", ");
+        ValueError::NotOneOf { value: text.to_owned(), permitted }
     })
 }
 

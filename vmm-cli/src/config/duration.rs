@@ -24,10 +24,7 @@ pub fn parse(text: &str) -> Result<Duration, ValueError> {
         "s" => 1000,
         "m" => 60_000,
         "" => {
-            return Err(ValueError::NoUnit {
-                value: value(),
-                expected: EXPECTED,
-            });
+            return Err(ValueError::NoUnit { value: value(), expected: EXPECTED });
         }
         _ => {
             return Err(ValueError::UnknownUnit {
@@ -38,17 +35,11 @@ pub fn parse(text: &str) -> Result<Duration, ValueError> {
         }
     };
     // Only digits: `parse` can fail by overflow alone, which is above the limit too.
-    let milliseconds = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor));
+    let milliseconds = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     milliseconds
         .map(Duration::from_millis)
         .filter(|duration| *duration <= MAX)
-        .ok_or_else(|| ValueError::AboveLimit {
-            value: value(),
-            limit: "one hour (60m)",
-        })
+        .ok_or_else(|| ValueError::AboveLimit { value: value(), limit: "one hour (60m)" })
 }
 
 /// Writes `duration` in the largest unit that divides it. What is finer than a millisecond is dropped.
@@ -92,14 +83,8 @@ mod tests {
             ("5S", "5S has the unknown unit S"),
             ("soon", "soon is not a duration"),
             ("61m", "61m is above the limit of one hour (60m)"),
-            (
-                "18446744073709551615m",
-                "18446744073709551615m is above the limit",
-            ),
-            (
-                "99999999999999999999999s",
-                "99999999999999999999999s is above the limit",
-            ),
+            ("18446744073709551615m", "18446744073709551615m is above the limit"),
+            ("99999999999999999999999s", "99999999999999999999999s is above the limit"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.starts_with(start), "{error}");

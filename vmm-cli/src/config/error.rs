@@ -16,10 +16,7 @@ const SHOWN_LINE: usize = 110;
 
 /// Why a configuration is refused. What the operating system said is in the chain of sources.
 #[derive(Debug, Error)]
-#[expect(
-    missing_docs,
-    reason = "the message of each variant describes it and its operands"
-)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum ConfigError {
     #[error(transparent)]
     File(#[from] FileError),
@@ -30,12 +27,7 @@ pub enum ConfigError {
     #[error("{at}: unknown key `{}`: {hint}{}", quote(key), at.excerpt())]
     UnknownKey { at: Place, key: String, hint: Hint },
     #[error("{at}: `{section}` is a section, not {found}: {hint}{}", at.excerpt())]
-    NotASection {
-        at: Place,
-        section: &'static str,
-        found: &'static str,
-        hint: Hint,
-    },
+    NotASection { at: Place, section: &'static str, found: &'static str, hint: Hint },
     #[error("{at}: {key} = {reason}{}", at.excerpt())]
     Value { at: Place, key: String, reason: String },
     #[error("{}", keys::with_flag(key))]
@@ -51,12 +43,7 @@ pub enum ConfigError {
         keys::with_flag(key),
         show(path)
     )]
-    SocketPathTooLong {
-        key: &'static str,
-        path: PathBuf,
-        length: usize,
-        limit: usize,
-    },
+    SocketPathTooLong { key: &'static str, path: PathBuf, length: usize, limit: usize },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,
@@ -84,10 +71,7 @@ impl Place {
     /// The place of the bytes `span` of `text`. Any span is accepted: one outside of `text` means its end.
     pub(super) fn new(file: &Path, text: &str, span: Option<Range<usize>>) -> Self {
         let spot = span.map(|span| Box::new(Spot::new(text, span)));
-        Self {
-            file: file.to_owned(),
-            spot,
-        }
+        Self { file: file.to_owned(), spot }
     }
 
     /// Line and column, from 1; the column counts characters.
@@ -115,11 +99,7 @@ impl Spot {
         let column = body[line_start..start].chars().count() + 1;
         let pointed = body[start..end.min(line_end)].trim_end_matches('\r');
         let text = body[line_start..line_end].trim_end_matches('\r');
-        Self {
-            line,
-            column,
-            excerpt: excerpt(text, line, column, pointed.chars().count().max(1)),
-        }
+        Self { line, column, excerpt: excerpt(text, line, column, pointed.chars().count().max(1)) }
     }
 }
 
@@ -138,17 +118,13 @@ fn excerpt(text: &str, line: usize, column: usize, width: usize) -> String {
 
 /// The start of the character that byte `at` of `text` belongs to, or the end of `text`.
 fn char_start(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len()))
-        .rev()
-        .find(|at| text.is_char_boundary(*at))
-        .unwrap_or(0)
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&show(&self.file))?;
-        self.position()
-            .map_or(Ok(()), |(line, column)| write!(f, ":{line}:{column}"))
+        self.position().map_or(Ok(()), |(line, column)| write!(f, ":{line}:{column}"))
     }
 }
 
@@ -184,12 +160,7 @@ mod tests {
 
     #[test]
     fn an_excerpt_that_is_not_readable_is_left_out() {
-        for line in [
-            "a = \"\x1b[31m\"",
-            "a = \"\u{202e}\"",
-            &"a".repeat(SHOWN_LINE + 1),
-            "",
-        ] {
+        for line in ["a = \"\x1b[31m\"", "a = \"\u{202e}\"", &"a".repeat(SHOWN_LINE + 1), ""] {
             assert_eq!(place(line, 0..1).excerpt(), "", "{line:?}");
         }
     }

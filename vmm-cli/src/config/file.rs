@@ -14,10 +14,7 @@ const SHOWN_PATH: usize = 4096;
 
 /// Why a file cannot be used.
 #[derive(Debug, Error)]
-#[expect(
-    missing_docs,
-    reason = "the message of each variant describes it and its operands"
-)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum FileError {
     #[error("cannot read {}", show(path))]
     Io {
@@ -38,22 +35,12 @@ pub enum FileError {
 ///
 /// [`FileError`] if the path leads to anything but a regular file that may be read.
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
-    let failed = |source| FileError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| FileError::Io { path: path.to_owned(), source };
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if !kind.is_file() {
-        return Err(FileError::NotRegular {
-            path: path.to_owned(),
-            kind: kind_name(kind),
-        });
+        return Err(FileError::NotRegular { path: path.to_owned(), kind: kind_name(kind) });
     }
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-        .map_err(failed)
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(failed)
 }
 
 /// Reads a regular file of at most `limit` bytes.
@@ -66,15 +53,9 @@ pub(super) fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>, FileError
     open_regular(path)?
         .take(limit + 1)
         .read_to_end(&mut bytes)
-        .map_err(|source| FileError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| FileError::Io { path: path.to_owned(), source })?;
     if bytes.len() as u64 > limit {
-        return Err(FileError::TooLarge {
-            path: path.to_owned(),
-            limit,
-        });
+        return Err(FileError::TooLarge { path: path.to_owned(), limit });
     }
     Ok(bytes)
 }
@@ -126,33 +107,22 @@ mod tests {
         let fifo = scratch.path("fifo");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
         assert!(made.success());
-        assert_eq!(
-            refusal(&fifo),
-            format!("{} is a FIFO, not a regular file", fifo.display())
-        );
+        assert_eq!(refusal(&fifo), format!("{} is a FIFO, not a regular file", fifo.display()));
 
         let socket = scratch.path("socket");
         let _listener = UnixListener::bind(&socket).unwrap();
-        assert_eq!(
-            refusal(&socket),
-            format!("{} is a socket, not a regular file", socket.display())
-        );
+        assert_eq!(refusal(&socket), format!("{} is a socket, not a regular file", socket.display()));
 
         let directory = scratch.path("");
         assert!(refusal(&directory).ends_with(" is a directory, not a regular file"));
-        assert_eq!(
-            refusal(Path::new("/dev/zero")),
-            "/dev/zero is a character device, not a regular file"
-        );
+        assert_eq!(refusal(Path::new("/dev/zero")), "/dev/zero is a character device, not a regular file");
     }
 
     #[test]
     fn an_absent_file_has_the_systems_error_as_its_source() {
         let error = open_regular(Path::new("/nowhere/at/all")).unwrap_err();
         assert_eq!(error.to_string(), "cannot read /nowhere/at/all");
-        let FileError::Io { source, .. } = error else {
-            panic!("{error}")
-        };
+        let FileError::Io { source, .. } = error else { panic!("{error}") };
         assert_eq!(source.kind(), io::ErrorKind::NotFound);
     }
 }

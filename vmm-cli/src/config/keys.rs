@@ -45,33 +45,19 @@ pub(super) const SECTIONS: &[Section] = &[
             key("cmdline", "--cmdline", Form::Text, EXPECTED_CMDLINE),
         ],
     },
-    Section {
-        name: "cpu",
-        keys: &[key("count", "--cpus", Form::Integer, EXPECTED_CPUS)],
-    },
-    Section {
-        name: "memory",
-        keys: &[key("size", "--memory", Form::TextOrInteger, size::EXPECTED)],
-    },
+    Section { name: "cpu", keys: &[key("count", "--cpus", Form::Integer, EXPECTED_CPUS)] },
+    Section { name: "memory", keys: &[key("size", "--memory", Form::TextOrInteger, size::EXPECTED)] },
     Section {
         name: "machine",
         keys: &[
             key("on_reset", "--on-reset", Form::Text, "\"exit\" or \"restart\""),
-            key(
-                "on_triple_fault",
-                "--on-triple-fault",
-                Form::Text,
-                "\"crash\" or \"reset\"",
-            ),
+            key("on_triple_fault", "--on-triple-fault", Form::Text, "\"crash\" or \"reset\""),
             key("grace_time", "--grace-time", Form::Text, duration::EXPECTED),
             key("pit", "--pit", Form::Switch, EXPECTED_SWITCH),
             key("selftest", "--selftest", Form::Switch, EXPECTED_SWITCH),
         ],
     },
-    Section {
-        name: "console",
-        keys: &[key("serial", "--serial", Form::Text, serial::EXPECTED)],
-    },
+    Section { name: "console", keys: &[key("serial", "--serial", Form::Text, serial::EXPECTED)] },
     Section {
         name: "log",
         keys: &[
@@ -88,12 +74,7 @@ pub(super) const SECTIONS: &[Section] = &[
 ];
 
 const fn key(name: &'static str, flag: &'static str, form: Form, expected: &'static str) -> Key {
-    Key {
-        name,
-        flag,
-        form,
-        expected,
-    }
+    Key { name, flag, form, expected }
 }
 
 impl Form {
@@ -116,16 +97,11 @@ pub(super) fn section(name: &str) -> Option<&'static Section> {
 pub(super) fn with_flag(dotted: &str) -> String {
     every_key()
         .find(|(section, key)| dotted == format!("{}.{}", section.name, key.name))
-        .map_or_else(
-            || dotted.to_owned(),
-            |(_, key)| format!("{dotted} ({})", key.flag),
-        )
+        .map_or_else(|| dotted.to_owned(), |(_, key)| format!("{dotted} ({})", key.flag))
 }
 
 fn every_key() -> impl Iterator<Item = (&'static Section, &'static Key)> {
-    SECTIONS
-        .iter()
-        .flat_map(|section| section.keys.iter().map(move |key| (section, key)))
+    SECTIONS.iter().flat_map(|section| section.keys.iter().map(move |key| (section, key)))
 }
 
 /// What to tell somebody who used a key that does not exist.
@@ -144,10 +120,7 @@ pub enum Hint {
 impl Hint {
     /// The hint for the unknown `name` in `parent`, or at the top of the file.
     pub(super) fn unknown(parent: Option<&'static Section>, name: &str) -> Self {
-        let sections = SECTIONS
-            .iter()
-            .filter(|_| parent.is_none())
-            .map(|s| s.name.to_owned());
+        let sections = SECTIONS.iter().filter(|_| parent.is_none()).map(|s| s.name.to_owned());
         let sections = sections.map(|section| (distance(name, &section), section));
         Self::nearest(sections.chain(keys_by_distance(parent, name)), name)
             .unwrap_or(parent.map_or(Self::Sections, |section| Self::KeysOf(section.name)))
@@ -180,10 +153,7 @@ fn keys_by_distance(parent: Option<&'static Section>, name: &str) -> impl Iterat
     let other = every_key().filter(move |(section, _)| !inside(section));
     own.chain(other).map(move |(section, key)| {
         let by_flag = distance(name, key.flag.trim_start_matches('-'));
-        (
-            by_flag.min(distance(name, key.name)),
-            format!("{}.{}", section.name, key.name),
-        )
+        (by_flag.min(distance(name, key.name)), format!("{}.{}", section.name, key.name))
     })
 }
 
@@ -226,10 +196,7 @@ mod tests {
     fn a_misspelt_key_finds_its_neighbour() {
         assert_eq!(hint("memory", "sise"), "did you mean `memory.size`?");
         assert_eq!(hint("boot", "kernal"), "did you mean `boot.kernel`?");
-        assert_eq!(
-            hint("machine", "on_tripple_fault"),
-            "did you mean `machine.on_triple_fault`?"
-        );
+        assert_eq!(hint("machine", "on_tripple_fault"), "did you mean `machine.on_triple_fault`?");
         assert_eq!(hint("", "memroy"), "did you mean `memory`?");
     }
 
@@ -245,14 +212,8 @@ mod tests {
 
     #[test]
     fn a_key_near_to_nothing_lists_what_there_is() {
-        assert_eq!(
-            hint("boot", "hugepages"),
-            "the keys of [boot] are: kernel, initrd, cmdline"
-        );
-        assert_eq!(
-            hint("", "quux"),
-            "the sections are: boot, cpu, memory, machine, console, log"
-        );
+        assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
+        assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, log");
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count");
     }
 

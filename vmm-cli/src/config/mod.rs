@@ -139,9 +139,7 @@ impl Default for CpuConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self {
-            size: MemorySize::DEFAULT,
-        }
+        Self { size: MemorySize::DEFAULT }
     }
 }
 
@@ -215,10 +213,7 @@ impl VmConfig {
                 source,
             })?;
             if path.to_str().is_none() {
-                return Err(ConfigError::PathNotUtf8 {
-                    key,
-                    path: path.clone(),
-                });
+                return Err(ConfigError::PathNotUtf8 { key, path: path.clone() });
             }
         }
         Ok(())
@@ -226,10 +221,7 @@ impl VmConfig {
 
     /// Checks what no single value shows.
     fn validate(&self) -> Result<(), ConfigError> {
-        let images = [
-            ("boot.kernel", &self.boot.kernel),
-            ("boot.initrd", &self.boot.initrd),
-        ];
+        let images = [("boot.kernel", &self.boot.kernel), ("boot.initrd", &self.boot.initrd)];
         for (key, image) in images {
             if let Some(path) = image {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
@@ -239,12 +231,7 @@ impl VmConfig {
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
                 let (key, path) = ("console.serial", path.clone());
-                return Err(ConfigError::SocketPathTooLong {
-                    key,
-                    path,
-                    length,
-                    limit: MAX_SOCKET_PATH,
-                });
+                return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
             }
         }
         Ok(())
@@ -257,9 +244,7 @@ impl VmConfig {
             ("console.serial", self.console.serial.path_mut()),
             ("log.file", self.log.file.as_mut()),
         ];
-        paths
-            .into_iter()
-            .filter_map(|(key, path)| path.map(|path| (key, path)))
+        paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))
     }
 }
 
@@ -267,9 +252,7 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
     String::from_utf8(file::read_regular(path, MAX_FILE)?).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
-        ConfigError::NotUtf8 {
-            at: Place::new(path, &text, Some(valid..valid)),
-        }
+        ConfigError::NotUtf8 { at: Place::new(path, &text, Some(valid..valid)) }
     })
 }
 

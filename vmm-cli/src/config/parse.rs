@@ -29,10 +29,7 @@ pub fn parse_toml(text: &str, origin: &Path) -> Result<VmConfig, ConfigError> {
     let mut config = VmConfig::deserialize(Deserializer::from(document)).map_err(|error| {
         let at = source.place(error.span());
         let reason = error.message().to_owned();
-        match settings
-            .into_iter()
-            .find(|(span, _)| Some(span) == error.span().as_ref())
-        {
+        match settings.into_iter().find(|(span, _)| Some(span) == error.span().as_ref()) {
             Some((_, key)) => ConfigError::Value { at, key, reason },
             None => ConfigError::Syntax { at, reason },
         }
@@ -64,15 +61,12 @@ impl Source<'_> {
                 key: name.get_ref().to_string(),
                 hint: Hint::unknown(None, name.get_ref()),
             })?;
-            let table = value
-                .get_ref()
-                .as_table()
-                .ok_or_else(|| ConfigError::NotASection {
-                    at: self.place(Some(name.span())),
-                    section: section.name,
-                    found: type_name(value.get_ref()),
-                    hint: Hint::not_a_table(section),
-                })?;
+            let table = value.get_ref().as_table().ok_or_else(|| ConfigError::NotASection {
+                at: self.place(Some(name.span())),
+                section: section.name,
+                found: type_name(value.get_ref()),
+                hint: Hint::not_a_table(section),
+            })?;
             for (name, value) in in_file_order(table) {
                 settings.push((value.span(), self.setting(section, name, value)?));
             }
@@ -116,10 +110,7 @@ impl Source<'_> {
         }
         let integer = value.get_ref().as_integer()?;
         let fits = i64::from_str_radix(integer.as_str(), integer.radix()).is_ok();
-        (!fits).then(|| ValueError::TooWide {
-            value: written(),
-            expected,
-        })
+        (!fits).then(|| ValueError::TooWide { value: written(), expected })
     }
 }
 

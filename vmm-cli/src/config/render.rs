@@ -183,16 +183,12 @@ format = \"text\"
     fn every_key_is_written() {
         let text = VmConfig::default().to_toml();
         let sections = text.split("\n\n").map(|section| section.trim_start_matches('\n'));
-        let written: Vec<Vec<&str>> = sections
-            .map(|s| s.lines().map(|line| line.trim_start_matches("# ")).collect())
-            .collect();
+        let written: Vec<Vec<&str>> =
+            sections.map(|s| s.lines().map(|line| line.trim_start_matches("# ")).collect()).collect();
         assert_eq!(written.len(), keys::SECTIONS.len());
         for (lines, section) in written.iter().zip(keys::SECTIONS) {
             assert_eq!(lines[0], format!("[{}]", section.name));
-            let names: Vec<&str> = lines[1..]
-                .iter()
-                .filter_map(|line| line.split(' ').next())
-                .collect();
+            let names: Vec<&str> = lines[1..].iter().filter_map(|line| line.split(' ').next()).collect();
             assert_eq!(names, section.keys.iter().map(|key| key.name).collect::<Vec<_>>());
         }
     }

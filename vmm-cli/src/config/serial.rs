@@ -43,10 +43,7 @@ impl FromStr for SerialMode {
             None if text == "pty" => Ok(Self::Pty),
             Some(("file", path)) if !path.is_empty() => value::parse_path(path).map(Self::File),
             Some(("unix", path)) if !path.is_empty() => value::parse_path(path).map(Self::Unix),
-            _ => Err(ValueError::Malformed {
-                value: text.to_owned(),
-                expected: EXPECTED,
-            }),
+            _ => Err(ValueError::Malformed { value: text.to_owned(), expected: EXPECTED }),
         }
     }
 }
@@ -84,17 +81,8 @@ mod tests {
 
     #[test]
     fn any_other_mode_lists_the_permitted_ones() {
-        for text in [
-            "",
-            "tty",
-            "file",
-            "Stdio",
-            "stdio=",
-            "pty=/dev/pts/1",
-            "file:/tmp/a",
-            "file=",
-            "unix=",
-        ] {
+        for text in ["", "tty", "file", "Stdio", "stdio=", "pty=/dev/pts/1", "file:/tmp/a", "file=", "unix="]
+        {
             let error = text.parse::<SerialMode>().unwrap_err().to_string();
             assert!(error.ends_with(&format!(" is not {EXPECTED}")), "{error}");
         }

@@ -39,19 +39,14 @@ impl MemorySize {
     fn checked(bytes: Option<u64>, written: &str) -> Result<Self, ValueError> {
         let value = || written.to_owned();
         match bytes {
-            Some(bytes) if bytes < Self::MIN.0 => Err(ValueError::BelowMinimum {
-                value: value(),
-                minimum: "1 MiB (1M)",
-            }),
-            Some(bytes) if bytes <= Self::MAX.0 && bytes % (4 * KIB) != 0 => Err(ValueError::NotMultiple {
-                value: value(),
-                unit: "4 KiB (4K)",
-            }),
+            Some(bytes) if bytes < Self::MIN.0 => {
+                Err(ValueError::BelowMinimum { value: value(), minimum: "1 MiB (1M)" })
+            }
+            Some(bytes) if bytes <= Self::MAX.0 && bytes % (4 * KIB) != 0 => {
+                Err(ValueError::NotMultiple { value: value(), unit: "4 KiB (4K)" })
+            }
             Some(bytes) if bytes <= Self::MAX.0 => Ok(Self(bytes)),
-            _ => Err(ValueError::AboveLimit {
-                value: value(),
-                limit: "4 TiB (4096G)",
-            }),
+            _ => Err(ValueError::AboveLimit { value: value(), limit: "4 TiB (4096G)" }),
         }
     }
 }
@@ -79,10 +74,7 @@ impl FromStr for MemorySize {
             });
         };
         // Only digits: `parse` can fail by overflow alone, which is above the limit too.
-        let bytes = digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(factor));
+        let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
         Self::checked(bytes, text)
     }
 }
@@ -162,11 +154,7 @@ mod tests {
             ("1tb", 1 << 40),
             ("0001M", 1 << 20),
         ] {
-            assert_eq!(
-                text.parse::<MemorySize>().map(MemorySize::bytes),
-                Ok(bytes),
-                "{text}"
-            );
+            assert_eq!(text.parse::<MemorySize>().map(MemorySize::bytes), Ok(bytes), "{text}");
         }
     }
 
@@ -185,10 +173,7 @@ mod tests {
             assert_eq!(message(text), format!("{text} {above}"));
         }
         for text in ["0", "1", "0M", "1023K", "1048575"] {
-            assert_eq!(
-                message(text),
-                format!("{text} is below the minimum of 1 MiB (1M)")
-            );
+            assert_eq!(message(text), format!("{text} is below the minimum of 1 MiB (1M)"));
         }
         for text in ["-5", "-5M", "-0"] {
             assert_eq!(message(text), format!("{text} is negative; expected {EXPECTED}"));
@@ -222,10 +207,7 @@ mod tests {
             ("١M", "١M is not a size"),
         ] {
             let error = message(text);
-            assert!(
-                error.starts_with(start) && error.contains("from 1M to 4T"),
-                "{error}"
-            );
+            assert!(error.starts_with(start) && error.contains("from 1M to 4T"), "{error}");
         }
         assert_eq!(message("1048577"), "1048577 is not a multiple of 4 KiB (4K)");
     }

@@ -65,10 +65,7 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
-    assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n").unwrap(),
-        VmConfig::default()
-    );
+    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n").unwrap(), VmConfig::default());
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
 }
 
@@ -82,9 +79,7 @@ fn every_key_arrives_in_its_field() {
             cmdline: "console=ttyS0 \"quoted\"".into(),
         },
         cpu: CpuConfig { count: 254 },
-        memory: MemoryConfig {
-            size: MemorySize::MAX,
-        },
+        memory: MemoryConfig { size: MemorySize::MAX },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
             on_triple_fault: OnTripleFault::Reset,
@@ -92,9 +87,7 @@ fn every_key_arrives_in_its_field() {
             pit: true,
             selftest: Some(false),
         },
-        console: ConsoleConfig {
-            serial: SerialMode::Unix("dir/sock".into()),
-        },
+        console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
             format: LogFormat::Json,
@@ -103,10 +96,7 @@ fn every_key_arrives_in_its_field() {
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();
-    assert_ne!(
-        (config.boot, config.machine, config.log),
-        (default.boot, default.machine, default.log)
-    );
+    assert_ne!((config.boot, config.machine, config.log), (default.boot, default.machine, default.log));
 }
 
 #[test]
@@ -145,9 +135,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             cmdline: String::new(),
         },
         cpu: CpuConfig { count: 3 },
-        memory: MemoryConfig {
-            size: "1G".parse().unwrap(),
-        },
+        memory: MemoryConfig { size: "1G".parse().unwrap() },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
             on_triple_fault: OnTripleFault::Crash,
@@ -155,20 +143,11 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             pit: false,
             selftest: Some(true),
         },
-        console: ConsoleConfig {
-            serial: SerialMode::File(here.join("out")),
-        },
-        log: LogConfig {
-            level: LogLevel::Off,
-            format: LogFormat::Text,
-            file: Some(here.join("log")),
-        },
+        console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
+        log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
     };
     assert_eq!(config, expected);
-    assert_eq!(
-        parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(),
-        expected
-    );
+    assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
 }
 
 #[test]
@@ -184,68 +163,29 @@ fn selftest_follows_the_embedded_guest_until_it_is_set() {
 #[test]
 fn a_refused_text_names_place_and_remedy() {
     for (text, first_line) in [
-        (
-            "[memory]\nsise = 1",
-            "2:1: unknown key `memory.sise`: did you mean `memory.size`?",
-        ),
+        ("[memory]\nsise = 1", "2:1: unknown key `memory.sise`: did you mean `memory.size`?"),
         ("\n cpus = 2", "2:2: unknown key `cpus`: the key is `cpu.count`"),
         ("[memroy]", "1:2: unknown key `memroy`: did you mean `memory`?"),
-        (
-            "[cpu]\nz = 1\na = 1",
-            "2:1: unknown key `cpu.z`: the keys of [cpu] are: count",
-        ),
-        (
-            "cpu.b.c = 1",
-            "1:5: unknown key `cpu.b`: the keys of [cpu] are: count",
-        ),
-        (
-            "memory = '1G'",
-            "1:1: `memory` is a section, not a string: the key is `memory.size`",
-        ),
+        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count"),
+        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count"),
+        ("memory = '1G'", "1:1: `memory` is a section, not a string: the key is `memory.size`"),
         (
             "boot = ['k', 'i', '']",
             "1:1: `boot` is a section, not an array: the keys of [boot] are: kernel, initrd, cmdline",
         ),
-        (
-            "[[cpu]]",
-            "1:3: `cpu` is a section, not an array: did you mean `cpu.count`?",
-        ),
-        (
-            "[memory]\nsize = '16777216M'",
-            "2:8: memory.size = 16777216M is above the limit of 4 TiB (4096G)",
-        ),
-        (
-            "memory.size = 1",
-            "1:15: memory.size = 1 is below the minimum of 1 MiB (1M)",
-        ),
-        (
-            "memory.size = -5",
-            "1:15: memory.size = -5 is negative; expected a size from 1M to 4T",
-        ),
+        ("[[cpu]]", "1:3: `cpu` is a section, not an array: did you mean `cpu.count`?"),
+        ("[memory]\nsize = '16777216M'", "2:8: memory.size = 16777216M is above the limit of 4 TiB (4096G)"),
+        ("memory.size = 1", "1:15: memory.size = 1 is below the minimum of 1 MiB (1M)"),
+        ("memory.size = -5", "1:15: memory.size = -5 is negative; expected a size from 1M to 4T"),
         (
             "memory.size = 9223372036854775808",
             "1:15: memory.size = 9223372036854775808 does not fit in 64 bits",
         ),
-        (
-            "cpu.count = '2'",
-            "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 254",
-        ),
-        (
-            "machine.grace_time = '5'",
-            "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds",
-        ),
-        (
-            "machine.on_reset = 'no'",
-            "1:20: machine.on_reset = no is not one of exit, restart",
-        ),
-        (
-            "boot.kernel = ''",
-            "1:15: boot.kernel = \"\" is empty; expected a path",
-        ),
-        (
-            "boot.cmdline = 'ö'",
-            "1:16: boot.cmdline = ö has 'ö' at character 1; expected",
-        ),
+        ("cpu.count = '2'", "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 254"),
+        ("machine.grace_time = '5'", "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds"),
+        ("machine.on_reset = 'no'", "1:20: machine.on_reset = no is not one of exit, restart"),
+        ("boot.kernel = ''", "1:15: boot.kernel = \"\" is empty; expected a path"),
+        ("boot.cmdline = 'ö'", "1:16: boot.cmdline = ö has 'ö' at character 1; expected"),
         ("[cpu]\n[cpu]", "2:2: duplicate key"),
         ("a = ", "1:"),
     ] {
@@ -285,15 +225,9 @@ fn a_file_that_cannot_be_used_is_named() {
         let error = message(load([scratch.path(name)]).unwrap_err());
         error.replace(&format!("{}/", scratch.path("").display()).replace("//", "/"), "")
     };
-    assert_eq!(
-        refused("absent"),
-        "cannot read absent: No such file or directory (os error 2)"
-    );
+    assert_eq!(refused("absent"), "cannot read absent: No such file or directory (os error 2)");
     fs::create_dir(scratch.path("directory")).unwrap();
-    assert_eq!(
-        refused("directory"),
-        "directory is a directory, not a regular file"
-    );
+    assert_eq!(refused("directory"), "directory is a directory, not a regular file");
     scratch.file("long", " ".repeat(1 << 20));
     load([scratch.path("long")]).unwrap();
     scratch.file("long", " ".repeat((1 << 20) + 1));
@@ -306,17 +240,11 @@ fn a_file_that_cannot_be_used_is_named() {
 fn boot_images_must_be_regular_files_that_can_be_read() {
     for (flag, key) in [("--kernel", "boot.kernel"), ("--initrd", "boot.initrd")] {
         for (path, reason) in [
-            (
-                "/nowhere",
-                "cannot read /nowhere: No such file or directory (os error 2)",
-            ),
+            ("/nowhere", "cannot read /nowhere: No such file or directory (os error 2)"),
             ("/", "/ is a directory, not a regular file"),
             ("/dev/null", "/dev/null is a character device, not a regular file"),
         ] {
-            assert_eq!(
-                message(load([flag, path]).unwrap_err()),
-                format!("{key} ({flag}): {reason}")
-            );
+            assert_eq!(message(load([flag, path]).unwrap_err()), format!("{key} ({flag}): {reason}"));
         }
     }
 }
@@ -324,10 +252,7 @@ fn boot_images_must_be_regular_files_that_can_be_read() {
 #[test]
 fn a_path_that_toml_cannot_hold_is_refused() {
     let error = load([OsStr::new("--log-file"), OsStr::from_bytes(b"/tmp/\xff")]).unwrap_err();
-    assert_eq!(
-        message(error),
-        r#"log.file (--log-file): the path "/tmp/\xFF" is not UTF-8"#
-    );
+    assert_eq!(message(error), r#"log.file (--log-file): the path "/tmp/\xFF" is not UTF-8"#);
 }
 
 #[test]
@@ -335,10 +260,7 @@ fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
     let path = format!("/{}", "s".repeat(MAX_SOCKET_PATH - 1));
     assert!(load([format!("--serial=unix={path}")]).is_ok());
     let error = message(load([format!("--serial=unix={path}s")]).unwrap_err());
-    assert!(
-        error.ends_with("s is 108 bytes long, above the limit of 107"),
-        "{error}"
-    );
+    assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
     assert!(load([format!("--serial=file={path}s")]).is_ok());
 }
 
@@ -349,10 +271,8 @@ fn every_setting_has_its_flag_and_every_flag_its_setting() {
             .get_arguments()
             .filter_map(|arg| arg.get_long().map(|name| format!("--{name}")))
             .collect();
-        let mut known: Vec<&str> = keys::SECTIONS
-            .iter()
-            .flat_map(|section| section.keys.iter().map(|key| key.flag))
-            .collect();
+        let mut known: Vec<&str> =
+            keys::SECTIONS.iter().flat_map(|section| section.keys.iter().map(|key| key.flag)).collect();
         flags.sort_unstable();
         known.sort_unstable();
         assert_eq!(flags, known);
@@ -365,10 +285,7 @@ fn the_help_states_the_defaults() {
     let run = command.find_subcommand("run").unwrap();
     for section in keys::SECTIONS {
         for key in section.keys {
-            let flag = run
-                .get_arguments()
-                .find(|arg| arg.get_long() == Some(&key.flag[2..]))
-                .unwrap();
+            let flag = run.get_arguments().find(|arg| arg.get_long() == Some(&key.flag[2..])).unwrap();
             let help = flag.get_help().unwrap().to_string();
             let default = match default_of(section.name, key.name) {
                 Some(toml::Value::String(text)) if text.is_empty() => "empty".to_owned(),
@@ -412,11 +329,8 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
 
 #[test]
 fn the_example_of_the_reference_page_is_accepted() {
-    let blocks: Vec<&str> = PAGE
-        .split("```toml\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let blocks: Vec<&str> =
+        PAGE.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!blocks.is_empty());
     for block in blocks {
         parse(block).unwrap();

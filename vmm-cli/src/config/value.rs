@@ -23,36 +23,21 @@ pub(super) const EXPECTED_SWITCH: &str = "true or false";
 
 /// Why a value is refused. The text begins with the value, so that it reads on after `key = `.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[expect(
-    missing_docs,
-    reason = "the message of each variant describes it and its operands"
-)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum ValueError {
     #[error("\"\" is empty; expected {expected}")]
     Empty { expected: &'static str },
     #[error("{} is not {expected}", quote(value))]
     Malformed { value: String, expected: &'static str },
     #[error("{} is {found}; expected {expected}", quote(value))]
-    WrongType {
-        value: String,
-        found: &'static str,
-        expected: &'static str,
-    },
+    WrongType { value: String, found: &'static str, expected: &'static str },
     #[error("{} is negative; expected {expected}", quote(value))]
     Negative { value: String, expected: &'static str },
     #[error("{} is a fraction; expected {expected}", quote(value))]
     Fraction { value: String, expected: &'static str },
     #[error("{} has the unknown unit {}; expected {expected}", quote(value), quote(unit))]
-    UnknownUnit {
-        value: String,
-        unit: String,
-        expected: &'static str,
-    },
-    #[error(
-        "{} has no unit: write \"{}s\" for seconds; expected {expected}",
-        quote(value),
-        quote(value)
-    )]
+    UnknownUnit { value: String, unit: String, expected: &'static str },
+    #[error("{} has no unit: write \"{}s\" for seconds; expected {expected}", quote(value), quote(value))]
     NoUnit { value: String, expected: &'static str },
     #[error("{} is above the limit of {limit}", quote(value))]
     AboveLimit { value: String, limit: &'static str },
@@ -64,22 +49,10 @@ pub enum ValueError {
     NotMultiple { value: String, unit: &'static str },
     #[error("{} is not one of {permitted}", quote(value))]
     NotOneOf { value: String, permitted: String },
-    #[error(
-        "{} has {character:?} at character {position}; expected {expected}",
-        quote(value)
-    )]
-    Character {
-        value: String,
-        character: char,
-        position: usize,
-        expected: &'static str,
-    },
+    #[error("{} has {character:?} at character {position}; expected {expected}", quote(value))]
+    Character { value: String, character: char, position: usize, expected: &'static str },
     #[error("{} is {length} bytes long, above the limit of {limit}", quote(value))]
-    TooLong {
-        value: String,
-        length: usize,
-        limit: usize,
-    },
+    TooLong { value: String, length: usize, limit: usize },
 }
 
 /// `text` as it is if that is safe to print and to read in a sentence, else escaped in quotes; cut after
@@ -93,11 +66,7 @@ pub(super) fn quote_up_to(text: &str, limit: usize) -> String {
     let plain = |c: char| !c.is_whitespace() && is_printable(c);
     let cut: String = text.chars().take(limit).collect();
     let rest = if cut.len() < text.len() { "…" } else { "" };
-    if !cut.is_empty() && cut.chars().all(plain) {
-        format!("{cut}{rest}")
-    } else {
-        format!("{cut:?}{rest}")
-    }
+    if !cut.is_empty() && cut.chars().all(plain) { format!("{cut}{rest}") } else { format!("{cut:?}{rest}") }
 }
 
 /// Whether `c` occupies its place on a terminal: no control, format or combining character.
@@ -111,9 +80,7 @@ where
     D: Deserializer<'de>,
     T: FromStr<Err: Display>,
 {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(D::Error::custom)
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
 /// Splits a whole number from its unit: at least one decimal digit, then whatever follows.
@@ -133,22 +100,13 @@ pub(super) fn split_number<'a>(
     let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
     let (digits, unit) = number.split_at(end);
     if digits.is_empty() {
-        return Err(ValueError::Malformed {
-            value: value(),
-            expected,
-        });
+        return Err(ValueError::Malformed { value: value(), expected });
     }
     if number.len() < text.len() {
-        return Err(ValueError::Negative {
-            value: value(),
-            expected,
-        });
+        return Err(ValueError::Negative { value: value(), expected });
     }
     if unit.starts_with(['.', ',']) {
-        return Err(ValueError::Fraction {
-            value: value(),
-            expected,
-        });
+        return Err(ValueError::Fraction { value: value(), expected });
     }
     Ok((digits, unit))
 }
@@ -162,22 +120,13 @@ pub fn parse_cpus(text: &str) -> Result<u8, ValueError> {
     let value = || text.to_owned();
     let (digits, unit) = split_number(text, EXPECTED_CPUS)?;
     if !unit.is_empty() {
-        return Err(ValueError::Malformed {
-            value: value(),
-            expected: EXPECTED_CPUS,
-        });
+        return Err(ValueError::Malformed { value: value(), expected: EXPECTED_CPUS });
     }
     // Only digits: `parse` can fail by overflow alone, which is above the limit too.
     match digits.parse::<u8>() {
-        Ok(0) => Err(ValueError::BelowMinimum {
-            value: value(),
-            minimum: "1",
-        }),
+        Ok(0) => Err(ValueError::BelowMinimum { value: value(), minimum: "1" }),
         Ok(count) if count <= MAX_CPUS => Ok(count),
-        _ => Err(ValueError::AboveLimit {
-            value: value(),
-            limit: "254",
-        }),
+        _ => Err(ValueError::AboveLimit { value: value(), limit: "254" }),
     }
 }
 
@@ -196,20 +145,11 @@ pub fn parse_cmdline(text: &str) -> Result<String, ValueError> {
     let bad = text.chars().zip(1..).find(|(c, _)| !matches!(c, ' '..='~'));
     if let Some((character, position)) = bad {
         let expected = EXPECTED_CMDLINE;
-        return Err(ValueError::Character {
-            value: text.to_owned(),
-            character,
-            position,
-            expected,
-        });
+        return Err(ValueError::Character { value: text.to_owned(), character, position, expected });
     }
     if text.len() > MAX_CMDLINE {
         let length = text.len();
-        return Err(ValueError::TooLong {
-            value: text.to_owned(),
-            length,
-            limit: MAX_CMDLINE,
-        });
+        return Err(ValueError::TooLong { value: text.to_owned(), length, limit: MAX_CMDLINE });
     }
     Ok(text.to_owned())
 }
@@ -226,21 +166,14 @@ pub(super) fn parse_path(text: &str) -> Result<PathBuf, ValueError> {
     }
     if let Some((character, position)) = text.chars().zip(1..).find(|(c, _)| *c == '\0') {
         let expected = "a path";
-        return Err(ValueError::Character {
-            value: text.to_owned(),
-            character,
-            position,
-            expected,
-        });
+        return Err(ValueError::Character { value: text.to_owned(), character, position, expected });
     }
     Ok(PathBuf::from(text))
 }
 
 /// Deserializes [`parse_path`]'s path; a key that is present is always `Some`.
 pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    parse_path(&String::deserialize(deserializer)?)
-        .map(Some)
-        .map_err(D::Error::custom)
+    parse_path(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 #[cfg(test)]
@@ -259,10 +192,7 @@ mod tests {
         for (text, message) in [
             ("0", "0 is below the minimum of 1"),
             ("255", "255 is above the limit of 254"),
-            (
-                "99999999999999999999",
-                "99999999999999999999 is above the limit of 254",
-            ),
+            ("99999999999999999999", "99999999999999999999 is above the limit of 254"),
             ("-1", "-1 is negative; expected a whole number from 1 to 254"),
             ("", "\"\" is empty; expected a whole number from 1 to 254"),
             ("-", "- is not a whole number from 1 to 254"),
@@ -282,12 +212,7 @@ mod tests {
         assert_eq!(parse_cmdline(""), Ok(String::new()));
         assert_eq!(parse_cmdline(" ~"), Ok(" ~".to_owned()));
         let error = parse_cmdline(&(longest + "a")).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .ends_with("… is 2048 bytes long, above the limit of 2047"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("… is 2048 bytes long, above the limit of 2047"), "{error}");
     }
 
     #[test]
@@ -306,10 +231,7 @@ mod tests {
     #[test]
     fn paths_that_no_file_can_have_are_refused() {
         assert_eq!(parse_path(""), Err(ValueError::Empty { expected: "a path" }));
-        assert!(matches!(
-            parse_path("a\0"),
-            Err(ValueError::Character { position: 2, .. })
-        ));
+        assert!(matches!(parse_path("a\0"), Err(ValueError::Character { position: 2, .. })));
         assert_eq!(parse_path("a b"), Ok(PathBuf::from("a b")));
     }
 

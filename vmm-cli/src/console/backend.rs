@@ -113,7 +113,8 @@ impl Backend {
                 Ok((Self::Stdin { open, raw }, output))
             }
             SerialMode::File(path) => {
-                let file = open_file(path).map_err(|source| OpenError::Path { path: path.clone(), source })?;
+                let file =
+                    open_file(path).map_err(|source| OpenError::Path { path: path.clone(), source })?;
                 Ok((Self::OutputOnly, start(Some(file.into()))?))
             }
             SerialMode::Pty => {

@@ -89,13 +89,9 @@ impl Output {
     /// Starts the writer thread. Without `fd` the output waits for [`connect`](Self::connect).
     pub(super) fn start(fd: Option<OwnedFd>) -> io::Result<Self> {
         let sink = fd.map_or(Sink::Awaited, |fd| Sink::Open(Arc::new(fd)));
-        let state =
-            State { buffer: VecDeque::new(), sink, writing: false, closing: false, dropped: 0 };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            work: Condvar::new(),
-            progress: Condvar::new(),
-        });
+        let state = State { buffer: VecDeque::new(), sink, writing: false, closing: false, dropped: 0 };
+        let shared =
+            Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() });
         std::thread::Builder::new().name("console".into()).spawn({
             let shared = Arc::clone(&shared);
             move || empty(&shared)
@@ -105,13 +101,8 @@ impl Output {
 
     /// Output that goes nowhere, without a thread.
     pub(super) fn nowhere() -> Self {
-        let state = State {
-            buffer: VecDeque::new(),
-            sink: Sink::Broken,
-            writing: false,
-            closing: false,
-            dropped: 0,
-        };
+        let state =
+            State { buffer: VecDeque::new(), sink: Sink::Broken, writing: false, closing: false, dropped: 0 };
         Self(Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() }))
     }
 
@@ -256,7 +247,10 @@ mod tests {
             pen.write_all(&[b'x'; 1024]).unwrap();
         }
         let dropped = output.close(PATIENCE);
-        assert!(dropped > (total - CAPACITY - 2 * 65536 - CHUNK) as u64 && dropped < total as u64, "{dropped}");
+        assert!(
+            dropped > (total - CAPACITY - 2 * 65536 - CHUNK) as u64 && dropped < total as u64,
+            "{dropped}"
+        );
     }
 
     #[test]

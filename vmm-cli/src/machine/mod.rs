@@ -68,7 +68,8 @@ impl Machine {
         let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
-        let ends = Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
+        let ends =
+            Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
         let vcpus = vcpus
             .into_iter()
             .map(|vcpu| {
@@ -132,7 +133,12 @@ fn cpuid(kvm: &Kvm, config: &VmConfig) -> Result<CpuidTemplate, Failure> {
 }
 
 /// Makes the vCPUs, the first of which starts as `boot` says; the others wait for INIT and SIPI.
-fn configured_vcpus(kvm: &Kvm, vm: &Vm, cpuid: &CpuidTemplate, boot: &BootRegs) -> Result<Vec<Vcpu>, Failure> {
+fn configured_vcpus(
+    kvm: &Kvm,
+    vm: &Vm,
+    cpuid: &CpuidTemplate,
+    boot: &BootRegs,
+) -> Result<Vec<Vcpu>, Failure> {
     (0..cpuid.vcpus())
         .map(|index| {
             let vcpu = Vcpu::create(kvm, vm, index).map_err(Failure::host_cannot)?;

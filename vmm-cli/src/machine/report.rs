@@ -48,7 +48,9 @@ pub(super) fn report(vcpu: &Vcpu, end: &VcpuEnd, memory: &AddressSpace) -> Strin
             append_registers(&mut text, &regs, &sregs);
             append_instruction(&mut text, vcpu, &regs, &sregs, memory);
         }
-        (Err(error), _) | (_, Err(error)) => append(&mut text, format_args!("\n  registers unavailable: {error}")),
+        (Err(error), _) | (_, Err(error)) => {
+            append(&mut text, format_args!("\n  registers unavailable: {error}"))
+        }
     }
     if matches!(end, VcpuEnd::InternalError { .. }) && !host::has_hardware_virtualization() {
         text.push_str(
@@ -76,8 +78,32 @@ fn append_registers(text: &mut String, r: &kvm_regs, s: &kvm_sregs) {
              \n  r12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}\
              \n  cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x} efer {:x}\
              \n  gdt {:x}+{:x} idt {:x}+{:x}",
-            r.rip, r.rflags, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15, s.cr0, s.cr2, s.cr3, s.cr4, s.efer, s.gdt.base, s.gdt.limit, s.idt.base,
+            r.rip,
+            r.rflags,
+            r.rax,
+            r.rbx,
+            r.rcx,
+            r.rdx,
+            r.rsi,
+            r.rdi,
+            r.rbp,
+            r.rsp,
+            r.r8,
+            r.r9,
+            r.r10,
+            r.r11,
+            r.r12,
+            r.r13,
+            r.r14,
+            r.r15,
+            s.cr0,
+            s.cr2,
+            s.cr3,
+            s.cr4,
+            s.efer,
+            s.gdt.base,
+            s.gdt.limit,
+            s.idt.base,
             s.idt.limit
         ),
     );
@@ -85,12 +111,20 @@ fn append_registers(text: &mut String, r: &kvm_regs, s: &kvm_sregs) {
         let kvm_segment { selector, base, limit, type_, dpl, l, db, .. } = segment;
         append(
             text,
-            format_args!("\n  {name} {selector:04x} base {base:x} limit {limit:x} type {type_:x} dpl {dpl} l {l} d {db}"),
+            format_args!(
+                "\n  {name} {selector:04x} base {base:x} limit {limit:x} type {type_:x} dpl {dpl} l {l} d {db}"
+            ),
         );
     }
 }
 
-fn append_instruction(text: &mut String, vcpu: &Vcpu, regs: &kvm_regs, sregs: &kvm_sregs, memory: &AddressSpace) {
+fn append_instruction(
+    text: &mut String,
+    vcpu: &Vcpu,
+    regs: &kvm_regs,
+    sregs: &kvm_sregs,
+    memory: &AddressSpace,
+) {
     let linear = sregs.cs.base.wrapping_add(regs.rip);
     let Some(physical) = vcpu.translate(linear) else {
         return append(text, format_args!("\n  rip {linear:#x} is not mapped in the guest's page tables"));
@@ -103,6 +137,8 @@ fn append_instruction(text: &mut String, vcpu: &Vcpu, regs: &kvm_regs, sregs: &k
                 append(text, format_args!(" {byte:02x}"));
             }
         }
-        Err(_) => append(text, format_args!("\n  rip is at guest-physical {physical:#x}, where there is no RAM")),
+        Err(_) => {
+            append(text, format_args!("\n  rip is at guest-physical {physical:#x}, where there is no RAM"))
+        }
     }
 }

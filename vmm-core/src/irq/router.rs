@@ -49,10 +49,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn release(&self, gsi: u32) {
-        self.table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .release(gsi);
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).release(gsi);
     }
 }
 
@@ -64,10 +61,7 @@ impl IrqRouter {
     /// A router over `vm`, whose irqchip exists already.
     #[must_use]
     pub fn new(vm: Arc<dyn IrqFds>) -> Self {
-        Self(Arc::new(Shared {
-            vm,
-            table: Mutex::default(),
-        }))
+        Self(Arc::new(Shared { vm, table: Mutex::default() }))
     }
 
     /// Makes the edge-triggered line `gsi` for `owner` (a device name for messages). Takes one descriptor.
@@ -75,21 +69,14 @@ impl IrqRouter {
     /// # Errors
     /// The GSI is taken or has no pin, or the host has no descriptor left; nothing is changed then.
     pub fn edge_line(&self, gsi: u32, owner: &'static str) -> Result<IrqLine, IrqError> {
-        self.0
-            .table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .claim(gsi, owner)?;
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner).claim(gsi, owner)?;
         self.connect(gsi).inspect_err(|_| self.0.release(gsi))
     }
 
     fn connect(&self, gsi: u32) -> Result<IrqLine, IrqError> {
         let fd =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| IrqError::EventFd { gsi, source })?;
-        self.0
-            .vm
-            .attach_irqfd(gsi, &fd)
-            .map_err(|source| IrqError::Attach { gsi, source })?;
+        self.0.vm.attach_irqfd(gsi, &fd).map_err(|source| IrqError::Attach { gsi, source })?;
         Ok(IrqLine::new(Arc::clone(&self.0), gsi, IrqTrigger::new(fd)))
     }
 }
@@ -113,10 +100,7 @@ mod tests {
         let vm = Arc::new(FakeVm::default());
         vm.fail_call(0, libc::EBUSY);
         let router = IrqRouter::new(vm.clone());
-        assert!(matches!(
-            router.edge_line(4, "serial"),
-            Err(IrqError::Attach { gsi: 4, .. })
-        ));
+        assert!(matches!(router.edge_line(4, "serial"), Err(IrqError::Attach { gsi: 4, .. })));
         router.edge_line(4, "serial").unwrap();
     }
 

@@ -56,13 +56,7 @@ mod tests {
     fn a_pin_has_one_owner_until_it_is_released() {
         let mut table = GsiTable::default();
         table.claim(4, "serial").unwrap();
-        assert_eq!(
-            table.claim(4, "rtc"),
-            Err(GsiError::Taken {
-                gsi: 4,
-                owner: "serial"
-            })
-        );
+        assert_eq!(table.claim(4, "rtc"), Err(GsiError::Taken { gsi: 4, owner: "serial" }));
         table.release(4);
         table.claim(4, "rtc").unwrap();
     }

@@ -29,10 +29,7 @@ pub struct Cmos {
 
 impl Default for Cmos {
     fn default() -> Self {
-        Self {
-            index: 0,
-            memory: [0; 128],
-        }
+        Self { index: 0, memory: [0; 128] }
     }
 }
 
@@ -93,20 +90,13 @@ mod tests {
     fn at(index: u8) -> u8 {
         let date = Date::from_calendar_date(2026, Month::November, 21).unwrap();
         let now = UtcDateTime::new(date, Time::from_hms(23, 59, 8).unwrap());
-        Cmos {
-            index,
-            ..Default::default()
-        }
-        .register(now)
+        Cmos { index, ..Default::default() }.register(now)
     }
 
     #[test]
     fn the_time_is_bcd_in_24_hour_form() {
         assert_eq!([at(4), at(2), at(0)], [0x23, 0x59, 0x08]);
-        assert_eq!(
-            [at(CENTURY), at(9), at(8), at(7), at(6)],
-            [0x20, 0x26, 0x11, 0x21, 7]
-        );
+        assert_eq!([at(CENTURY), at(9), at(8), at(7), at(6)], [0x20, 0x26, 0x11, 0x21, 7]);
         assert_eq!((at(REGISTER_B), at(REGISTER_D)), (0x02, 0x80));
     }
 

@@ -50,11 +50,7 @@ impl BusDevice for DebugConsole {
 
     fn write(&self, _offset: u64, data: &[u8]) {
         // Output that has nowhere to go is counted by the sink.
-        let _ = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(data);
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(data);
     }
 }
 

@@ -34,21 +34,13 @@ impl BusDevice for I8042 {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            *byte = self
-                .0
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .read(offset);
+            *byte = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).read(offset);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            let Ok(()) = self
-                .0
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .write(offset, byte);
+            let Ok(()) = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write(offset, byte);
         }
     }
 }

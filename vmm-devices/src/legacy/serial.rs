@@ -54,11 +54,7 @@ impl Serial {
     #[must_use]
     pub fn new(interrupt: IrqTrigger, output: Box<dyn Write + Send>, on_drained: OnDrained) -> Self {
         let events = Arc::new(Events(on_drained));
-        Self(Mutex::new(vm_superio::Serial::with_events(
-            Interrupt(interrupt),
-            events,
-            output,
-        )))
+        Self(Mutex::new(vm_superio::Serial::with_events(Interrupt(interrupt), events, output)))
     }
 
     /// Offers input; returns how many bytes fit into the FIFO of 64 and were taken.

@@ -67,26 +67,16 @@ impl BootRegs {
                 rflags: RFLAGS,
                 ..Default::default()
             },
-            Self::Linux64 {
-                entry, boot_params, ..
-            } => kvm_regs {
-                rip: entry,
-                rsi: boot_params,
-                rflags: RFLAGS,
-                ..Default::default()
-            },
+            Self::Linux64 { entry, boot_params, .. } => {
+                kvm_regs { rip: entry, rsi: boot_params, rflags: RFLAGS, ..Default::default() }
+            }
         }
     }
 
     /// Changes the segment and control registers of a vCPU that was just reset.
     pub(crate) fn apply_to(&self, sregs: &mut kvm_sregs) {
         // A null TSS, as PVH asks for: base 0, limit 0x67.
-        sregs.tr = kvm_segment {
-            limit: 0x67,
-            type_: TYPE_TSS,
-            present: 1,
-            ..Default::default()
-        };
+        sregs.tr = kvm_segment { limit: 0x67, type_: TYPE_TSS, present: 1, ..Default::default() };
         sregs.idt.base = 0;
         sregs.idt.limit = 0;
         match *self {
@@ -99,12 +89,7 @@ impl BootRegs {
                 sregs.cr4 = 0;
                 sregs.efer = 0;
             }
-            Self::Linux64 {
-                page_table,
-                gdt,
-                gdt_limit,
-                ..
-            } => {
+            Self::Linux64 { page_table, gdt, gdt_limit, .. } => {
                 sregs.cs = flat(0x10, TYPE_CODE, true);
                 set_data_segments(sregs, flat(0x18, TYPE_DATA, false));
                 sregs.gdt.base = gdt;
@@ -119,13 +104,7 @@ impl BootRegs {
 }
 
 fn set_data_segments(sregs: &mut kvm_sregs, segment: kvm_segment) {
-    for register in [
-        &mut sregs.ds,
-        &mut sregs.es,
-        &mut sregs.fs,
-        &mut sregs.gs,
-        &mut sregs.ss,
-    ] {
+    for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *register = segment;
     }
 }
@@ -138,15 +117,8 @@ pub(crate) fn boot_msrs() -> [kvm_msr_entry; 2] {
     const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
     const MTRR_ENABLE: u64 = 1 << 11;
     const WRITE_BACK: u64 = 6;
-    let entry = |index, data| kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    };
-    [
-        entry(IA32_MISC_ENABLE, FAST_STRINGS),
-        entry(IA32_MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK),
-    ]
+    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    [entry(IA32_MISC_ENABLE, FAST_STRINGS), entry(IA32_MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK)]
 }
 
 /// Sets the local interrupt pins as firmware does: LINT0 takes the PIC (ExtINT), LINT1 is NMI.
@@ -157,11 +129,7 @@ pub(crate) fn set_local_interrupts(lapic: &mut kvm_lapic_state) {
     const MODE_NMI: u32 = 0x400;
     const MODE_EXTINT: u32 = 0x700;
     for (offset, mode) in [(LVT_LINT0, MODE_EXTINT), (LVT_LINT1, MODE_NMI)] {
-        let Some(register) = lapic
-            .regs
-            .get_mut(offset..)
-            .and_then(|rest| rest.first_chunk_mut::<4>())
-        else {
+        let Some(register) = lapic.regs.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<4>()) else {
             continue;
         };
         let value = u32::from_le_bytes(register.map(|byte| byte as u8)) & !MODE_MASK | mode;
@@ -175,28 +143,12 @@ mod tests {
 
     #[test]
     fn pvh_starts_in_flat_protected_mode_with_start_info_in_ebx() {
-        let boot = BootRegs::Pvh {
-            entry: 0x20_0000,
-            start_info: 0x6000,
-        };
-        let mut sregs = kvm_sregs {
-            efer: 1,
-            cr4: 1,
-            ..Default::default()
-        };
+        let boot = BootRegs::Pvh { entry: 0x20_0000, start_info: 0x6000 };
+        let mut sregs = kvm_sregs { efer: 1, cr4: 1, ..Default::default() };
         boot.apply_to(&mut sregs);
-        assert_eq!(
-            (boot.regs().rip, boot.regs().rbx, boot.regs().rflags),
-            (0x20_0000, 0x6000, 2)
-        );
-        assert_eq!(
-            (sregs.cr0 & (CR0_PE | CR0_PG), sregs.cr4, sregs.efer),
-            (CR0_PE, 0, 0)
-        );
-        assert_eq!(
-            (sregs.cs.base, sregs.cs.limit, sregs.cs.db, sregs.cs.l),
-            (0, u32::MAX, 1, 0)
-        );
+        assert_eq!((boot.regs().rip, boot.regs().rbx, boot.regs().rflags), (0x20_0000, 0x6000, 2));
+        assert_eq!((sregs.cr0 & (CR0_PE | CR0_PG), sregs.cr4, sregs.efer), (CR0_PE, 0, 0));
+        assert_eq!((sregs.cs.base, sregs.cs.limit, sregs.cs.db, sregs.cs.l), (0, u32::MAX, 1, 0));
         assert_eq!((sregs.tr.base, sregs.tr.limit), (0, 0x67));
     }
 
@@ -213,10 +165,7 @@ mod tests {
         boot.apply_to(&mut sregs);
         assert_eq!((boot.regs().rip, boot.regs().rsi), (0x100_0000, 0x7000));
         assert_eq!((sregs.cr3, sregs.gdt.base, sregs.gdt.limit), (0x9000, 0x8000, 31));
-        assert_eq!(
-            (sregs.cs.selector, sregs.cs.l, sregs.ds.selector),
-            (0x10, 1, 0x18)
-        );
+        assert_eq!((sregs.cs.selector, sregs.cs.l, sregs.ds.selector), (0x10, 1, 0x18));
         assert_eq!(sregs.efer & (EFER_LMA | EFER_LME), EFER_LMA | EFER_LME);
     }
 

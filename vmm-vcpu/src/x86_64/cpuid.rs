@@ -69,6 +69,13 @@ impl CpuidTemplate {
         CpuId::from_entries(&entries).map_err(|_| CpuidError::TooLong(entries.len()))
     }
 
+    /// Bits of a guest-physical address on this host (leaf `0x80000008`; 36 where there is none).
+    #[must_use]
+    pub fn physical_address_bits(&self) -> u32 {
+        let sizes = self.entries.iter().find(|entry| entry.function == 0x8000_0008);
+        sizes.map_or(36, |entry| entry.eax & 0xff)
+    }
+
     /// How many vCPUs the topology describes.
     #[must_use]
     pub fn vcpus(&self) -> u32 {
@@ -93,11 +100,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, capabilities: &Capabilities, vcpus: u32) 
                 entry.ecx |= TSC_DEADLINE;
             }
             entry.ebx = entry.ebx & 0xff00_ffff | u32::min(ids, 255) << 16;
-            entry.edx = if vcpus > 1 {
-                entry.edx | HTT
-            } else {
-                entry.edx & !HTT
-            };
+            entry.edx = if vcpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
         }
         // Deterministic cache parameters: eax 25..14 is the number of ids that share the cache less one, 31..26 (leaf
         // 4 only) the number of cores of the package less one.
@@ -128,11 +131,7 @@ fn topology_leaf(function: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
         ecx: index | domain << 8,
         ..Default::default()
     };
-    [
-        subleaf(0, 0, 1, DOMAIN_THREAD),
-        subleaf(1, id_bits(vcpus), vcpus, DOMAIN_CORE),
-        subleaf(2, 0, 0, 0),
-    ]
+    [subleaf(0, 0, 1, DOMAIN_THREAD), subleaf(1, id_bits(vcpus), vcpus, DOMAIN_CORE), subleaf(2, 0, 0, 0)]
 }
 
 #[cfg(test)]
@@ -148,12 +147,7 @@ mod tests {
     };
 
     fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ..Default::default()
-        }
+        kvm_cpuid_entry2 { function, index, eax, ..Default::default() }
     }
 
     fn table(supported: &[kvm_cpuid_entry2], vcpus: u32, index: u32) -> Vec<kvm_cpuid_entry2> {
@@ -163,10 +157,7 @@ mod tests {
     }
 
     fn find(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *table
-            .iter()
-            .find(|entry| entry.function == function && entry.index == index)
-            .unwrap()
+        *table.iter().find(|entry| entry.function == function && entry.index == index).unwrap()
     }
 
     #[test]
@@ -174,23 +165,13 @@ mod tests {
         let table = table(&[leaf(0, 0, 0xd), leaf(1, 0, 0)], 5, 3);
         let entry = find(&table, 1, 0);
         assert_eq!((entry.ebx >> 24, entry.ebx >> 16 & 0xff), (3, 8));
-        assert_eq!(
-            entry.ecx & (X2APIC | TSC_DEADLINE | HYPERVISOR),
-            X2APIC | TSC_DEADLINE | HYPERVISOR
-        );
+        assert_eq!(entry.ecx & (X2APIC | TSC_DEADLINE | HYPERVISOR), X2APIC | TSC_DEADLINE | HYPERVISOR);
         assert_eq!(entry.edx & HTT, HTT);
     }
 
     #[test]
     fn one_vcpu_is_not_said_to_be_multithreaded() {
-        let table = table(
-            &[kvm_cpuid_entry2 {
-                edx: HTT,
-                ..leaf(1, 0, 0)
-            }],
-            1,
-            0,
-        );
+        let table = table(&[kvm_cpuid_entry2 { edx: HTT, ..leaf(1, 0, 0) }], 1, 0);
         assert_eq!(find(&table, 1, 0).edx & HTT, 0);
     }
 
@@ -199,10 +180,7 @@ mod tests {
         let table = table(&[leaf(0, 0, 0x5), leaf(0xb, 0, 1)], 254, 253);
         assert_eq!(find(&table, 0, 0).eax, 0xb);
         let (thread, core) = (find(&table, 0xb, 0), find(&table, 0xb, 1));
-        assert_eq!(
-            (thread.eax, thread.ebx, thread.ecx, thread.edx),
-            (0, 1, 0x100, 253)
-        );
+        assert_eq!((thread.eax, thread.ebx, thread.ecx, thread.edx), (0, 1, 0x100, 253));
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (8, 254, 0x201, 253));
         assert_eq!(find(&table, 0xb, 2).ebx, 0);
         assert!(table.iter().all(|entry| entry.function != 0x1f));

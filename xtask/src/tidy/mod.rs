@@ -31,11 +31,7 @@ struct Problem {
 
 impl Problem {
     fn new(path: &str, line: usize, text: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            line,
-            text: text.into(),
-        }
+        Self { path: path.into(), line, text: text.into() }
     }
 }
 
@@ -97,8 +93,7 @@ fn problems(files: &[File]) -> Result<Vec<Problem>> {
 
 fn text_of<'a>(files: &'a [File], path: &str) -> Result<&'a str> {
     let file = files.iter().find(|file| file.path == path);
-    file.and_then(|file| file.text.as_deref())
-        .with_context(|| format!("{path} is missing"))
+    file.and_then(|file| file.text.as_deref()).with_context(|| format!("{path} is missing"))
 }
 
 /// The files of the checkout, without those git ignores and those that were deleted and not yet committed.
@@ -106,15 +101,7 @@ fn files() -> Result<Vec<File>> {
     need("git", "git")?;
     let mut git = Command::new("git");
     // A CI machine may run this as root in a checkout that belongs to somebody else.
-    git.args([
-        "-c",
-        "safe.directory=*",
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]);
+    git.args(["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let listed = capture(&mut git)?;
     let mut files = Vec::new();
     for path in listed.split_terminator('\0') {
@@ -122,16 +109,8 @@ fn files() -> Result<Vec<File>> {
             continue;
         };
         let read = |path| fs::read(path).with_context(|| format!("cannot read {path}"));
-        let text = if metadata.is_file() {
-            String::from_utf8(read(path)?).ok()
-        } else {
-            None
-        };
-        files.push(File {
-            path: path.to_owned(),
-            text,
-            link: fs::read_link(path).ok(),
-        });
+        let text = if metadata.is_file() { String::from_utf8(read(path)?).ok() } else { None };
+        files.push(File { path: path.to_owned(), text, link: fs::read_link(path).ok() });
     }
     Ok(files)
 }

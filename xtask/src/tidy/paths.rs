@@ -16,11 +16,7 @@ pub fn check(file: &File) -> Result<Vec<Problem>> {
     let path = &file.path;
     let mut problems = Vec::new();
     if let Some(target) = file.link.as_deref().filter(|target| leads_out(path, target)) {
-        problems.push(Problem::new(
-            path,
-            1,
-            format!("links to {} outside", target.display()),
-        ));
+        problems.push(Problem::new(path, 1, format!("links to {} outside", target.display())));
     }
     let Some(text) = &file.text else {
         return Ok(problems);
@@ -35,15 +31,10 @@ pub fn check(file: &File) -> Result<Vec<Problem>> {
 
 fn homes(path: &str, text: &str) -> Vec<Problem> {
     let is_machine = |line: &str| {
-        HOMES.iter().any(|home| {
-            line.match_indices(&format!("/{home}/"))
-                .any(|(at, _)| is_start(&line[..at]))
-        })
+        HOMES.iter().any(|home| line.match_indices(&format!("/{home}/")).any(|(at, _)| is_start(&line[..at])))
     };
     let found = text.lines().enumerate().filter(|(_, line)| is_machine(line));
-    found
-        .map(|(index, _)| Problem::new(path, index + 1, "names a directory of one machine"))
-        .collect()
+    found.map(|(index, _)| Problem::new(path, index + 1, "names a directory of one machine")).collect()
 }
 
 /// Whether a path can begin after this text, rather than go on.
@@ -111,19 +102,12 @@ mod tests {
     use super::*;
 
     fn lines(path: &str, text: &str) -> Vec<usize> {
-        let file = File {
-            path: path.into(),
-            text: Some(text.into()),
-            link: None,
-        };
+        let file = File { path: path.into(), text: Some(text.into()), link: None };
         check(&file).unwrap().iter().map(|problem| problem.line).collect()
     }
 
     fn included_lines(text: &str) -> Vec<usize> {
-        included(&Source::read("a/b.rs", text).unwrap())
-            .iter()
-            .map(|problem| problem.line)
-            .collect()
+        included(&Source::read("a/b.rs", text).unwrap()).iter().map(|problem| problem.line).collect()
     }
 
     #[test]
@@ -142,18 +126,10 @@ mod tests {
     #[test]
     fn a_link_must_stay_inside() {
         let problems = |target: &str| {
-            check(&File {
-                path: "a/b".into(),
-                text: None,
-                link: Some(target.into()),
-            })
-            .unwrap()
+            check(&File { path: "a/b".into(), text: None, link: Some(target.into()) }).unwrap()
         };
         assert_eq!(problems("../c"), []);
-        assert_eq!(
-            problems("../../c"),
-            [Problem::new("a/b", 1, "links to ../../c outside")]
-        );
+        assert_eq!(problems("../../c"), [Problem::new("a/b", 1, "links to ../../c outside")]);
     }
 
     #[test]
@@ -162,26 +138,14 @@ mod tests {
             included_lines("include_str!(\"../c\");\ninclude!(concat!(env!(\"OUT_DIR\"), \"/x\"));"),
             [0; 0]
         );
-        assert_eq!(
-            included_lines("\nconst A: &[u8] = include_bytes!(\"../../c\");"),
-            [2]
-        );
+        assert_eq!(included_lines("\nconst A: &[u8] = include_bytes!(\"../../c\");"), [2]);
         assert_eq!(included_lines("#[path = \"/etc/c.rs\"]\nmod c;"), [1]);
     }
 
     #[test]
     fn path_dependencies_stay_inside() {
-        assert_eq!(
-            lines("a/Cargo.toml", "[dependencies]\nb = { path = \"../b\" }\n"),
-            [0; 0]
-        );
-        assert_eq!(
-            lines(
-                "a/Cargo.toml",
-                "[target.'cfg(x)'.dependencies.b]\npath = \"../../b\"\n"
-            ),
-            [1]
-        );
+        assert_eq!(lines("a/Cargo.toml", "[dependencies]\nb = { path = \"../b\" }\n"), [0; 0]);
+        assert_eq!(lines("a/Cargo.toml", "[target.'cfg(x)'.dependencies.b]\npath = \"../../b\"\n"), [1]);
     }
 
     #[test]
@@ -189,10 +153,7 @@ mod tests {
         for home in HOMES {
             assert_eq!(lines("docs/a.md", &format!("one\nsee /{home}/me/x\n")), [2]);
             assert_eq!(
-                lines(
-                    "docs/a.md",
-                    &format!("https://example.org/{home}/x and ./a/{home}/x\n")
-                ),
+                lines("docs/a.md", &format!("https://example.org/{home}/x and ./a/{home}/x\n")),
                 [0; 0]
             );
         }

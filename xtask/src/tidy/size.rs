@@ -11,21 +11,11 @@ pub fn check(source: &Source<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let lines = source.code_lines();
     if lines > FILE_LINES {
-        problems.push(Problem::new(
-            source.path,
-            1,
-            format!("{lines} code lines; at most {FILE_LINES}"),
-        ));
+        problems.push(Problem::new(source.path, 1, format!("{lines} code lines; at most {FILE_LINES}")));
     }
-    for function in source
-        .functions()
-        .iter()
-        .filter(|function| function.code_lines > FUNCTION_LINES)
-    {
-        let text = format!(
-            "{} has {} code lines; at most {FUNCTION_LINES}",
-            function.name, function.code_lines
-        );
+    for function in source.functions().iter().filter(|function| function.code_lines > FUNCTION_LINES) {
+        let text =
+            format!("{} has {} code lines; at most {FUNCTION_LINES}", function.name, function.code_lines);
         problems.push(Problem::new(source.path, function.line, text));
     }
     problems
@@ -44,10 +34,7 @@ mod tests {
         let comments = "// why\n\n".repeat(900);
         assert_eq!(check_text(&format!("{comments}{}", "use a;\n".repeat(800))), []);
         let text = "801 code lines; at most 800";
-        assert_eq!(
-            check_text(&"use a;\n".repeat(801)),
-            [Problem::new("a.rs", 1, text)]
-        );
+        assert_eq!(check_text(&"use a;\n".repeat(801)), [Problem::new("a.rs", 1, text)]);
     }
 
     #[test]

@@ -71,28 +71,17 @@ impl<'a> Source<'a> {
 
     /// The function whose `fn` is at this token; a function pointer type has no name, a required method no body.
     fn function_at(&self, at: usize) -> Option<Function> {
-        let name = self
-            .tokens
-            .get(at + 1)
-            .filter(|token| token.kind == Kind::Ident)?;
+        let name = self.tokens.get(at + 1).filter(|token| token.kind == Kind::Ident)?;
         let mut index = at + 2;
         while !self.tokens.get(index)?.is("{") {
             let token = &self.tokens[index];
             if token.is(";") || token.kind == Kind::Close {
                 return None;
             }
-            index = if token.kind == Kind::Open {
-                self.close_of(index) + 1
-            } else {
-                index + 1
-            };
+            index = if token.kind == Kind::Open { self.close_of(index) + 1 } else { index + 1 };
         }
         let body = &self.tokens[at..=self.close_of(index)];
-        Some(Function {
-            name: name.text.clone(),
-            line: name.line,
-            code_lines: count_lines(body),
-        })
+        Some(Function { name: name.text.clone(), line: name.line, code_lines: count_lines(body) })
     }
 
     /// The tokens between the bracket at `open` and the one that closes it.
@@ -104,10 +93,7 @@ impl<'a> Source<'a> {
     pub fn attributes(&self) -> impl Iterator<Item = &[Token]> {
         let opens = (1..self.tokens.len()).filter(|&at| {
             let before = &self.tokens[..at];
-            let sign = before
-                .last()
-                .filter(|token| token.is("!"))
-                .map_or(before.len(), |_| before.len() - 1);
+            let sign = before.last().filter(|token| token.is("!")).map_or(before.len(), |_| before.len() - 1);
             self.tokens[at].is("[") && before[..sign].last().is_some_and(|token| token.is("#"))
         });
         opens.map(|open| self.inside(open))
@@ -128,11 +114,7 @@ impl<'a> Source<'a> {
 }
 
 fn count_lines(tokens: &[Token]) -> usize {
-    tokens
-        .iter()
-        .flat_map(|token| token.line..=token.last_line)
-        .collect::<BTreeSet<_>>()
-        .len()
+    tokens.iter().flat_map(|token| token.line..=token.last_line).collect::<BTreeSet<_>>().len()
 }
 
 fn flatten(stream: TokenStream, tokens: &mut Vec<Token>) {
@@ -141,12 +123,7 @@ fn flatten(stream: TokenStream, tokens: &mut Vec<Token>) {
             TokenTree::Group(group) => flatten_group(&group, tokens),
             TokenTree::Ident(ident) => {
                 let text = ident.to_string();
-                push(
-                    Kind::Ident,
-                    text.trim_start_matches("r#").to_owned(),
-                    ident.span(),
-                    tokens,
-                );
+                push(Kind::Ident, text.trim_start_matches("r#").to_owned(), ident.span(), tokens);
             }
             TokenTree::Punct(punct) => push(Kind::Punct, punct.as_char().to_string(), punct.span(), tokens),
             TokenTree::Literal(literal) => push(Kind::Literal, literal.to_string(), literal.span(), tokens),
@@ -180,12 +157,7 @@ fn is_doc(attribute: &TokenStream) -> bool {
 }
 
 fn push(kind: Kind, text: String, span: proc_macro2::Span, tokens: &mut Vec<Token>) {
-    tokens.push(Token {
-        kind,
-        text,
-        line: span.start().line,
-        last_line: span.end().line,
-    });
+    tokens.push(Token { kind, text, line: span.start().line, last_line: span.end().line });
 }
 
 #[cfg(test)]
@@ -200,12 +172,7 @@ mod tests {
 
     #[test]
     fn a_literal_over_three_lines_is_three_lines_of_code() {
-        assert_eq!(
-            Source::read("a.rs", "const A: &str = \"a\n\nb\";\n")
-                .unwrap()
-                .code_lines(),
-            3
-        );
+        assert_eq!(Source::read("a.rs", "const A: &str = \"a\n\nb\";\n").unwrap().code_lines(), 3);
     }
 
     #[test]
@@ -213,24 +180,16 @@ mod tests {
         let text = "trait T { fn required(&self, n: [u8; 3]);\n fn given(&self) { fn inner() {} } }\n\
                     proptest! { fn p(x in 0..3) -> Result<(), E>\n where E: F {\n } }\nstatic F: fn(u8) = g;\n";
         let functions = Source::read("a.rs", text).unwrap().functions();
-        let found: Vec<_> = functions
-            .iter()
-            .map(|f| (f.name.as_str(), f.line, f.code_lines))
-            .collect();
+        let found: Vec<_> = functions.iter().map(|f| (f.name.as_str(), f.line, f.code_lines)).collect();
         assert_eq!(found, [("given", 2, 1), ("inner", 2, 1), ("p", 3, 3)]);
     }
 
     #[test]
     fn attributes_are_found_outer_and_inner_and_documentation_is_none() {
-        let source = Source::read(
-            "a.rs",
-            "#![allow(x)]\n/// Doc.\n#[test]\nfn f(a: [u8; 2]) -> bool { !a[0] }",
-        )
-        .unwrap();
-        let first: Vec<_> = source
-            .attributes()
-            .map(|tokens| tokens[0].text.as_str())
-            .collect();
+        let source =
+            Source::read("a.rs", "#![allow(x)]\n/// Doc.\n#[test]\nfn f(a: [u8; 2]) -> bool { !a[0] }")
+                .unwrap();
+        let first: Vec<_> = source.attributes().map(|tokens| tokens[0].text.as_str()).collect();
         assert_eq!(first, ["allow", "test"]);
     }
 

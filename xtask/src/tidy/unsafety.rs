@@ -10,10 +10,7 @@ pub const LIST: &str = "xtask/unsafe-modules.txt";
 pub fn opt_in(source: &Source<'_>) -> Option<(String, usize)> {
     let lifts = |attribute: &&[Token]| {
         let names_lint = attribute.iter().any(|token| token.is("unsafe_code"));
-        names_lint
-            && !attribute
-                .iter()
-                .any(|token| token.is("deny") || token.is("forbid"))
+        names_lint && !attribute.iter().any(|token| token.is("deny") || token.is("forbid"))
     };
     let attribute = source.attributes().find(lifts)?;
     Some((source.path.to_owned(), attribute[0].line))
@@ -23,41 +20,24 @@ pub fn opt_in(source: &Source<'_>) -> Option<(String, usize)> {
 pub fn compare(opt_ins: &[(String, usize)], list: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut listed = Vec::new();
-    for (index, line) in list
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+    for (index, line) in
+        list.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
     {
         let number = index + 1;
         let (path, reason) = line.split_once(": ").unwrap_or((line, ""));
         if reason.trim().is_empty() {
-            problems.push(Problem::new(
-                LIST,
-                number,
-                format!("{path} has no reason: write PATH: REASON"),
-            ));
+            problems.push(Problem::new(LIST, number, format!("{path} has no reason: write PATH: REASON")));
         }
         if !opt_ins.iter().any(|(opted, _)| opted == path) {
-            problems.push(Problem::new(
-                LIST,
-                number,
-                format!("{path} does not opt in to unsafe code"),
-            ));
+            problems.push(Problem::new(LIST, number, format!("{path} does not opt in to unsafe code")));
         }
         if listed.contains(&path) {
             problems.push(Problem::new(LIST, number, format!("{path} is listed twice")));
         }
         listed.push(path);
     }
-    for (path, line) in opt_ins
-        .iter()
-        .filter(|(path, _)| !listed.contains(&path.as_str()))
-    {
-        problems.push(Problem::new(
-            path,
-            *line,
-            format!("opts in to unsafe code and is not in {LIST}"),
-        ));
+    for (path, line) in opt_ins.iter().filter(|(path, _)| !listed.contains(&path.as_str())) {
+        problems.push(Problem::new(path, *line, format!("opts in to unsafe code and is not in {LIST}")));
     }
     problems
 }
@@ -69,14 +49,8 @@ pub fn comments(source: &Source<'_>) -> Vec<Problem> {
     let is_use = |pair: &&[Token]| pair[0].is("unsafe") && (pair[1].is("{") || pair[1].is("impl"));
     let uses = source.tokens.windows(2).filter(is_use).map(|pair| &pair[0]);
     let bare = uses.filter(|token| !is_explained(&lines, token.line));
-    bare.map(|token| {
-        Problem::new(
-            source.path,
-            token.line,
-            "unsafe without a SAFETY comment above it",
-        )
-    })
-    .collect()
+    bare.map(|token| Problem::new(source.path, token.line, "unsafe without a SAFETY comment above it"))
+        .collect()
 }
 
 /// Whether the line, counted from 1, has the comment on it, or above it in the same statement.
@@ -88,9 +62,7 @@ fn is_explained(lines: &[&str], line: usize) -> bool {
     let is_comment = |text: &&str| text.starts_with("//");
     let is_other =
         |text: &&str| text.is_empty() || text.ends_with([';', '{', '}']) || text.contains("unsafe");
-    let mut comment = above
-        .skip_while(|text| !is_comment(text) && !is_other(text))
-        .take_while(is_comment);
+    let mut comment = above.skip_while(|text| !is_comment(text) && !is_other(text)).take_while(is_comment);
     comment.any(|text| text.contains("SAFETY:"))
 }
 
@@ -99,10 +71,7 @@ mod tests {
     use super::*;
 
     fn bare_lines(text: &str) -> Vec<usize> {
-        comments(&Source::read("a.rs", text).unwrap())
-            .iter()
-            .map(|problem| problem.line)
-            .collect()
+        comments(&Source::read("a.rs", text).unwrap()).iter().map(|problem| problem.line).collect()
     }
 
     fn opted(text: &str) -> Option<usize> {
@@ -115,29 +84,20 @@ mod tests {
             bare_lines("fn f() {\n    // SAFETY: a fact,\n    // and another.\n    unsafe { g() };\n}"),
             [0; 0]
         );
-        assert_eq!(
-            bare_lines("fn f() {\n    /* SAFETY: a fact. */ unsafe { g() };\n}"),
-            [0; 0]
-        );
+        assert_eq!(bare_lines("fn f() {\n    /* SAFETY: a fact. */ unsafe { g() };\n}"), [0; 0]);
         assert_eq!(
             bare_lines(
                 "fn f() {\n    // SAFETY: a fact.\n    let x = g(\n        1,\n        unsafe { h() },\n    );\n}"
             ),
             [0; 0]
         );
-        assert_eq!(
-            bare_lines("// SAFETY: a fact.\n#[cfg(loom)]\nunsafe impl Send for A {}"),
-            [0; 0]
-        );
+        assert_eq!(bare_lines("// SAFETY: a fact.\n#[cfg(loom)]\nunsafe impl Send for A {}"), [0; 0]);
     }
 
     #[test]
     fn a_block_or_impl_without_one_is_found_also_inside_a_macro_call() {
         assert_eq!(bare_lines("fn f() {\n    unsafe { g() };\n}"), [2]);
-        assert_eq!(
-            bare_lines("fn f() {\n    assert_eq!(\n        unsafe { g() },\n 1);\n}"),
-            [3]
-        );
+        assert_eq!(bare_lines("fn f() {\n    assert_eq!(\n        unsafe { g() },\n 1);\n}"), [3]);
         assert_eq!(bare_lines("unsafe impl Send for A {}"), [1]);
     }
 
@@ -164,27 +124,15 @@ mod tests {
 
     #[test]
     fn opting_in_is_found_on_files_and_items_and_denying_is_no_opting_in() {
-        assert_eq!(
-            opted("//! A.\n#![expect(unsafe_code, reason = \"r\")]\n"),
-            Some(2)
-        );
+        assert_eq!(opted("//! A.\n#![expect(unsafe_code, reason = \"r\")]\n"), Some(2));
         assert_eq!(opted("#[cfg_attr(loom, allow(unsafe_code))]\nfn f() {}"), Some(1));
-        assert_eq!(
-            opted("#![deny(unsafe_code)]\nconst A: &str = \"#[allow(unsafe_code)]\";"),
-            None
-        );
+        assert_eq!(opted("#![deny(unsafe_code)]\nconst A: &str = \"#[allow(unsafe_code)]\";"), None);
     }
 
     #[test]
     fn the_list_and_the_files_must_agree_both_ways() {
         let opt_ins = [("a.rs".to_owned(), 3), ("b.rs".to_owned(), 4)];
-        assert_eq!(
-            compare(
-                &opt_ins,
-                "# Files.\n\na.rs: maps memory\nb.rs: calls the kernel\n"
-            ),
-            []
-        );
+        assert_eq!(compare(&opt_ins, "# Files.\n\na.rs: maps memory\nb.rs: calls the kernel\n"), []);
         assert_eq!(
             compare(&opt_ins, "a.rs\nc.rs: gone\n"),
             [

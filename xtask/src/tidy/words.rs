@@ -36,10 +36,7 @@ const FOREIGN: [(&str, &[&str]); 2] = [
 
 pub fn check(source: &Source<'_>) -> Vec<Problem> {
     let mut problems = undone(source);
-    for (directory, foreign) in FOREIGN
-        .iter()
-        .filter(|(directory, _)| source.path.starts_with(directory))
-    {
+    for (directory, foreign) in FOREIGN.iter().filter(|(directory, _)| source.path.starts_with(directory)) {
         let krate = directory.trim_end_matches("/src/");
         for ident in source.tokens.iter().filter(|token| token.kind == Kind::Ident) {
             if let Some(word) = foreign.iter().find(|word| names(&ident.text, word)) {
@@ -55,25 +52,14 @@ fn undone(source: &Source<'_>) -> Vec<Problem> {
     let is_macro = |pair: &&[Token]| pair[1].is("!") && UNDONE.iter().any(|name| pair[0].is(name));
     let macros = source.tokens.windows(2).filter(is_macro).map(|pair| &pair[0]);
     let is_ignore = |attribute: &[Token]| {
-        let is_named = attribute
-            .first()
-            .is_some_and(|name| name.is("ignore") || name.is("cfg_attr"));
-        is_named
-            .then(|| attribute.iter().position(|token| token.is("ignore")))
-            .flatten()
+        let is_named = attribute.first().is_some_and(|name| name.is("ignore") || name.is("cfg_attr"));
+        is_named.then(|| attribute.iter().position(|token| token.is("ignore"))).flatten()
     };
-    let attributes = source
-        .attributes()
-        .filter_map(|attribute| is_ignore(attribute).map(|at| &attribute[at]));
+    let attributes =
+        source.attributes().filter_map(|attribute| is_ignore(attribute).map(|at| &attribute[at]));
     let found = macros.chain(attributes);
     found
-        .map(|token| {
-            Problem::new(
-                source.path,
-                token.line,
-                format!("{} leaves something undone", token.text),
-            )
-        })
+        .map(|token| Problem::new(source.path, token.line, format!("{} leaves something undone", token.text)))
         .collect()
 }
 
@@ -107,35 +93,20 @@ mod tests {
     use super::*;
 
     fn texts(path: &str, text: &str) -> Vec<String> {
-        check(&Source::read(path, text).unwrap())
-            .into_iter()
-            .map(|problem| problem.text)
-            .collect()
+        check(&Source::read(path, text).unwrap()).into_iter().map(|problem| problem.text).collect()
     }
 
     #[test]
     fn undone_macros_and_ignored_tests_are_found_and_words_in_strings_are_not() {
-        assert_eq!(
-            texts("a.rs", "fn f() { todo!() }"),
-            ["todo leaves something undone"]
-        );
+        assert_eq!(texts("a.rs", "fn f() { todo!() }"), ["todo leaves something undone"]);
         assert_eq!(
             texts("a.rs", "fn f() { std::unimplemented!(\"x\") }"),
             ["unimplemented leaves something undone"]
         );
+        assert_eq!(texts("a.rs", "#[ignore = \"slow\"]\nfn f() {}"), ["ignore leaves something undone"]);
+        assert_eq!(texts("a.rs", "#[cfg_attr(miri, ignore)]\nfn f() {}"), ["ignore leaves something undone"]);
         assert_eq!(
-            texts("a.rs", "#[ignore = \"slow\"]\nfn f() {}"),
-            ["ignore leaves something undone"]
-        );
-        assert_eq!(
-            texts("a.rs", "#[cfg_attr(miri, ignore)]\nfn f() {}"),
-            ["ignore leaves something undone"]
-        );
-        assert_eq!(
-            texts(
-                "a.rs",
-                "// todo!()\nconst A: &str = \"#[ignore] todo!()\"; fn ignore() {}"
-            ),
+            texts("a.rs", "// todo!()\nconst A: &str = \"#[ignore] todo!()\"; fn ignore() {}"),
             [""; 0]
         );
     }

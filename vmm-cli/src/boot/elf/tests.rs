@@ -32,16 +32,8 @@ fn segments_and_entry_of_both_classes_are_read() {
     for class in CLASSES {
         let kernel = parse_bytes(&pvh_kernel(class).build()).unwrap();
         assert_eq!(kernel.entry, EntryPoint::Pvh(0x10_0004));
-        let code = Segment {
-            index: 0,
-            file: data..data + 24,
-            memory: 0x10_0000..0x10_0018,
-        };
-        let bss = Segment {
-            index: 1,
-            file: data + 24..data + 29,
-            memory: 0x10_4000..0x10_6000,
-        };
+        let code = Segment { index: 0, file: data..data + 24, memory: 0x10_0000..0x10_0018 };
+        let bss = Segment { index: 1, file: data + 24..data + 29, memory: 0x10_4000..0x10_6000 };
         assert_eq!(kernel.segments, [code, bss]);
         assert_eq!(kernel.span(), 0x10_0000..0x10_6000);
     }
@@ -65,14 +57,7 @@ fn a_segment_without_bytes_in_the_file_may_have_any_offset() {
     let mut elf = linux64_kernel().load(0x11_0000, b"", 0x1000);
     elf.programs[2].p_offset = u64::MAX;
     let kernel = parse_bytes(&elf.build()).unwrap();
-    assert_eq!(
-        kernel.segments[2],
-        Segment {
-            index: 2,
-            file: 0..0,
-            memory: 0x11_0000..0x11_1000
-        }
-    );
+    assert_eq!(kernel.segments[2], Segment { index: 2, file: 0..0, memory: 0x11_0000..0x11_1000 });
 }
 
 #[test]
@@ -104,16 +89,10 @@ fn fault_c6_an_unknown_class_data_or_version_is_refused() {
             for value in [0, 3] {
                 let mut file = pvh_kernel(class).build();
                 file[at] = value;
-                assert!(
-                    matches!(parse_bytes(&file), Err(ElfError::Ident(_))),
-                    "byte {at} = {value}"
-                );
+                assert!(matches!(parse_bytes(&file), Err(ElfError::Ident(_))), "byte {at} = {value}");
             }
         }
-        assert!(matches!(
-            error(class, |elf| elf.header.version = 2),
-            ElfError::Version { version: 2 }
-        ));
+        assert!(matches!(error(class, |elf| elf.header.version = 2), ElfError::Version { version: 2 }));
     }
     let mut big_endian = pvh_kernel(Class::ELF64).build();
     big_endian[5] = 2;
@@ -129,10 +108,7 @@ fn fault_c6_another_machine_or_type_is_refused() {
         assert!(matches!(dynamic, ElfError::PositionIndependent), "{dynamic}");
         for kind in [ET_REL, ET_CORE, 0, 0xffff] {
             let error = error(class, |elf| elf.header.e_type = kind);
-            assert!(
-                matches!(error, ElfError::Type { kind: found } if found == kind),
-                "{error}"
-            );
+            assert!(matches!(error, ElfError::Type { kind: found } if found == kind), "{error}");
         }
     }
 }
@@ -149,10 +125,7 @@ fn fault_c6_the_program_header_table_must_lie_in_the_file() {
         }
     }
     let wrap = error(Class::ELF64, |elf| elf.header.e_phoff = u64::MAX);
-    assert!(
-        matches!(wrap, ElfError::TableOutsideFile { offset: u64::MAX, .. }),
-        "{wrap}"
-    );
+    assert!(matches!(wrap, ElfError::TableOutsideFile { offset: u64::MAX, .. }), "{wrap}");
 }
 
 #[test]
@@ -160,17 +133,11 @@ fn fault_c6_the_count_and_size_of_program_headers_are_bounded() {
     for class in CLASSES {
         for count in [1025, 0xffff] {
             let error = error(class, |elf| elf.header.e_phnum = count);
-            assert!(
-                matches!(error, ElfError::EntryCount { count: found } if found == count),
-                "{error}"
-            );
+            assert!(matches!(error, ElfError::EntryCount { count: found } if found == count), "{error}");
         }
         for size in [0, 1, 31, 33, 64, 0xffff] {
             let error = error(class, |elf| elf.header.e_phentsize = size);
-            assert!(
-                matches!(error, ElfError::EntrySize { found, .. } if found == size),
-                "{error}"
-            );
+            assert!(matches!(error, ElfError::EntrySize { found, .. } if found == size), "{error}");
         }
         let many = error(class, |elf| elf.header.e_phnum = 1024);
         assert!(matches!(many, ElfError::TableOutsideFile { .. }), "{many}");
@@ -213,27 +180,14 @@ fn fault_c6_a_segment_must_lie_in_the_file() {
         }
     }
     let wrap = error(Class::ELF64, |elf| elf.programs[1].p_offset = u64::MAX - 2);
-    assert!(
-        matches!(wrap, ElfError::SegmentOutsideFile { index: 1, .. }),
-        "{wrap}"
-    );
+    assert!(matches!(wrap, ElfError::SegmentOutsideFile { index: 1, .. }), "{wrap}");
 }
 
 #[test]
 fn fault_c6_p_filesz_must_not_exceed_p_memsz() {
     for class in CLASSES {
         let error = error(class, |elf| elf.programs[1].p_memsz = 4);
-        assert!(
-            matches!(
-                error,
-                ElfError::FileSize {
-                    index: 1,
-                    file: 5,
-                    memory: 4
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, ElfError::FileSize { index: 1, file: 5, memory: 4 }), "{error}");
     }
 }
 
@@ -243,40 +197,18 @@ fn fault_c6_a_segment_must_not_wrap() {
         elf.programs[1].p_paddr = 0x10_4000;
         elf.programs[1].p_memsz = u64::MAX;
     });
-    assert!(
-        matches!(
-            error,
-            ElfError::Wraps {
-                index: 1,
-                address: 0x10_4000,
-                size: u64::MAX
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ElfError::Wraps { index: 1, address: 0x10_4000, size: u64::MAX }), "{error}");
 }
 
 #[test]
 fn fault_c6_a_segment_must_lie_in_one_region_of_ram() {
-    for (address, size) in [
-        (0x10_4000, 0xf_c001),
-        (0x20_0000, 8),
-        (0x9_f000, 0x10_0000),
-        (0xf_fff8, 0x10),
-    ] {
+    for (address, size) in [(0x10_4000, 0xf_c001), (0x20_0000, 8), (0x9_f000, 0x10_0000), (0xf_fff8, 0x10)] {
         let error = claim_error(|elf| {
             (elf.programs[1].p_paddr, elf.programs[1].p_memsz) = (address, size);
         });
         let expected = matches!(
             error,
-            ElfError::Place {
-                index: 1,
-                source: PlaceError::NotRam {
-                    ram_end: 0x20_0000,
-                    ..
-                },
-                ..
-            }
+            ElfError::Place { index: 1, source: PlaceError::NotRam { ram_end: 0x20_0000, .. }, .. }
         );
         assert!(expected, "{error:?}");
     }
@@ -288,17 +220,7 @@ fn fault_c6_a_memsz_of_2_to_the_62_is_refused() {
     elf.programs[1].p_memsz = 1 << 62;
     let kernel = parse_bytes(&elf.build()).unwrap();
     let error = kernel.claim(&mut Layout::new(&SMALL_MAP).unwrap()).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ElfError::Place {
-                index: 1,
-                size: 0x4000_0000_0000_0000,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ElfError::Place { index: 1, size: 0x4000_0000_0000_0000, .. }), "{error}");
 }
 
 #[test]
@@ -307,14 +229,7 @@ fn fault_c6_segments_must_not_overlap() {
         let error = claim_error(|elf| elf.programs[1].p_paddr = address);
         let expected = matches!(
             error,
-            ElfError::Place {
-                index: 1,
-                source: PlaceError::Overlap {
-                    other: Occupant::Segment(0),
-                    ..
-                },
-                ..
-            }
+            ElfError::Place { index: 1, source: PlaceError::Overlap { other: Occupant::Segment(0), .. }, .. }
         );
         assert!(expected, "{error:?}");
     }
@@ -324,22 +239,12 @@ fn fault_c6_segments_must_not_overlap() {
 fn fault_c6_a_segment_must_keep_out_of_reserved_ranges() {
     let mut elf = linux64_kernel();
     elf.programs[1].p_paddr = 0x5000;
-    let map = [
-        SMALL_MAP[0],
-        SMALL_MAP[2],
-        super::super::testing::reserved(0x6fff, 1),
-    ];
+    let map = [SMALL_MAP[0], SMALL_MAP[2], super::super::testing::reserved(0x6fff, 1)];
     let kernel = parse_bytes(&elf.build()).unwrap();
     let error = kernel.claim(&mut Layout::new(&map).unwrap()).unwrap_err();
     let expected = matches!(
         error,
-        ElfError::Place {
-            source: PlaceError::Overlap {
-                other: Occupant::Reserved,
-                ..
-            },
-            ..
-        }
+        ElfError::Place { source: PlaceError::Overlap { other: Occupant::Reserved, .. }, .. }
     );
     assert!(expected, "{error:?}");
 }
@@ -350,16 +255,7 @@ fn fault_c6_notes_are_bounded() {
     let mut elf = large.pvh(&[0; 4]);
     (elf.programs[1].p_offset, elf.programs[1].p_filesz) = (DATA as u64, 0x1_0001);
     let error = parse_bytes(&elf.build()).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ElfError::NotesTooLarge {
-                index: 1,
-                size: 0x1_0001
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ElfError::NotesTooLarge { index: 1, size: 0x1_0001 }), "{error}");
 }
 
 #[test]
@@ -369,28 +265,15 @@ fn fault_c6_a_bad_note_is_refused_with_its_program_header() {
         let namesz = DATA + 29;
         file[namesz..namesz + 4].fill(0xff);
         let error = parse_bytes(&file).unwrap_err();
-        let expected = matches!(
-            error,
-            ElfError::Notes {
-                index: 2,
-                source: NoteError::Outside { size: u32::MAX, .. }
-            }
-        );
+        let expected =
+            matches!(error, ElfError::Notes { index: 2, source: NoteError::Outside { size: u32::MAX, .. } });
         assert!(expected, "{error:?}");
     }
 }
 
 #[test]
 fn fault_c6_the_entry_must_be_in_bytes_of_the_file() {
-    for entry in [
-        0,
-        0xf_ffff,
-        0x10_0018,
-        0x10_4005,
-        0x10_5fff,
-        0x20_0000,
-        0xffff_ffff,
-    ] {
+    for entry in [0, 0xf_ffff, 0x10_0018, 0x10_4005, 0x10_5fff, 0x20_0000, 0xffff_ffff] {
         let pvh = TestElf::new(Class::ELF32)
             .load(0x10_0000, &CODE, 24)
             .load(0x10_4000, b"data!", 0x2000)
@@ -414,16 +297,7 @@ fn fault_c6_the_entry_must_be_in_bytes_of_the_file() {
 #[test]
 fn fault_c6_a_virtual_entry_is_refused() {
     let error = parse_bytes(&linux64_kernel().entry(0xffff_ffff_8010_0008).build()).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ElfError::EntryOutside {
-                entry: 0xffff_ffff_8010_0008,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ElfError::EntryOutside { entry: 0xffff_ffff_8010_0008, .. }), "{error}");
 }
 
 #[test]
@@ -443,16 +317,7 @@ fn a_32_bit_kernel_needs_the_note() {
 fn a_linux64_segment_above_the_mapped_4_gib_is_refused_and_a_pvh_one_is_not() {
     let high = |elf: TestElf| parse_bytes(&elf.load(0xffff_f000, b"", 0x1001).build());
     let error = high(linux64_kernel()).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ElfError::AboveMapped {
-                index: 2,
-                end: 0x1_0000_0001
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ElfError::AboveMapped { index: 2, end: 0x1_0000_0001 }), "{error}");
     assert!(high(pvh_kernel(Class::ELF64)).is_ok());
 }
 
