@@ -12,6 +12,12 @@ use crate::host;
 /// Longest x86 instruction in bytes.
 const INSTRUCTION: usize = 15;
 
+/// For a guest whose instruction was there and yet could not be executed.
+const NO_HARDWARE_HINT: &str = "\n  \
+    hint: this host's KVM works without VMX or SVM, so kernel code of the guest is interpreted by KVM's\n  \
+    instruction emulator, which lacks many instructions (most SSE, BMI2, …). Stock kernels do not run here;\n  \
+    use a host with hardware virtualization.";
+
 /// What KVM's internal errors are called (`include/uapi/linux/kvm.h`).
 fn suberror_name(suberror: u32) -> &'static str {
     match suberror {
@@ -46,18 +52,15 @@ pub(super) fn report(vcpu: &Vcpu, end: &VcpuEnd, memory: &AddressSpace) -> Strin
     match (vcpu.regs(), vcpu.sregs()) {
         (Ok(regs), Ok(sregs)) => {
             append_registers(&mut text, &regs, &sregs);
-            append_instruction(&mut text, vcpu, &regs, &sregs, memory);
+            let fetched = append_instruction(&mut text, vcpu, &regs, &sregs, memory);
+            if fetched && matches!(end, VcpuEnd::InternalError { .. }) && !host::has_hardware_virtualization()
+            {
+                text.push_str(NO_HARDWARE_HINT);
+            }
         }
         (Err(error), _) | (_, Err(error)) => {
             append(&mut text, format_args!("\n  registers unavailable: {error}"))
         }
-    }
-    if matches!(end, VcpuEnd::InternalError { .. }) && !host::has_hardware_virtualization() {
-        text.push_str(
-            "\n  hint: this host's KVM works without VMX or SVM, so kernel code of the guest is interpreted by KVM's\n  \
-             instruction emulator, which lacks many instructions (most SSE, BMI2, …) and reports some guest faults\n  \
-             this way. Stock kernels do not run here; use a host with hardware virtualization.",
-        );
     }
     text
 }
@@ -118,27 +121,27 @@ fn append_registers(text: &mut String, r: &kvm_regs, s: &kvm_sregs) {
     }
 }
 
+/// Appends the bytes at the instruction pointer; returns whether there are any.
 fn append_instruction(
     text: &mut String,
     vcpu: &Vcpu,
     regs: &kvm_regs,
     sregs: &kvm_sregs,
     memory: &AddressSpace,
-) {
+) -> bool {
     let linear = sregs.cs.base.wrapping_add(regs.rip);
     let Some(physical) = vcpu.translate(linear) else {
-        return append(text, format_args!("\n  rip {linear:#x} is not mapped in the guest's page tables"));
+        append(text, format_args!("\n  rip {linear:#x} is not mapped in the guest's page tables"));
+        return false;
     };
     let mut bytes = [0; INSTRUCTION];
-    match memory.memory().read(&mut bytes, GuestAddress(physical)) {
-        Ok(count) => {
-            append(text, format_args!("\n  code at {physical:#x}:"));
-            for byte in &bytes[..count] {
-                append(text, format_args!(" {byte:02x}"));
-            }
-        }
-        Err(_) => {
-            append(text, format_args!("\n  rip is at guest-physical {physical:#x}, where there is no RAM"))
-        }
+    let Ok(count) = memory.memory().read(&mut bytes, GuestAddress(physical)) else {
+        append(text, format_args!("\n  rip is at guest-physical {physical:#x}, where there is no RAM"));
+        return false;
+    };
+    append(text, format_args!("\n  code at {physical:#x}:"));
+    for byte in &bytes[..count] {
+        append(text, format_args!(" {byte:02x}"));
     }
+    true
 }
