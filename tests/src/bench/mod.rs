@@ -1,5 +1,8 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
+pub mod first_exit;
+pub mod memory;
+pub mod probe;
 mod raw_elf;
 pub mod raw_exits;
 mod raw_ioctl;
@@ -8,3 +11,4 @@ pub mod raw_vm;
 pub mod report;
 pub mod series;
 pub mod stats;
+pub mod subject;
