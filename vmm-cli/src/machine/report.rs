@@ -59,7 +59,7 @@ pub(super) fn report(vcpu: &Vcpu, end: &VcpuEnd, memory: &AddressSpace) -> Strin
             }
         }
         (Err(error), _) | (_, Err(error)) => {
-            append(&mut text, format_args!("\n  registers unavailable: {error}"))
+            append(&mut text, format_args!("\n  registers unavailable: {error}"));
         }
     }
     text

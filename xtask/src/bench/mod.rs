@@ -1,9 +1,23 @@
-//! Benchmarks: their names and arguments.
+//! Benchmarks: builds what is measured, runs the measuring program, and shows its report as table, JSON and
+//! chart.
 
-use std::path::PathBuf;
+mod chart;
+mod report;
+mod table;
 
-use anyhow::{Result, bail};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+
+use crate::guests;
+use report::Report;
+
+const PROGRAMS: &str = "target/release";
+const RESULTS: &str = "target/bench";
 
 /// The benchmarks there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,19 +36,131 @@ pub struct BenchArgs {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
-    /// Run the same guest under another monitor.
+    /// Run the same guest under another monitor: firecracker=PATH or cloud-hypervisor=PATH.
     #[arg(long = "peer", value_name = "NAME=PATH", value_parser = peer)]
     pub peers: Vec<(String, PathBuf)>,
 }
 
-/// Runs one benchmark.
+/// Runs one benchmark in the root of the repository, which is the working directory. The report goes to
+/// standard output and, with a chart, to `target/bench`.
+///
+/// # Errors
+///
+/// A program cannot be built or run, or this project's own row has no values; then the report is shown all
+/// the same.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    bail!("the benchmark {:?} is not in this tree", args.name)
+    let name = args.name.name();
+    ensure!(
+        args.name == Bench::Startup || args.peers.is_empty(),
+        "{name} has no peers: it measures inside a process"
+    );
+    build()?;
+    guests::build()?;
+    let json = measure(args)?;
+    let report: Report = serde_json::from_str(&json).with_context(|| format!("report of bench_{name}"))?;
+    save(&format!("{name}.json"), &json)?;
+    save(&format!("{name}.svg"), &chart::svg(&report))?;
+    let shown = if args.json { json } else { table::text(&report) };
+    writeln!(io::stdout(), "{}", shown.trim_end())?;
+    match report.rows.iter().find_map(report::Row::own_failure) {
+        Some(failure) => bail!("{failure}"),
+        None => Ok(()),
+    }
+}
+
+impl Bench {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Exits => "exits",
+        }
+    }
 }
 
 /// Paths are the caller's, whose working directory is left before the task starts.
 fn peer(text: &str) -> Result<(String, PathBuf), String> {
     let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
     let path = std::path::absolute(path).map_err(|error| format!("{path}: {error}"))?;
+    if !path.is_file() {
+        return Err(format!("{} is not a file", path.display()));
+    }
     Ok((name.to_owned(), path))
+}
+
+/// Builds vmm-cli, the raw baseline and the measuring programs.
+fn build() -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([
+        "build",
+        "--release",
+        "--target-dir",
+        "target",
+        "-p",
+        "vmm-cli",
+        "-p",
+        "vmm-tests",
+        "--bins",
+    ]);
+    let status = cargo.status().context("cannot start cargo")?;
+    ensure!(status.success(), "cargo build ended with {status}");
+    Ok(())
+}
+
+/// Runs the measuring program, and gives the JSON that it prints.
+fn measure(args: &BenchArgs) -> Result<String> {
+    let program = Path::new(PROGRAMS).join(format!("bench_{}", args.name.name()));
+    let mut command = Command::new(&program);
+    command.arg("--guests").arg(guests::OUTPUT).stdin(Stdio::null()).stderr(Stdio::inherit());
+    if args.name == Bench::Startup {
+        let programs = Path::new(PROGRAMS);
+        command.arg("--raw").arg(programs.join("raw_startup")).arg("--vmm").arg(programs.join("vmm-cli"));
+    }
+    for (name, path) in &args.peers {
+        let mut peer = std::ffi::OsString::from(name);
+        peer.push("=");
+        peer.push(path);
+        command.arg("--peer").arg(peer);
+    }
+    let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(output.status.success(), "{} ended with {}", program.display(), output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn save(name: &str, content: &str) -> Result<()> {
+    let file = Path::new(RESULTS).join(name);
+    fs::create_dir_all(RESULTS)
+        .and_then(|()| fs::write(&file, content))
+        .with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn parsed(words: &[&str]) -> Result<BenchArgs, clap::Error> {
+        CommandLine::try_parse_from(["bench"].iter().chain(words)).map(|line| line.bench)
+    }
+
+    #[test]
+    fn a_peer_is_an_absolute_path_to_a_file() {
+        let args = parsed(&["startup", "--peer", "firecracker=Cargo.toml"]).unwrap();
+        let (name, path) = &args.peers[0];
+        assert!(name == "firecracker" && path.is_absolute() && path.ends_with("Cargo.toml"));
+        assert!(parsed(&["startup", "--peer", "firecracker=no-such-file"]).is_err());
+        assert!(parsed(&["startup", "--peer", "firecracker"]).is_err());
+    }
+
+    #[test]
+    fn exits_takes_no_peers() {
+        let args = parsed(&["exits", "--peer", "firecracker=Cargo.toml"]).unwrap();
+        assert!(run(&args).unwrap_err().to_string().contains("no peers"));
+    }
 }

@@ -1,0 +1,14 @@
+//! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
+
+pub mod first_exit;
+pub mod memory;
+pub mod probe;
+mod raw_elf;
+pub mod raw_exits;
+mod raw_ioctl;
+mod raw_mapping;
+pub mod raw_vm;
+pub mod report;
+pub mod series;
+pub mod stats;
+pub mod subject;

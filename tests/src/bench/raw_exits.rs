@@ -1,0 +1,99 @@
+//! The barest loop over `KVM_RUN`, for one kind of exit: what an exit costs before a program does anything
+//! with it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_MMIO};
+
+use crate::bench::raw_vm::{RawError, RawVm};
+
+/// A kind of exit, with a guest that causes nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitKind {
+    /// One byte to a port.
+    PortWrite,
+    /// One byte from a port.
+    PortRead,
+    /// Four bytes to an address without memory.
+    MmioWrite,
+    /// Four bytes from an address without memory.
+    MmioRead,
+    /// 256 bytes from a port by one string instruction.
+    StringIn,
+}
+
+/// A guest that exits for ever.
+#[derive(Debug)]
+pub struct RawLoop {
+    vm: RawVm,
+    kind: ExitKind,
+}
+
+/// What a number of exits took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// The time.
+    pub elapsed: Duration,
+    /// The elements that the exits covered: one each, except for string accesses.
+    pub elements: u64,
+}
+
+impl ExitKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] =
+        [Self::PortWrite, Self::PortRead, Self::MmioWrite, Self::MmioRead, Self::StringIn];
+
+    /// The name in reports; the guest is the program `bench_exits_NAME`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PortWrite => "port_write",
+            Self::PortRead => "port_read",
+            Self::MmioWrite => "mmio_write",
+            Self::MmioRead => "mmio_read",
+            Self::StringIn => "string_in",
+        }
+    }
+
+    fn exit_reason(self) -> u32 {
+        match self {
+            Self::PortWrite | Self::PortRead | Self::StringIn => KVM_EXIT_IO,
+            Self::MmioWrite | Self::MmioRead => KVM_EXIT_MMIO,
+        }
+    }
+}
+
+impl RawLoop {
+    /// Makes a machine with the guest of `kind` from the directory `guests`.
+    ///
+    /// # Errors
+    ///
+    /// As [`RawVm::boot`].
+    pub fn new(kind: ExitKind, guests: &Path) -> Result<Self, RawError> {
+        let guest = guests.join(format!("bench_exits_{}.elf", kind.name()));
+        Ok(Self { vm: RawVm::boot(&guest)?, kind })
+    }
+
+    /// Runs the guest through `exits` exits and goes on from there the next time. What it reads is whatever
+    /// is in the run page: it does not look at it.
+    ///
+    /// # Errors
+    ///
+    /// `KVM_RUN` fails, or the exit is of another kind.
+    pub fn step(&mut self, exits: u32) -> Result<Step, RawError> {
+        let expected = self.kind.exit_reason();
+        let mut elements = 0;
+        let start = Instant::now();
+        for _ in 0..exits {
+            self.vm.enter().map_err(RawError::system("KVM_RUN"))?;
+            if self.vm.exit_reason() != expected {
+                return Err(RawError::Exit(self.vm.exit_reason()));
+            }
+            elements += match self.kind {
+                ExitKind::StringIn => u64::from(self.vm.port_elements()),
+                _ => 1,
+            };
+        }
+        Ok(Step { elapsed: start.elapsed(), elements })
+    }
+}

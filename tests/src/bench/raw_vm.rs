@@ -1,0 +1,310 @@
+//! The raw baseline's machine: what KVM needs to run a PVH guest on one vCPU, and nothing besides.
+//!
+//! It makes the ioctls that `vmm-cli run` makes, in the same order, so that the difference between the two is
+//! what the program costs and not what KVM costs. The order matters by itself: a memory slot set after the
+//! interrupt chip waits for a grace period of several milliseconds.
+#![expect(unsafe_code, reason = "the guest's memory and the run page are shared with KVM")]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use kvm_bindings::{
+    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS,
+    KVM_CAP_NR_MEMSLOTS, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR, KVM_CAP_USER_MEMORY,
+    KVM_EXIT_IO, KVM_EXIT_IO_OUT, kvm_irqfd, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_run,
+    kvm_run__bindgen_ty_1__bindgen_ty_4 as PortExit, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+};
+use libc::{c_char, c_ulong};
+
+use crate::bench::raw_mapping::Mapping;
+use crate::bench::{raw_elf, raw_ioctl as kvm};
+
+const RAM_SIZE: usize = 128 << 20;
+
+/// Below the hole for devices that ends at 4 GiB, where other VMMs have them as well.
+const TSS_ADDR: c_ulong = 0xfffb_d000;
+const IDENTITY_MAP_ADDR: u64 = 0xfffb_c000;
+
+const SERIAL_GSI: u32 = 4;
+
+const START_INFO_ADDR: u32 = 0x6000;
+/// `hvm_start_info` in little-endian words: magic, version 1, the rest zero: no modules, command line or
+/// memory map, which the guests of the benchmarks do not look for.
+const START_INFO: [u32; 14] = [0x336e_c578, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+
+/// Local APIC: the bytes with the delivery mode in the local vector table entries of the pins LINT0 and
+/// LINT1.
+const APIC_LVT0_MODE: usize = 0x351;
+const APIC_LVT1_MODE: usize = 0x361;
+const DELIVERY_MODE: c_char = 0b111;
+const DELIVER_EXTINT: c_char = 0b111;
+const DELIVER_NMI: c_char = 0b100;
+
+/// Why the machine could not be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RawError {
+    /// A system call failed.
+    #[error("{what}")]
+    System {
+        /// The call.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// The guest is no ELF64 file with a PVH note, or does not fit into the memory.
+    #[error("not a PVH guest that fits into {RAM_SIZE} bytes")]
+    Guest,
+    /// An exit that the guest should not cause.
+    #[error("unexpected exit: reason {0}")]
+    Exit(u32),
+}
+
+impl RawError {
+    pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
+/// A virtual machine with one vCPU that is about to execute the guest's first instruction.
+#[derive(Debug)]
+pub struct RawVm {
+    // Dropped in this order: the memory is unmapped only after KVM has let go of it.
+    run: Mapping,
+    vcpu: OwnedFd,
+    _serial_irq: OwnedFd,
+    _vm: OwnedFd,
+    _ram: Mapping,
+}
+
+/// Why the guest left to user space.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RawExit<'a> {
+    /// It writes `data` to a port.
+    Out {
+        /// The port.
+        port: u16,
+        /// The bytes of all elements.
+        data: &'a [u8],
+    },
+    /// It reads `data`, to be filled in, from a port.
+    In {
+        /// The port.
+        port: u16,
+        /// The bytes of all elements.
+        data: &'a mut [u8],
+    },
+    /// Another `KVM_EXIT_*` reason.
+    Other(u32),
+}
+
+impl RawVm {
+    /// Makes a machine of 128 MiB and loads `guest`, an ELF64 file with a PVH note.
+    ///
+    /// # Errors
+    ///
+    /// The guest is none, or a system call fails.
+    pub fn boot(guest: &Path) -> Result<Self, RawError> {
+        let kvm = open_kvm().map_err(RawError::system("open of /dev/kvm"))?;
+        let (vm, mut ram) = create_vm(&kvm).map_err(RawError::system("making the VM"))?;
+        let serial_irq = create_irqchip(&vm).map_err(RawError::system("making the interrupt chip"))?;
+        let file = fs::read(guest).map_err(RawError::system("read of the guest"))?;
+        let entry = load(&file, &mut ram).ok_or(RawError::Guest)?;
+        let (vcpu, run) = create_vcpu(&kvm, &vm).map_err(RawError::system("making the vCPU"))?;
+        let set_up = set_cpuid(&kvm, &vcpu)
+            .and_then(|()| set_msrs_and_lapic(&vcpu))
+            .and_then(|()| set_registers(&vcpu, entry));
+        set_up.map_err(RawError::system("setting the vCPU up"))?;
+        Ok(Self { run, vcpu, _serial_irq: serial_irq, _vm: vm, _ram: ram })
+    }
+
+    /// Runs the guest until its next exit.
+    ///
+    /// # Errors
+    ///
+    /// That of `KVM_RUN`; EINTR if a signal came.
+    pub fn enter(&mut self) -> io::Result<()> {
+        kvm::RUN.call(&self.vcpu, 0).map(drop)
+    }
+
+    /// The `KVM_EXIT_*` reason of the last exit.
+    pub fn exit_reason(&self) -> u32 {
+        self.run_page().exit_reason
+    }
+
+    /// The elements that the last exit, a port access, covers.
+    pub fn port_elements(&self) -> u32 {
+        self.port_exit().count
+    }
+
+    /// The last exit.
+    pub fn exit(&mut self) -> RawExit<'_> {
+        let reason = self.exit_reason();
+        if reason != KVM_EXIT_IO {
+            return RawExit::Other(reason);
+        }
+        let exit = self.port_exit();
+        let data = usize::try_from(exit.data_offset).ok().zip(usize::try_from(exit.count).ok());
+        let data =
+            data.and_then(|(start, count)| self.run.get(start, usize::from(exit.size).checked_mul(count)?));
+        match data {
+            Some(data) if u32::from(exit.direction) == KVM_EXIT_IO_OUT => {
+                RawExit::Out { port: exit.port, data }
+            }
+            Some(data) => RawExit::In { port: exit.port, data },
+            None => RawExit::Other(reason),
+        }
+    }
+
+    fn port_exit(&self) -> PortExit {
+        // SAFETY: all fields are integers, so whatever the union holds is a valid value.
+        unsafe { self.run_page().__bindgen_anon_1.io }
+    }
+
+    fn run_page(&self) -> &kvm_run {
+        // SAFETY: the mapping begins with a `kvm_run`, is page-aligned, and larger; KVM writes to it only in
+        // `enter`, which borrows `self` exclusively.
+        unsafe { self.run.start().cast().as_ref() }
+    }
+}
+
+fn open_kvm() -> io::Result<File> {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
+    if kvm::GET_API_VERSION.call(&kvm, 0)? != 12 {
+        return Err(io::Error::other("API version is not 12"));
+    }
+    let needed = [
+        KVM_CAP_IRQCHIP,
+        KVM_CAP_USER_MEMORY,
+        KVM_CAP_SET_TSS_ADDR,
+        KVM_CAP_SET_IDENTITY_MAP_ADDR,
+        KVM_CAP_NR_MEMSLOTS,
+        KVM_CAP_MAX_VCPUS,
+        KVM_CAP_IRQFD,
+        KVM_CAP_IOEVENTFD,
+        KVM_CAP_IMMEDIATE_EXIT,
+    ];
+    for capability in needed {
+        if kvm::CHECK_EXTENSION.call(&kvm, capability.into())? == 0 {
+            return Err(io::Error::other(format!("capability {capability} is missing")));
+        }
+    }
+    Ok(kvm)
+}
+
+fn create_vm(kvm: &File) -> io::Result<(OwnedFd, Mapping)> {
+    let vm = owned(kvm::CREATE_VM.call(kvm, 0)?);
+    kvm::SET_TSS_ADDR.call(&vm, TSS_ADDR)?;
+    kvm::SET_IDENTITY_MAP_ADDR.call(&vm, &IDENTITY_MAP_ADDR)?;
+    let ram = Mapping::anonymous(RAM_SIZE)?;
+    let slot = kvm_userspace_memory_region {
+        memory_size: RAM_SIZE as u64,
+        userspace_addr: ram.start().as_ptr().expose_provenance() as u64,
+        ..Default::default()
+    };
+    // SAFETY: `RawVm` unmaps the memory after it has closed vCPU and VM, and lends nothing of it while the
+    // vCPU runs.
+    unsafe { kvm::set_user_memory_region(&vm, &slot) }?;
+    Ok((vm, ram))
+}
+
+/// Makes the in-kernel interrupt chip and gives the eventfd that raises the serial port's line.
+fn create_irqchip(vm: &OwnedFd) -> io::Result<OwnedFd> {
+    kvm::CREATE_IRQCHIP.call(vm, 0)?;
+    // SAFETY: eventfd takes two integers.
+    let raised = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if raised < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let raised = owned(raised);
+    let fd = raised.as_raw_fd().cast_unsigned();
+    kvm::IRQFD.call(vm, &kvm_irqfd { fd, gsi: SERIAL_GSI, ..Default::default() })?;
+    Ok(raised)
+}
+
+/// Copies the guest and `hvm_start_info` into its memory, which is zero, and gives the guest's entry.
+fn load(file: &[u8], ram: &mut Mapping) -> Option<u32> {
+    let image = raw_elf::parse(file)?;
+    for (address, content) in image.segments {
+        ram.get(usize::try_from(address).ok()?, content.len())?.copy_from_slice(content);
+    }
+    for (target, word) in
+        ram.get(START_INFO_ADDR as usize, size_of_val(&START_INFO))?.chunks_mut(4).zip(START_INFO)
+    {
+        target.copy_from_slice(&word.to_le_bytes());
+    }
+    Some(image.entry)
+}
+
+fn create_vcpu(kvm: &File, vm: &OwnedFd) -> io::Result<(OwnedFd, Mapping)> {
+    let vcpu = owned(kvm::CREATE_VCPU.call(vm, 0)?);
+    let size = kvm::GET_VCPU_MMAP_SIZE.call(kvm, 0)?;
+    let run = Mapping::shared(vcpu.as_raw_fd(), usize::try_from(size).map_err(io::Error::other)?)?;
+    Ok((vcpu, run))
+}
+
+/// CPUID as the host supports it.
+fn set_cpuid(kvm: &File, vcpu: &OwnedFd) -> io::Result<()> {
+    let mut cpuid = kvm::CpuidTable::new();
+    kvm::GET_SUPPORTED_CPUID.call(kvm, &mut cpuid)?;
+    kvm::SET_CPUID2.call(vcpu, &cpuid)?;
+    Ok(())
+}
+
+/// What firmware leaves behind: fast string operations, memory write-back by default, and the pins of the
+/// local APIC for the interrupt controller and for NMI.
+fn set_msrs_and_lapic(vcpu: &OwnedFd) -> io::Result<()> {
+    let msrs = [(MSR_IA32_MISC_ENABLE, 1), (MSR_MTRR_DEF_TYPE, 1 << 11 | 6)];
+    let table =
+        kvm::MsrTable::new(msrs.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() }));
+    if usize::try_from(kvm::SET_MSRS.call(vcpu, &table)?) != Ok(msrs.len()) {
+        return Err(io::Error::other("an MSR is refused"));
+    }
+    let mut lapic = kvm_lapic_state::default();
+    kvm::GET_LAPIC.call(vcpu, &mut lapic)?;
+    for (register, mode) in [(APIC_LVT0_MODE, DELIVER_EXTINT), (APIC_LVT1_MODE, DELIVER_NMI)] {
+        lapic.regs[register] = lapic.regs[register] & !DELIVERY_MODE | mode;
+    }
+    kvm::SET_LAPIC.call(vcpu, &lapic)?;
+    Ok(())
+}
+
+/// The state at a PVH entry: flat 32-bit protected mode, EBX = `hvm_start_info`.
+fn set_registers(vcpu: &OwnedFd, entry: u32) -> io::Result<()> {
+    let mut sregs = kvm_sregs::default();
+    kvm::GET_SREGS.call(vcpu, &mut sregs)?;
+    let data = flat_segment(0x10, 0x3);
+    sregs = kvm_sregs {
+        cs: flat_segment(0x8, 0xb),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        cr0: CR0_PE | CR0_ET,
+        ..sregs
+    };
+    kvm::SET_SREGS.call(vcpu, &sregs)?;
+    let regs =
+        kvm_regs { rip: entry.into(), rbx: START_INFO_ADDR.into(), rflags: 1 << 1, ..Default::default() };
+    kvm::SET_REGS.call(vcpu, &regs)?;
+    Ok(())
+}
+
+/// A present 4 GiB segment of 32-bit code or data.
+fn flat_segment(selector: u16, type_: u8) -> kvm_segment {
+    kvm_segment { limit: 0xffff_ffff, selector, type_, present: 1, db: 1, s: 1, g: 1, ..Default::default() }
+}
+
+/// Owns a descriptor that a system call has just returned.
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the callers pass what the kernel gave them and keep no copy.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

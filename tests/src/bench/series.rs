@@ -1,0 +1,230 @@
+//! The values of one benchmark as they come in, round by round.
+
+use crate::bench::report::{Host, Measured, Outcome, Ratio, Report, Row};
+use crate::bench::stats::{Summary, median, paired_ratio};
+
+/// The subject every other one is compared with.
+pub const BASELINE: &str = "raw";
+
+/// Something that is measured, and its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Case {
+    /// Name in the report.
+    pub name: &'static str,
+    /// Unit in the report: `us`, `ns` or `KiB`.
+    pub unit: &'static str,
+}
+
+/// A case without a baseline to compare with.
+#[derive(Debug, thiserror::Error)]
+#[error("no baseline in case {case}: {why}")]
+pub struct NoBaseline {
+    case: &'static str,
+    why: String,
+}
+
+/// The values of every case and subject of one benchmark.
+#[derive(Debug)]
+pub struct Recorder {
+    series: Vec<Series>,
+}
+
+#[derive(Debug)]
+struct Series {
+    case: Case,
+    subject: String,
+    values: Vec<f64>,
+    /// The median of each round's values: what pairs across subjects.
+    round_medians: Vec<f64>,
+    failure: Option<String>,
+}
+
+impl Recorder {
+    /// An empty recorder whose report lists `subjects` under each of `cases` in this order.
+    pub fn new(cases: &[Case], subjects: &[&str]) -> Self {
+        let series = |case, subject: &str| Series {
+            case,
+            subject: subject.to_owned(),
+            values: Vec::new(),
+            round_medians: Vec::new(),
+            failure: None,
+        };
+        let grid = cases.iter().flat_map(|&case| subjects.iter().map(move |&subject| series(case, subject)));
+        Self { series: grid.collect() }
+    }
+
+    /// Adds the values of one round.
+    pub fn record(&mut self, case: Case, subject: &str, values: &[f64]) {
+        if let (Some(series), Some(middle)) = (self.find(case, subject), median(values)) {
+            series.values.extend_from_slice(values);
+            series.round_medians.push(middle);
+        }
+    }
+
+    /// Notes that `subject` cannot be measured (further) in `case`; the first reason stays.
+    pub fn fail(&mut self, case: Case, subject: &str, why: &str) {
+        if let Some(series) = self.find(case, subject) {
+            series.failure.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Whether `subject` is out of `case`.
+    pub fn has_failed(&self, case: Case, subject: &str) -> bool {
+        let mut failed = self.series.iter().filter(|series| series.failure.is_some());
+        failed.any(|series| series.is_of(case, subject))
+    }
+
+    /// Sums the values up.
+    ///
+    /// # Errors
+    ///
+    /// A case in which the baseline failed or has no values.
+    pub fn finish(&self, name: &str, rounds: u32, ratio: Ratio) -> Result<Report, NoBaseline> {
+        let rows = self.series.iter().map(|series| self.row(series, ratio)).collect::<Result<_, _>>()?;
+        Ok(Report { name: name.to_owned(), host: Host::read(), rounds, ratio, rows })
+    }
+
+    fn row(&self, series: &Series, ratio: Ratio) -> Result<Row, NoBaseline> {
+        let case = series.case.name;
+        let missing = |why: &str| NoBaseline { case, why: why.to_owned() };
+        let raw = self
+            .series
+            .iter()
+            .find(|other| other.is_of(series.case, BASELINE))
+            .ok_or_else(|| missing("not among the subjects"))?;
+        if let Some(why) = &raw.failure {
+            return Err(missing(why));
+        }
+        let raw_median = median(&raw.values).ok_or_else(|| missing("no values"))?;
+        Ok(Row {
+            case: case.to_owned(),
+            subject: series.subject.clone(),
+            unit: series.case.unit.to_owned(),
+            outcome: series.outcome(raw, raw_median, ratio),
+        })
+    }
+
+    fn find(&mut self, case: Case, subject: &str) -> Option<&mut Series> {
+        self.series.iter_mut().find(|series| series.is_of(case, subject))
+    }
+}
+
+impl Series {
+    fn is_of(&self, case: Case, subject: &str) -> bool {
+        self.case == case && self.subject == subject
+    }
+
+    fn outcome(&self, raw: &Self, raw_median: f64, ratio: Ratio) -> Outcome {
+        if let Some(error) = &self.failure {
+            return Outcome::Failed { error: error.clone() };
+        }
+        let summary = Summary::of(&self.values);
+        let paired = match ratio {
+            Ratio::Cost => paired_ratio(&self.round_medians, &raw.round_medians),
+            Ratio::Rate => paired_ratio(&raw.round_medians, &self.round_medians),
+        };
+        let (Some(summary), Some(paired)) = (summary, paired) else {
+            return Outcome::Failed { error: "not measured in every round".to_owned() };
+        };
+        Outcome::Measured(Measured {
+            samples: self.values.len(),
+            median: rounded(summary.median),
+            p99: rounded(summary.p99),
+            min: rounded(summary.min),
+            max: rounded(summary.max),
+            ratio_vs_raw: rounded(match ratio {
+                Ratio::Cost => summary.median / raw_median,
+                Ratio::Rate => raw_median / summary.median,
+            }),
+            paired_ratio_vs_raw: rounded(paired),
+        })
+    }
+}
+
+/// To a thousandth: more digits would be noise in the report.
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIME: Case = Case { name: "time", unit: "us" };
+    const SIZE: Case = Case { name: "size", unit: "KiB" };
+
+    fn measured(row: &Row) -> &Measured {
+        match &row.outcome {
+            Outcome::Measured(measured) => measured,
+            Outcome::Failed { error } => panic!("{}: {error}", row.subject),
+        }
+    }
+
+    #[test]
+    fn rows_come_case_by_case_whatever_the_order_of_measuring() {
+        let mut recorder = Recorder::new(&[TIME, SIZE], &["raw", "vmm"]);
+        for (case, subject) in [(SIZE, "vmm"), (TIME, "vmm"), (SIZE, "raw"), (TIME, "raw")] {
+            recorder.record(case, subject, &[1.0]);
+        }
+        let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
+        let order: Vec<_> = report.rows.iter().map(|row| (row.case.as_str(), row.subject.as_str())).collect();
+        assert_eq!(order, [("time", "raw"), ("time", "vmm"), ("size", "raw"), ("size", "vmm")]);
+    }
+
+    #[test]
+    fn ratios_compare_cost_or_rate_with_raw() {
+        let mut recorder = Recorder::new(&[TIME], &["raw", "vmm"]);
+        for (raw, vmm) in [(10.0, 20.0), (10.0, 20.0), (40.0, 40.0)] {
+            recorder.record(TIME, "raw", &[raw]);
+            recorder.record(TIME, "vmm", &[vmm]);
+        }
+        let cost = recorder.finish("b", 3, Ratio::Cost).unwrap();
+        assert_eq!((measured(&cost.rows[1]).ratio_vs_raw, measured(&cost.rows[1]).samples), (2.0, 3));
+        assert_eq!(measured(&cost.rows[0]).ratio_vs_raw, 1.0);
+        let rate = recorder.finish("b", 3, Ratio::Rate).unwrap();
+        assert_eq!(measured(&rate.rows[1]).paired_ratio_vs_raw, 0.5);
+    }
+
+    #[test]
+    fn a_round_of_many_values_pairs_by_its_median() {
+        let mut recorder = Recorder::new(&[SIZE], &["raw", "vmm"]);
+        recorder.record(SIZE, "raw", &[1.0, 2.0, 9.0]);
+        recorder.record(SIZE, "vmm", &[5.0, 6.0, 7.0]);
+        let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
+        assert_eq!(measured(&report.rows[1]).samples, 3);
+        assert_eq!(measured(&report.rows[1]).paired_ratio_vs_raw, 3.0);
+    }
+
+    #[test]
+    fn a_failed_subject_says_its_first_reason_and_leaves_the_others() {
+        let mut recorder = Recorder::new(&[TIME], &["raw", "peer"]);
+        recorder.record(TIME, "raw", &[1.0]);
+        recorder.record(TIME, "peer", &[1.0]);
+        recorder.fail(TIME, "peer", "first");
+        recorder.fail(TIME, "peer", "second");
+        assert!(recorder.has_failed(TIME, "peer") && !recorder.has_failed(TIME, "raw"));
+        let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
+        assert_eq!(measured(&report.rows[0]).median, 1.0);
+        assert!(matches!(&report.rows[1].outcome, Outcome::Failed { error } if error == "first"));
+    }
+
+    #[test]
+    fn a_subject_that_missed_a_round_has_no_values() {
+        let mut recorder = Recorder::new(&[TIME], &["raw", "vmm"]);
+        recorder.record(TIME, "raw", &[1.0]);
+        recorder.record(TIME, "raw", &[1.0]);
+        recorder.record(TIME, "vmm", &[1.0]);
+        let report = recorder.finish("b", 2, Ratio::Cost).unwrap();
+        assert!(matches!(report.rows[1].outcome, Outcome::Failed { .. }));
+    }
+
+    #[test]
+    fn without_a_baseline_there_is_no_report() {
+        let mut recorder = Recorder::new(&[TIME], &["raw", "vmm"]);
+        recorder.record(TIME, "vmm", &[1.0]);
+        assert!(recorder.finish("b", 1, Ratio::Cost).is_err());
+        recorder.fail(TIME, "raw", "no device");
+        let error = recorder.finish("b", 1, Ratio::Cost).unwrap_err();
+        assert_eq!(error.to_string(), "no baseline in case time: no device");
+    }
+}
