@@ -52,15 +52,13 @@ pub enum NoteError {
 
 /// Finds the PVH entry point in the bytes of a `PT_NOTE` segment with the alignment `p_align`.
 ///
-/// Notes are aligned to 4 bytes, in segments aligned to 8 to 8 bytes; but a linker script that puts both kinds into
-/// one segment leaves 4-byte notes in an 8-byte segment, so there the second alignment is tried too.
+/// Notes are aligned to 4 bytes; in segments aligned to 8 they may be aligned to 8, but a linker script that puts
+/// both kinds into one segment leaves 4-byte notes there too, so both are tried.
 pub(super) fn pvh_entry(notes: &[u8], p_align: u64) -> Result<Option<u32>, NoteError> {
-    if p_align != 8 {
-        return walk(notes, 4);
-    }
-    match walk(notes, 8) {
+    match walk(notes, 4) {
         Ok(Some(entry)) => Ok(Some(entry)),
-        other => walk(notes, 4).ok().flatten().map_or(other, |entry| Ok(Some(entry))),
+        _ if p_align == 8 => walk(notes, 8),
+        other => other,
     }
 }
 
