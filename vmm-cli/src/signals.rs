@@ -89,11 +89,11 @@ impl AsFd for Signals {
     }
 }
 
+#[expect(unsafe_code, reason = "a signal disposition")]
 fn ignore(signal: Signal) -> io::Result<()> {
     let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY:
     // - ignoring a signal installs no handler.
-    #[expect(unsafe_code, reason = "a signal disposition")]
     unsafe { sigaction(signal, &action) }?;
     Ok(())
 }

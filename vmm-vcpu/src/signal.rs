@@ -30,18 +30,13 @@ pub(crate) fn unblock() -> io::Result<()> {
 ///
 /// Not `libc::gettid`: the standard library refers to that symbol weakly, so a static link may leave it null.
 pub(crate) fn thread_id() -> i32 {
-    // SAFETY:
-    // - gettid has no arguments and cannot fail.
-    let tid = unsafe { libc::syscall(libc::SYS_gettid) };
-    i32::try_from(tid).unwrap_or(0)
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 /// Sends the kick signal to the thread `tid` of this process. One system call: `pthread_kill` takes four and a lock
 /// of libc.
 pub(crate) fn send(tid: i32) {
-    // SAFETY:
-    // - getpid has no arguments and cannot fail.
-    let pid = unsafe { libc::getpid() };
+    let pid = std::process::id();
     // SAFETY:
     // - tgkill takes three integers; the signal has a handler, see `install`.
     unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, number()) };

@@ -51,16 +51,6 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Host { what, source }
 }
 
-const STDIN: BorrowedFd<'static> = {
-    // SAFETY:
-    // - descriptor 0 is open for the whole life of the process: the runtime opens it if the parent did not, and
-    //   nothing here closes it.
-    #[expect(unsafe_code, reason = "std::io::stdin() locks and buffers")]
-    unsafe {
-        BorrowedFd::borrow_raw(0)
-    }
-};
-
 /// The host's end, opened.
 #[derive(Debug)]
 pub(super) enum Backend {
@@ -68,6 +58,7 @@ pub(super) enum Backend {
     OutputOnly,
     /// Standard input, until it ends.
     Stdin {
+        stdin: io::Stdin,
         /// Whether it has not ended yet.
         open: bool,
         /// Held while the guest has the terminal.
@@ -109,8 +100,9 @@ impl Backend {
                 let output = start(Some(stdout.map_err(host("a copy of standard output"))?))?;
                 let raw = RawMode::enter().map_err(host("raw mode"))?;
                 // A background process that reads its terminal is stopped.
-                let open = raw.is_some() || !io::IsTerminal::is_terminal(&io::stdin());
-                Ok((Self::Stdin { open, raw }, output))
+                let stdin = io::stdin();
+                let open = raw.is_some() || !io::IsTerminal::is_terminal(&stdin);
+                Ok((Self::Stdin { stdin, open, raw }, output))
             }
             SerialMode::File(path) => {
                 let file =
@@ -132,7 +124,7 @@ impl Backend {
     /// Where input comes from now, if it comes.
     pub(super) fn input(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Stdin { open: true, .. } => Some(STDIN),
+            Self::Stdin { stdin, open: true, .. } => Some(stdin.as_fd()),
             Self::Pty { master, .. } => Some(master.as_fd()),
             Self::Unix { client: Some(client), .. } => Some(client.as_fd()),
             _ => None,

@@ -10,12 +10,12 @@ mod terminal;
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_devices::legacy::Serial;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use backend::Backend;
 pub(crate) use backend::OpenError;
@@ -47,8 +47,8 @@ pub(crate) struct Console {
 impl Console {
     /// Opens the console that `mode` names.
     pub(crate) fn open(mode: &SerialMode) -> Result<Self, OpenError> {
-        let drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(|source| OpenError::Host { what: "an eventfd", source })?;
+        let drained = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(|errno| OpenError::Host { what: "an eventfd", source: errno.into() })?;
         let (backend, output) = Backend::open(mode)?;
         let keys = backend.raw_mode().map(|_| Keys::default());
         Ok(Self { backend, output, drained: Arc::new(drained), pending: Vec::new(), keys })
@@ -63,12 +63,14 @@ impl Console {
     pub(crate) fn on_drained(&self) -> Box<dyn Fn() + Send + Sync> {
         let drained = Arc::clone(&self.drained);
         // Fails when the counter is full: then the event loop has been told often enough.
-        Box::new(move || drop(drained.write(1)))
+        Box::new(move || {
+            let _ = drained.write(1);
+        })
     }
 
     /// Readable when the guest's FIFO has become empty.
-    pub(crate) fn drained(&self) -> &EventFd {
-        &self.drained
+    pub(crate) fn drained(&self) -> BorrowedFd<'_> {
+        self.drained.as_fd()
     }
 
     /// Readable when there is input; absent while there is no source, or while what was read before still waits.
