@@ -1,7 +1,7 @@
 //! `Outcome` and `Failure`: how a run ends, and the exit code that says so. `docs/exit-codes.md` is the user's page.
 
 use std::fmt;
-use std::process::ExitCode;
+use std::io;
 
 use vmm_core::VmEvent;
 
@@ -71,21 +71,29 @@ impl Failure {
 }
 
 impl fmt::Display for Failure {
-    /// The error and its causes on one line.
+    /// The error and its causes on one line, with what to do where that is the same for every place it comes from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        write!(f, "{:#}", self.error)?;
+        let errno =
+            |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<io::Error>()?.raw_os_error();
+        match self.error.chain().find_map(errno) {
+            Some(libc::EMFILE) => f.write_str("; raise this process's limit of open files (`ulimit -n 64`)"),
+            Some(libc::ENFILE) => f.write_str("; the host has no open file left (`sysctl fs.file-max`)"),
+            Some(libc::ENOMEM) => f.write_str("; give the guest less memory or the host more"),
+            _ => Ok(()),
+        }
     }
 }
 
 /// The exit code of a machine that ran and ended with `event`.
 #[must_use]
-pub fn exit_code(event: &VmEvent) -> ExitCode {
-    ExitCode::from(match event {
+pub fn exit_code(event: &VmEvent) -> u8 {
+    match event {
         VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
         VmEvent::DebugExit(value) => DEBUG_EXIT + (value & 63) as u8,
         VmEvent::GuestCrash(_) => GUEST_CRASHED,
         VmEvent::Internal(_) => INTERNAL,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +113,7 @@ mod tests {
             (VmEvent::GuestCrash(String::new()), 4),
             (VmEvent::Internal(String::new()), 1),
         ] {
-            assert_eq!(exit_code(&event), ExitCode::from(code), "{event:?}");
+            assert_eq!(exit_code(&event), code, "{event:?}");
         }
     }
 

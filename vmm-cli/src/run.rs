@@ -37,26 +37,21 @@ pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
         let machine = Machine::build(&kvm, config, &source, &console, &events)?;
         machine.resume();
         let ended = event_loop::run(&events, &signals, &mut console, machine.serial());
-        let restart = matches!(ended.event, VmEvent::Reset(_)) && config.machine.on_reset == OnReset::Restart;
-        if !restart {
-            finish(&ended, signals, machine, config);
+        if !matches!(ended.event, VmEvent::Reset(_)) || config.machine.on_reset == OnReset::Exit {
+            let code = outcome::exit_code(&ended.event);
+            signals.watch_over_teardown(ended.signal, config.machine.grace_time, code);
+            drop(machine);
             break ended;
         }
         tracing::info!(event = ?ended.event, "restart");
         drop(machine);
-        std::thread::sleep(RESTART_INTERVAL.saturating_sub(started.elapsed()));
+        if let Some(signal) = signals.sleep(RESTART_INTERVAL.saturating_sub(started.elapsed())) {
+            break Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) };
+        }
     };
     drop(console);
     tell_end(&ended.event);
-    Ok(outcome::exit_code(&ended.event))
-}
-
-/// Takes the machine apart; a stop that a signal asked for is watched over meanwhile.
-fn finish(ended: &Ended, signals: Signals, machine: Machine, config: &VmConfig) {
-    if let Some(signal) = ended.signal {
-        signals.watch_over_stop(signal, config.machine.grace_time);
-    }
-    drop(machine);
+    Ok(ExitCode::from(outcome::exit_code(&ended.event)))
 }
 
 /// Checks what `vmm-cli check` can check without KVM: that the images can be loaded.
@@ -91,7 +86,6 @@ fn kvm_failure(error: KvmOpenError) -> Failure {
             Some(libc::EACCES | libc::EPERM) => {
                 "; add yourself to its group (`sudo usermod -aG kvm $USER`, then log in again)"
             }
-            Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files (`ulimit -n 64`)",
             _ => "",
         },
         KvmOpenError::ApiVersion { .. } | KvmOpenError::MissingCapability(_) => {
