@@ -79,7 +79,7 @@ fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
     let mut fds = vec![readable(events.as_fd()), readable(signals.as_fd()), readable(console.drained())];
     let input = console.input().map(|fd| {
-        fds.push(readable(fd));
+        fds.push(fd);
         fds.len() - 1
     });
     let client = console.listener().map(|fd| {

@@ -71,7 +71,12 @@ pub(super) enum Backend {
         _slave: OwnedFd,
     },
     /// A listening socket and its client of the moment.
-    Unix { listener: Listener, client: Option<UnixStream> },
+    Unix {
+        listener: Listener,
+        client: Option<UnixStream>,
+        /// Whether clients are still taken in.
+        accepting: bool,
+    },
 }
 
 /// A listening socket that takes its path along when it goes.
@@ -116,7 +121,7 @@ impl Backend {
             }
             SerialMode::Unix(path) => {
                 let listener = listen(path)?;
-                Ok((Self::Unix { listener, client: None }, start(None)?))
+                Ok((Self::Unix { listener, client: None, accepting: true }, start(None)?))
             }
         }
     }
@@ -131,17 +136,22 @@ impl Backend {
         }
     }
 
+    /// Whether the input comes from a client that may leave while another can come.
+    pub(super) fn is_client(&self) -> bool {
+        matches!(self, Self::Unix { client: Some(_), .. })
+    }
+
     /// Where the next client knocks, while there is none.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Unix { listener, client: None } => Some(listener.socket.as_fd()),
+            Self::Unix { listener, client: None, accepting: true } => Some(listener.socket.as_fd()),
             _ => None,
         }
     }
 
     /// Takes the next client in; its output goes to it from now on.
     pub(super) fn accept(&mut self, output: &Output) {
-        let Self::Unix { listener, client } = self else { return };
+        let Self::Unix { listener, client, accepting } = self else { return };
         let accepted = listener.socket.accept().and_then(|(stream, _)| {
             let copy = stream.try_clone()?;
             Ok((stream, copy))
@@ -151,7 +161,14 @@ impl Backend {
                 output.connect(copy.into());
                 *client = Some(stream);
             }
-            Err(error) => tracing::warn!(%error, "cannot accept a client of the serial port"),
+            // Somebody who changed his mind.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+            Err(error) => {
+                // The client still knocks: trying again at once would never end.
+                *accepting = false;
+                tracing::error!(%error, "the serial port takes no more clients");
+            }
         }
     }
 
@@ -183,7 +200,8 @@ fn open_file(path: &Path) -> io::Result<File> {
     {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_devices::legacy::Serial;
 
@@ -73,9 +74,15 @@ impl Console {
         self.drained.as_fd()
     }
 
-    /// Readable when there is input; absent while there is no source, or while what was read before still waits.
-    pub(crate) fn input(&self) -> Option<BorrowedFd<'_>> {
-        self.backend.input().filter(|_| self.pending.is_empty())
+    /// What to wait for on the source of the input: bytes, or, while those that were read before still wait for the
+    /// guest, only that a client hangs up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
+    pub(crate) fn input(&self) -> Option<PollFd<'_>> {
+        let fd = self.backend.input()?;
+        if self.pending.is_empty() {
+            Some(PollFd::new(fd, PollFlags::POLLIN))
+        } else {
+            self.backend.is_client().then(|| PollFd::new(fd, PollFlags::empty()))
+        }
     }
 
     /// Readable when a client wants to connect; absent while there can be none.
@@ -88,11 +95,14 @@ impl Console {
         self.backend.accept(&self.output);
     }
 
-    /// Reads what is there and offers it to the guest. Returns whether the user asked for the end of the machine.
+    /// What [`input`](Self::input) waited for has come: reads what is there and offers it to the guest. Returns
+    /// whether the user asked for the end of the machine.
     pub(crate) fn receive(&mut self, serial: &Serial) -> bool {
         let mut buffer = [0; CHUNK];
         let Some(fd) = self.backend.input() else { return false };
-        let Some(bytes) = backend::receive(fd, &mut buffer) else {
+        let hung_up = !self.pending.is_empty();
+        let received = if hung_up { None } else { backend::receive(fd, &mut buffer) };
+        let Some(bytes) = received else {
             self.backend.end_of_input(&self.output);
             return false;
         };
