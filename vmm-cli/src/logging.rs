@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
+use crate::console;
 
 /// The log file cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +30,12 @@ enum Target {
 
 impl Write for Target {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = match self {
-            Self::Stderr => io::stderr().write(bytes),
-            Self::File(file) => file.as_ref().write(bytes),
-        };
+        match self {
+            Self::Stderr => console::to_stderr(bytes),
+            Self::File(file) => {
+                let _ = file.as_ref().write_all(bytes);
+            }
+        }
         Ok(bytes.len())
     }
 

@@ -27,6 +27,7 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// What kept the machine from running; nothing of it is left then.
 pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
     logging::start(&config.log).map_err(Failure::bad_input)?;
+    vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;

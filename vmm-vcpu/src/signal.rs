@@ -13,8 +13,11 @@ fn number() -> i32 {
 
 extern "C" fn do_nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Installs the handler, once for the process, without `SA_RESTART`.
-pub(crate) fn install() -> io::Result<()> {
+/// Installs the handler of the kick signal (`SIGRTMIN`), once for the process, without `SA_RESTART`.
+///
+/// Starting a vCPU thread does it too; a program that may be sent real-time signals does it first of all, because
+/// their default action ends the process.
+pub fn install_kick_signal() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     INSTALLED
         .get_or_init(|| register_signal_handler(number(), do_nothing).map_err(kvm_ioctls::Error::errno))
@@ -38,6 +41,6 @@ pub(crate) fn thread_id() -> i32 {
 pub(crate) fn send(tid: i32) {
     let pid = std::process::id();
     // SAFETY:
-    // - tgkill takes three integers; the signal has a handler, see `install`.
+    // - tgkill takes three integers; the signal has a handler, see `install_kick_signal`.
     unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, number()) };
 }

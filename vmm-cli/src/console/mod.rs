@@ -9,7 +9,7 @@ mod output;
 mod terminal;
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,5 +151,20 @@ impl Drop for Console {
 
 /// Says something to the person who runs the program, on standard error; if that is gone, to nobody.
 pub(crate) fn tell(text: fmt::Arguments<'_>) {
-    let _ = io::stderr().write_fmt(text);
+    to_stderr(text.to_string().as_bytes());
+}
+
+/// Writes whole lines to standard error, as the mode of the terminal wants them.
+pub(crate) fn to_stderr(lines: &[u8]) {
+    let mut stderr = io::stderr().lock();
+    if !(terminal::is_raw() && stderr.is_terminal()) {
+        let _ = stderr.write_all(lines);
+        return;
+    }
+    for line in lines.split_inclusive(|&byte| byte == b'\n') {
+        let _ = match line.strip_suffix(b"\n") {
+            Some(text) => stderr.write_all(text).and_then(|()| stderr.write_all(b"\r\n")),
+            None => stderr.write_all(line),
+        };
+    }
 }
