@@ -9,12 +9,12 @@ use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 
 use crate::boot::{self, BootSource, Image};
 use crate::config::{OnReset, VmConfig};
-use crate::console::{self, Console, OpenError};
+use crate::console::{Console, OpenError};
 use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
-use crate::{default_guest, logging};
+use crate::{default_guest, logging, messages};
 
 const KVM: &str = "/dev/kvm";
 
@@ -27,6 +27,12 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// What kept the machine from running; nothing of it is left then.
 pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
     logging::start(&config.log).map_err(Failure::bad_input)?;
+    let result = run_to_end(config);
+    logging::flush();
+    result
+}
+
+fn run_to_end(config: &VmConfig) -> Result<ExitCode, Failure> {
     vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
@@ -107,8 +113,8 @@ fn console_failure(error: OpenError) -> Failure {
 /// Tells the user about an end that is not an ordinary one.
 fn tell_end(event: &VmEvent) {
     match event {
-        VmEvent::GuestCrash(report) => console::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
-        VmEvent::Internal(report) => console::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
+        VmEvent::GuestCrash(report) => messages::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
+        VmEvent::Internal(report) => messages::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
         VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
             tracing::info!(?event, "the machine has ended");
         }

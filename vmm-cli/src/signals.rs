@@ -10,6 +10,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
+use crate::logging;
+use crate::messages;
 use crate::outcome;
 
 /// Ask for the end of the machine.
@@ -85,7 +87,8 @@ impl Signals {
                 (None, None) => ("the end of the grace time", i32::from(late)),
             };
             console::restore_now();
-            console::tell(format_args!("vmm-cli: stop forced by {why}\n"));
+            messages::tell(format_args!("vmm-cli: stop forced by {why}\n"));
+            logging::flush();
             std::process::exit(code);
         };
         if let Err(error) = std::thread::Builder::new().name("teardown-watch".into()).spawn(watch) {

@@ -12,9 +12,10 @@ use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
-use super::output::Output;
 use super::terminal::RawMode;
 use crate::config::SerialMode;
+use crate::messages;
+use crate::sink::Sink;
 
 /// Why a console cannot be opened. All but [`OpenError::Host`] are the user's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -96,10 +97,10 @@ impl Drop for Listener {
 
 impl Backend {
     /// Opens what `mode` names, with the output that belongs to it.
-    pub(super) fn open(mode: &SerialMode) -> Result<(Self, Output), OpenError> {
-        let start = |fd| Output::start(fd).map_err(host("the writer thread"));
+    pub(super) fn open(mode: &SerialMode) -> Result<(Self, Sink), OpenError> {
+        let start = |fd| Sink::start("console", fd).map_err(host("the writer thread"));
         match mode {
-            SerialMode::Null => Ok((Self::OutputOnly, Output::nowhere())),
+            SerialMode::Null => Ok((Self::OutputOnly, Sink::nowhere())),
             SerialMode::Stdio => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned();
                 let output = start(Some(stdout.map_err(host("a copy of standard output"))?))?;
@@ -150,7 +151,7 @@ impl Backend {
     }
 
     /// Takes the next client in; its output goes to it from now on.
-    pub(super) fn accept(&mut self, output: &Output) {
+    pub(super) fn accept(&mut self, output: &Sink) {
         let Self::Unix { listener, client, accepting } = self else { return };
         let accepted = listener.socket.accept().and_then(|(stream, _)| {
             let copy = stream.try_clone()?;
@@ -173,7 +174,7 @@ impl Backend {
     }
 
     /// The source of the input has ended.
-    pub(super) fn end_of_input(&mut self, output: &Output) {
+    pub(super) fn end_of_input(&mut self, output: &Sink) {
         match self {
             Self::Stdin { open, .. } => *open = false,
             Self::Unix { client, .. } => {
@@ -216,7 +217,7 @@ fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut mode = tcgetattr(&slave)?;
     cfmakeraw(&mut mode);
     tcsetattr(&slave, SetArg::TCSANOW, &mode)?;
-    super::tell(format_args!("serial port: {name}\n"));
+    messages::tell(format_args!("serial port: {name}\n"));
     Ok((master.into(), slave))
 }
 

@@ -1,18 +1,14 @@
 //! `Console`: the host's end of the guest's serial port.
 //!
-//! Output goes into a bounded buffer that a writer thread empties, so that no vCPU ever waits for a terminal, a pipe
-//! or a disk. Input is read by the event loop, at most as much as the guest's FIFO takes.
+//! Output goes through a [`Sink`], so that no vCPU ever waits for a terminal, a pipe or a disk. Input is read by the event loop, at most as much as the guest's FIFO takes.
 
 mod backend;
 mod escape;
-mod output;
 mod terminal;
 
-use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -21,22 +17,19 @@ use vmm_devices::legacy::Serial;
 use backend::Backend;
 pub(crate) use backend::OpenError;
 use escape::{Escape, HELP, Keys};
-use output::Output;
-pub(crate) use terminal::restore_now;
+pub(crate) use terminal::{is_raw, restore_now};
 
 use crate::config::SerialMode;
+use crate::sink::Sink;
 
 /// Bytes that are read ahead for the guest's FIFO, which takes as many.
 const CHUNK: usize = 64;
-
-/// How long the end of the program waits for output that makes no progress.
-const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The open console. Dropped, it has written what can be written and the terminal is as it was.
 #[derive(Debug)]
 pub(crate) struct Console {
     backend: Backend,
-    output: Output,
+    output: Sink,
     /// Signalled when the guest's FIFO is empty.
     drained: Arc<EventFd>,
     /// Input that was read and that the FIFO had no room for yet.
@@ -142,29 +135,9 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let dropped = self.output.close(FLUSH_PATIENCE);
+        let dropped = self.output.flush();
         if dropped != 0 {
             tracing::warn!(bytes = dropped, "serial output was dropped: its reader was too slow or gone");
         }
-    }
-}
-
-/// Says something to the person who runs the program, on standard error; if that is gone, to nobody.
-pub(crate) fn tell(text: fmt::Arguments<'_>) {
-    to_stderr(text.to_string().as_bytes());
-}
-
-/// Writes whole lines to standard error, as the mode of the terminal wants them.
-pub(crate) fn to_stderr(lines: &[u8]) {
-    let mut stderr = io::stderr().lock();
-    if !(terminal::is_raw() && stderr.is_terminal()) {
-        let _ = stderr.write_all(lines);
-        return;
-    }
-    for line in lines.split_inclusive(|&byte| byte == b'\n') {
-        let _ = match line.strip_suffix(b"\n") {
-            Some(text) => stderr.write_all(text).and_then(|()| stderr.write_all(b"\r\n")),
-            None => stderr.write_all(line),
-        };
     }
 }

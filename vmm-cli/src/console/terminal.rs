@@ -117,7 +117,7 @@ fn set(mode: &libc::termios) -> io::Result<()> {
 }
 
 /// Whether lines that go to the terminal have to bring their own carriage return.
-pub(super) fn is_raw() -> bool {
+pub(crate) fn is_raw() -> bool {
     RAW.load(Ordering::SeqCst)
 }
 
