@@ -1,6 +1,7 @@
 //! The event loop of the main thread: signals, the keys of the user, the guest's input, and the end of the machine.
 
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -10,6 +11,9 @@ use vmm_devices::legacy::Serial;
 
 use crate::console::Console;
 use crate::signals::{Asked, Signals};
+
+/// The keys with which a user ends the machine.
+const CTRL_A_X: &str = "Ctrl-A X";
 
 /// Why the loop has ended.
 pub(crate) struct Ended {
@@ -51,11 +55,36 @@ pub(crate) fn run(events: &VmEvents, signals: &Signals, console: &mut Console, s
         if ready.fifo_empty {
             console.on_fifo_empty(serial);
         }
-        if ready.input && console.receive(serial) {
-            events.send(VmEvent::UserStop("Ctrl-A X"));
+        if ready.input && console.receive(Some(serial)) {
+            events.send(VmEvent::UserStop(CTRL_A_X));
         }
         if ready.client {
             console.accept();
+        }
+    }
+}
+
+/// Waits for `time` between two lives of a machine; `Some`: it has been asked not to live again.
+pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) -> Option<Ended> {
+    let deadline = Instant::now() + time;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        fds.extend(console.input());
+        // Rounded up: a wait of a fraction of a millisecond must not become a busy one.
+        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        // A failure leaves nothing ready; the time passes all the same.
+        let _ = poll(&mut fds, timeout);
+        let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
+        let (signal, input) = (ready(0), ready(1));
+        if signal && let Some(Asked::Stop(signal)) = signals.next() {
+            return Some(Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) });
+        }
+        if input && console.receive(None) {
+            return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), signal: None });
         }
     }
 }

@@ -10,7 +10,7 @@ use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 use crate::boot::{self, BootSource, Image};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Console, OpenError};
-use crate::event_loop::{self, Ended};
+use crate::event_loop;
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
@@ -52,8 +52,9 @@ fn run_to_end(config: &VmConfig) -> Result<ExitCode, Failure> {
         }
         tracing::info!(event = ?ended.event, "restart");
         drop(machine);
-        if let Some(signal) = signals.sleep(RESTART_INTERVAL.saturating_sub(started.elapsed())) {
-            break Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) };
+        let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
+        if let Some(ended) = event_loop::pause(&signals, &mut console, left) {
+            break ended;
         }
     };
     drop(console);

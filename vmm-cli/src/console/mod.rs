@@ -25,6 +25,9 @@ use crate::sink::Sink;
 /// Bytes that are read ahead for the guest's FIFO, which takes as many.
 const CHUNK: usize = 64;
 
+/// Most bytes of input that wait for a guest that does not read, as a terminal keeps them (`MAX_CANON`, termios(3)).
+const TYPED_AHEAD: usize = 4096;
+
 /// The open console. Dropped, it has written what can be written and the terminal is as it was.
 #[derive(Debug)]
 pub(crate) struct Console {
@@ -67,11 +70,12 @@ impl Console {
         self.drained.as_fd()
     }
 
-    /// What to wait for on the source of the input: bytes, or, while those that were read before still wait for the
-    /// guest, only that a client hangs up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
+    /// What to wait for on the source of the input. While what was read before still waits for the guest, a source is
+    /// left alone, but for two: a terminal is read on, because its keys may be for the monitor, and a client is watched
+    /// for its hang-up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
     pub(crate) fn input(&self) -> Option<PollFd<'_>> {
         let fd = self.backend.input()?;
-        if self.pending.is_empty() {
+        if self.pending.is_empty() || self.keys.is_some() {
             Some(PollFd::new(fd, PollFlags::POLLIN))
         } else {
             self.backend.is_client().then(|| PollFd::new(fd, PollFlags::empty()))
@@ -88,28 +92,34 @@ impl Console {
         self.backend.accept(&self.output);
     }
 
-    /// What [`input`](Self::input) waited for has come: reads what is there and offers it to the guest. Returns
-    /// whether the user asked for the end of the machine.
-    pub(crate) fn receive(&mut self, serial: &Serial) -> bool {
+    /// What [`input`](Self::input) waited for has come: reads what is there and offers it to the guest, if there is
+    /// one now. Returns whether the user asked for the end of the machine.
+    pub(crate) fn receive(&mut self, serial: Option<&Serial>) -> bool {
         let mut buffer = [0; CHUNK];
         let Some(fd) = self.backend.input() else { return false };
-        let hung_up = !self.pending.is_empty();
+        let hung_up = !self.pending.is_empty() && self.keys.is_none();
         let received = if hung_up { None } else { backend::receive(fd, &mut buffer) };
         let Some(bytes) = received else {
             self.backend.end_of_input(&self.output);
+            self.pending.clear();
             return false;
         };
-        let Some(keys) = &mut self.keys else {
-            self.pending.extend(bytes);
-            self.feed(serial);
-            return false;
+        let escapes = match &mut self.keys {
+            Some(keys) => keys.filter(bytes, &mut self.pending),
+            None => {
+                self.pending.extend(bytes);
+                Vec::new()
+            }
         };
-        let escapes = keys.filter(bytes, &mut self.pending);
+        // Keys that a guest does not read are lost at some point, as a terminal loses them too.
+        self.pending.truncate(TYPED_AHEAD);
         if escapes.contains(&Escape::Help) {
             // The writer takes everything.
             let _ = self.output.pen().write_all(HELP.as_bytes());
         }
-        self.feed(serial);
+        if let Some(serial) = serial {
+            self.feed(serial);
+        }
         escapes.contains(&Escape::Quit)
     }
 
