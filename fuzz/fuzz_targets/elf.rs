@@ -15,26 +15,16 @@ const EXTENDED: usize = 0x30_0000;
 const MAP: [E820Entry; 2] = [ram(0, CONVENTIONAL), ram(0x10_0000, EXTENDED)];
 
 const fn ram(start: u64, size: usize) -> E820Entry {
-    E820Entry {
-        start,
-        size: size as u64,
-        kind: E820Kind::Ram,
-    }
+    E820Entry { start, size: size as u64, kind: E820Kind::Ram }
 }
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(kernel) = Image::from_bytes("kernel", bytes) else {
         return;
     };
-    let source = BootSource {
-        kernel,
-        initrd: Image::from_bytes("initrd", &[1; 100]).ok(),
-        cmdline: "console=ttyS0",
-    };
-    let regions = [
-        (GuestAddress(0), CONVENTIONAL),
-        (GuestAddress(0x10_0000), EXTENDED),
-    ];
+    let source =
+        BootSource { kernel, initrd: Image::from_bytes("initrd", &[1; 100]).ok(), cmdline: "console=ttyS0" };
+    let regions = [(GuestAddress(0), CONVENTIONAL), (GuestAddress(0x10_0000), EXTENDED)];
     let memory = GuestMemoryMmap::<()>::from_ranges(&regions).expect("guest memory");
     match (inspect(&MAP, &source), load(&memory, &MAP, &source)) {
         (Ok(inspection), Ok(entry)) => {

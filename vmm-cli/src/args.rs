@@ -69,7 +69,7 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true, value_parser = value::parse_cpus)]
     pub cpus: Option<u8>,
 
-    /// Guest RAM: 1M to 4T in steps of 4K, such as 512M or 4GiB [default: 128M]
+    /// Guest RAM: 1M to 1T in steps of 4K, such as 512M or 4GiB [default: 128M]
     ///
     /// K, M, G and T are powers of 1024, also written KB or KiB; without a unit the number counts bytes.
     #[arg(long, value_name = "SIZE", help_heading = "Processors and memory")]
@@ -153,10 +153,10 @@ mod tests {
         for (value, reason) in [
             ("0", "below the minimum of 1 MiB (1M)"),
             ("1", "below the minimum of 1 MiB (1M)"),
-            ("16777216M", "above the limit of 4 TiB (4096G)"),
-            ("17592186044416M", "above the limit of 4 TiB (4096G)"),
-            ("9223372036854775808", "above the limit of 4 TiB (4096G)"),
-            ("-5", "negative; expected a size from 1M to 4T"),
+            ("16777216M", "above the limit of 1 TiB (1024G)"),
+            ("17592186044416M", "above the limit of 1 TiB (1024G)"),
+            ("9223372036854775808", "above the limit of 1 TiB (1024G)"),
+            ("-5", "negative; expected a size from 1M to 1T"),
         ] {
             let error = refusal(&["--memory", value]);
             assert!(error.contains("--memory") && error.contains(&format!("{value} is {reason}")), "{error}");

@@ -1,6 +1,6 @@
 //! The event loop of the main thread: signals, the keys of the user, the guest's input, and the end of the machine.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -77,10 +77,9 @@ fn serve_signals(events: &VmEvents, signals: &Signals, console: &Console) -> Opt
 /// Sleeps until something is ready.
 fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready, Errno> {
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-    let mut fds =
-        vec![readable(borrow(events)), readable(signals.as_fd()), readable(borrow(console.drained()))];
+    let mut fds = vec![readable(events.as_fd()), readable(signals.as_fd()), readable(console.drained())];
     let input = console.input().map(|fd| {
-        fds.push(readable(fd));
+        fds.push(fd);
         fds.len() - 1
     });
     let client = console.listener().map(|fd| {
@@ -97,14 +96,4 @@ fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready
         input: input.is_some_and(ready),
         client: client.is_some_and(ready),
     })
-}
-
-/// vmm-sys-util's descriptors have no `AsFd`.
-fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
-    // SAFETY:
-    // - the descriptor belongs to `owner`, which outlives the result.
-    #[expect(unsafe_code, reason = "a descriptor without AsFd")]
-    unsafe {
-        BorrowedFd::borrow_raw(owner.as_raw_fd())
-    }
 }

@@ -11,6 +11,8 @@ mod event_loop;
 mod host;
 mod logging;
 mod machine;
+pub mod messages;
 pub mod outcome;
 pub mod run;
 mod signals;
+mod sink;

@@ -7,7 +7,7 @@ use clap::Parser;
 use vmm_cli::args::{Args, Command};
 use vmm_cli::config::VmConfig;
 use vmm_cli::outcome::Failure;
-use vmm_cli::run;
+use vmm_cli::{messages, run};
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -19,10 +19,12 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
     };
-    result.unwrap_or_else(|failure| {
-        let _ = writeln!(std::io::stderr(), "vmm-cli: {failure}");
+    let code = result.unwrap_or_else(|failure| {
+        messages::tell(format_args!("vmm-cli: {failure}\n"));
         ExitCode::from(failure.exit_code())
-    })
+    });
+    messages::flush();
+    code
 }
 
 fn configured(args: &vmm_cli::args::VmArgs) -> Result<VmConfig, Failure> {

@@ -1,7 +1,7 @@
 //! `Outcome` and `Failure`: how a run ends, and the exit code that says so. `docs/exit-codes.md` is the user's page.
 
 use std::fmt;
-use std::process::ExitCode;
+use std::io;
 
 use vmm_core::VmEvent;
 
@@ -43,9 +43,11 @@ impl Failure {
         Self { kind: FailureKind::Internal, error: error.into() }
     }
 
-    /// A failure that the user mends.
+    /// A failure that the user mends; the host's administrator, if it comes from a host that has run out of something.
     pub fn bad_input(error: impl Into<anyhow::Error>) -> Self {
-        Self { kind: FailureKind::BadInput, error: error.into() }
+        let error = error.into();
+        let exhausted = matches!(errno(&error), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
+        Self { kind: if exhausted { FailureKind::HostCannot } else { FailureKind::BadInput }, error }
     }
 
     /// A failure that the host's administrator mends.
@@ -71,21 +73,32 @@ impl Failure {
 }
 
 impl fmt::Display for Failure {
-    /// The error and its causes on one line.
+    /// The error and its causes on one line, with what to do where that is the same for every place it comes from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        write!(f, "{:#}", self.error)?;
+        match errno(&self.error) {
+            Some(libc::EMFILE) => f.write_str("; raise this process's limit of open files (`ulimit -n 64`)"),
+            Some(libc::ENFILE) => f.write_str("; the host has no open file left (`sysctl fs.file-max`)"),
+            Some(libc::ENOMEM) => f.write_str("; give the guest less memory or the host more"),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The answer of the kernel that `error` comes from, if it does.
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 /// The exit code of a machine that ran and ended with `event`.
 #[must_use]
-pub fn exit_code(event: &VmEvent) -> ExitCode {
-    ExitCode::from(match event {
+pub fn exit_code(event: &VmEvent) -> u8 {
+    match event {
         VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
         VmEvent::DebugExit(value) => DEBUG_EXIT + (value & 63) as u8,
         VmEvent::GuestCrash(_) => GUEST_CRASHED,
         VmEvent::Internal(_) => INTERNAL,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -105,8 +118,17 @@ mod tests {
             (VmEvent::GuestCrash(String::new()), 4),
             (VmEvent::Internal(String::new()), 1),
         ] {
-            assert_eq!(exit_code(&event), ExitCode::from(code), "{event:?}");
+            assert_eq!(exit_code(&event), code, "{event:?}");
         }
+    }
+
+    #[test]
+    fn fault_c1_an_exhausted_host_is_not_the_users_fault() {
+        let failure =
+            |errno| Failure::bad_input(anyhow::Error::new(io::Error::from_raw_os_error(errno)).context("x"));
+        assert_eq!(failure(libc::EMFILE).exit_code(), 3);
+        assert!(failure(libc::EMFILE).to_string().contains("ulimit -n"));
+        assert_eq!(failure(libc::ENOENT).exit_code(), 2);
     }
 
     #[test]

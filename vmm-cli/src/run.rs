@@ -9,12 +9,12 @@ use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 
 use crate::boot::{self, BootSource, Image};
 use crate::config::{OnReset, VmConfig};
-use crate::console::{self, Console, OpenError};
+use crate::console::{Console, OpenError};
 use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
-use crate::{default_guest, logging};
+use crate::{default_guest, logging, messages};
 
 const KVM: &str = "/dev/kvm";
 
@@ -27,6 +27,13 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// What kept the machine from running; nothing of it is left then.
 pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
     logging::start(&config.log).map_err(Failure::bad_input)?;
+    let result = run_to_end(config);
+    logging::flush();
+    result
+}
+
+fn run_to_end(config: &VmConfig) -> Result<ExitCode, Failure> {
+    vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
@@ -37,26 +44,21 @@ pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
         let machine = Machine::build(&kvm, config, &source, &console, &events)?;
         machine.resume();
         let ended = event_loop::run(&events, &signals, &mut console, machine.serial());
-        let restart = matches!(ended.event, VmEvent::Reset(_)) && config.machine.on_reset == OnReset::Restart;
-        if !restart {
-            finish(&ended, signals, machine, config);
+        if !matches!(ended.event, VmEvent::Reset(_)) || config.machine.on_reset == OnReset::Exit {
+            let code = outcome::exit_code(&ended.event);
+            signals.watch_over_teardown(ended.signal, config.machine.grace_time, code);
+            drop(machine);
             break ended;
         }
         tracing::info!(event = ?ended.event, "restart");
         drop(machine);
-        std::thread::sleep(RESTART_INTERVAL.saturating_sub(started.elapsed()));
+        if let Some(signal) = signals.sleep(RESTART_INTERVAL.saturating_sub(started.elapsed())) {
+            break Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) };
+        }
     };
     drop(console);
     tell_end(&ended.event);
-    Ok(outcome::exit_code(&ended.event))
-}
-
-/// Takes the machine apart; a stop that a signal asked for is watched over meanwhile.
-fn finish(ended: &Ended, signals: Signals, machine: Machine, config: &VmConfig) {
-    if let Some(signal) = ended.signal {
-        signals.watch_over_stop(signal, config.machine.grace_time);
-    }
-    drop(machine);
+    Ok(ExitCode::from(outcome::exit_code(&ended.event)))
 }
 
 /// Checks what `vmm-cli check` can check without KVM: that the images can be loaded.
@@ -91,7 +93,6 @@ fn kvm_failure(error: KvmOpenError) -> Failure {
             Some(libc::EACCES | libc::EPERM) => {
                 "; add yourself to its group (`sudo usermod -aG kvm $USER`, then log in again)"
             }
-            Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files (`ulimit -n 64`)",
             _ => "",
         },
         KvmOpenError::ApiVersion { .. } | KvmOpenError::MissingCapability(_) => {
@@ -112,8 +113,8 @@ fn console_failure(error: OpenError) -> Failure {
 /// Tells the user about an end that is not an ordinary one.
 fn tell_end(event: &VmEvent) {
     match event {
-        VmEvent::GuestCrash(report) => console::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
-        VmEvent::Internal(report) => console::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
+        VmEvent::GuestCrash(report) => messages::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
+        VmEvent::Internal(report) => messages::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
         VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
             tracing::info!(?event, "the machine has ended");
         }

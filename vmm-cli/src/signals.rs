@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -10,6 +10,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
+use crate::logging;
+use crate::messages;
 use crate::outcome;
 
 /// Ask for the end of the machine.
@@ -52,33 +54,56 @@ impl Signals {
         Some(if signal == Signal::SIGCONT { Asked::Continued } else { Asked::Stop(signal) })
     }
 
-    /// Watches over an orderly stop that `first` asked for: a second signal, or the end of `grace`, ends the process
-    /// at once, terminal restored. Takes the signals from the event loop, which is over.
-    pub(crate) fn watch_over_stop(self, first: Signal, grace: Duration) {
-        let watch = move || {
-            let why = self.second_signal_or_timeout(first, grace);
-            console::restore_now();
-            console::tell(format_args!("vmm-cli: stop forced by {}\n", why.1));
-            std::process::exit(outcome::forced(why.0 as i32));
-        };
-        if let Err(error) = std::thread::Builder::new().name("stop-watch".into()).spawn(watch) {
-            tracing::warn!(%error, "nobody watches over the stop: a second signal will be ignored");
+    /// Sleeps for `time`, or until a signal asks for the end of the machine.
+    pub(crate) fn sleep(&self, time: Duration) -> Option<Signal> {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.wait(left) {
+                Ok(true) => {
+                    if let Some(Asked::Stop(signal)) = self.next() {
+                        return Some(signal);
+                    }
+                }
+                Ok(false) => return None,
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for signals");
+                    return None;
+                }
+            }
         }
     }
 
-    fn second_signal_or_timeout(&self, first: Signal, grace: Duration) -> (Signal, &'static str) {
-        let timeout = PollTimeout::try_from(grace).unwrap_or(PollTimeout::MAX);
-        loop {
-            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return (first, "the grace time"),
-                Ok(_) => {
-                    if let Some(Asked::Stop(second)) = self.next() {
-                        return (second, "a second signal");
-                    }
-                }
-                Err(Errno::EINTR) => {}
-                Err(_) => return (first, "a failing poll"),
-            }
+    /// Watches over the teardown of a machine that `asked` has ended, if a signal did: a second signal ends the
+    /// process at once, and so does the end of `grace`, then with the exit code `late`. The terminal is restored first.
+    pub(crate) fn watch_over_teardown(self, asked: Option<Signal>, grace: Duration, late: u8) {
+        let watch = move || {
+            let deadline = Instant::now() + grace;
+            let left = || deadline.saturating_duration_since(Instant::now());
+            let first = asked.or_else(|| self.sleep(left()));
+            let (why, code) = match (first, first.and_then(|_| self.sleep(left()))) {
+                (_, Some(second)) => (second.as_str(), outcome::forced(second as i32)),
+                (Some(first), None) => ("the end of the grace time", outcome::forced(first as i32)),
+                (None, None) => ("the end of the grace time", i32::from(late)),
+            };
+            console::restore_now();
+            messages::tell(format_args!("vmm-cli: stop forced by {why}\n"));
+            logging::flush();
+            std::process::exit(code);
+        };
+        if let Err(error) = std::thread::Builder::new().name("teardown-watch".into()).spawn(watch) {
+            tracing::warn!(%error, "nobody watches over the teardown: signals will be ignored");
+        }
+    }
+
+    /// Whether a signal has arrived within `time`.
+    fn wait(&self, time: Duration) -> io::Result<bool> {
+        // Rounded up: a wait of a fraction of a millisecond must not become a busy one.
+        let timeout = PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(count) => Ok(count != 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(errno) => Err(errno.into()),
         }
     }
 }
@@ -89,11 +114,11 @@ impl AsFd for Signals {
     }
 }
 
+#[expect(unsafe_code, reason = "a signal disposition")]
 fn ignore(signal: Signal) -> io::Result<()> {
     let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY:
     // - ignoring a signal installs no handler.
-    #[expect(unsafe_code, reason = "a signal disposition")]
     unsafe { sigaction(signal, &action) }?;
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! `VmEvents`: the latch that holds why a machine ends; the first reason wins.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Why a machine ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,10 @@ pub struct VmEvents(Arc<Shared>);
 impl VmEvents {
     /// Makes an empty latch. Takes one descriptor (an eventfd, close-on-exec).
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Shared { first: OnceLock::new(), wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })))
+        Ok(Self(Arc::new(Shared {
+            first: OnceLock::new(),
+            wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+        })))
     }
 
     /// Records `event` unless one is recorded already, and wakes the thread that polls. Returns whether `event` is
@@ -62,10 +65,10 @@ impl VmEvents {
     }
 }
 
-impl AsRawFd for VmEvents {
+impl AsFd for VmEvents {
     /// Readable from the moment an event is recorded, for ever.
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.wake.as_raw_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.wake.as_fd()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::KvmError;
+use crate::IoctlError;
 use crate::seam::{DoorbellAddress, DoorbellFds, IrqFds, MemorySlot, MemorySlots};
 
 /// A call that reached the fake.
@@ -45,12 +45,12 @@ impl FakeVm {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).calls.clone()
     }
 
-    fn record(&self, ioctl: &'static str, call: FakeCall) -> Result<(), KvmError> {
+    fn record(&self, ioctl: &'static str, call: FakeCall) -> Result<(), IoctlError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let nth = state.calls.len();
         state.calls.push(call);
         match state.failures.iter().find(|failure| failure.0 == nth) {
-            Some(&(_, errno)) => Err(KvmError { ioctl, source: io::Error::from_raw_os_error(errno) }),
+            Some(&(_, errno)) => Err(IoctlError { ioctl, source: io::Error::from_raw_os_error(errno) }),
             None => Ok(()),
         }
     }
@@ -58,27 +58,27 @@ impl FakeVm {
 
 impl MemorySlots for FakeVm {
     #[expect(unsafe_code, reason = "the trait's contract; the fake never touches the memory")]
-    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), KvmError> {
+    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError> {
         self.record("KVM_SET_USER_MEMORY_REGION", FakeCall::SetSlot(*slot))
     }
 }
 
 impl DoorbellFds for FakeVm {
-    fn attach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), KvmError> {
+    fn attach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), IoctlError> {
         self.record("KVM_IOEVENTFD", FakeCall::AttachDoorbell(*address))
     }
 
-    fn detach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), KvmError> {
+    fn detach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), IoctlError> {
         self.record("KVM_IOEVENTFD", FakeCall::DetachDoorbell(*address))
     }
 }
 
 impl IrqFds for FakeVm {
-    fn attach_irqfd(&self, gsi: u32, _fd: &EventFd) -> Result<(), KvmError> {
+    fn attach_irqfd(&self, gsi: u32, _fd: &EventFd) -> Result<(), IoctlError> {
         self.record("KVM_IRQFD", FakeCall::AttachIrqfd(gsi))
     }
 
-    fn detach_irqfd(&self, gsi: u32, _fd: &EventFd) -> Result<(), KvmError> {
+    fn detach_irqfd(&self, gsi: u32, _fd: &EventFd) -> Result<(), IoctlError> {
         self.record("KVM_IRQFD", FakeCall::DetachIrqfd(gsi))
     }
 }

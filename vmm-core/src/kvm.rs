@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, VmFd};
 
-use crate::KvmError;
+use crate::IoctlError;
 
 /// Why `/dev/kvm` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum KvmOpenError {
     MissingCapability(&'static str),
     /// Any ioctl that failed on the way.
     #[error(transparent)]
-    Ioctl(#[from] KvmError),
+    Ioctl(#[from] IoctlError),
 }
 
 /// What this host's KVM offers of the things that are used if they are there.
@@ -105,21 +105,21 @@ impl Kvm {
     }
 
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
-    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))
+    pub fn supported_cpuid(&self) -> Result<CpuId, IoctlError> {
+        self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(IoctlError::of("KVM_GET_SUPPORTED_CPUID"))
     }
 
     /// Bytes of a vCPU's run page mapping (`KVM_GET_VCPU_MMAP_SIZE`).
-    pub fn run_page_size(&self) -> Result<usize, KvmError> {
-        self.fd.get_vcpu_mmap_size().map_err(KvmError::of("KVM_GET_VCPU_MMAP_SIZE"))
+    pub fn run_page_size(&self) -> Result<usize, IoctlError> {
+        self.fd.get_vcpu_mmap_size().map_err(IoctlError::of("KVM_GET_VCPU_MMAP_SIZE"))
     }
 
     /// Makes the VM descriptor. A signal can interrupt this ioctl; it is then done again.
-    pub(crate) fn create_vm(&self) -> Result<VmFd, KvmError> {
+    pub(crate) fn create_vm(&self) -> Result<VmFd, IoctlError> {
         loop {
             match self.fd.create_vm() {
                 Err(errno) if errno.errno() == libc::EINTR => {}
-                result => return result.map_err(KvmError::of("KVM_CREATE_VM")),
+                result => return result.map_err(IoctlError::of("KVM_CREATE_VM")),
             }
         }
     }

@@ -23,7 +23,7 @@ pub mod seam;
 mod sync;
 mod vm;
 
-pub use error::KvmError;
+pub use error::IoctlError;
 pub use event::{VmEvent, VmEvents};
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
 pub use log_limit::LogLimit;

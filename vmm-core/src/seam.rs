@@ -6,7 +6,7 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::KvmError;
+use crate::IoctlError;
 
 /// A KVM memory slot: host memory that the guest sees at a guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub trait MemorySlots: Send + Sync {
     /// From the moment of the call until the slot is deleted or the VM is gone, the guest reads and writes the host
     /// memory that the slot names: it must stay mapped and must hold nothing but guest RAM.
     #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
-    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), KvmError>;
+    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError>;
 }
 
 /// Which guest writes ring a doorbell.
@@ -59,15 +59,15 @@ pub enum DoorbellSpace {
 /// Doorbells (`KVM_IOEVENTFD`): guest writes that signal an eventfd inside the kernel.
 pub trait DoorbellFds: Send + Sync {
     /// Signals `fd` at each guest write that matches `address`.
-    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError>;
+    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError>;
     /// Undoes [`attach_doorbell`](Self::attach_doorbell) with the same arguments.
-    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError>;
+    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError>;
 }
 
 /// Interrupt descriptors (`KVM_IRQFD`): eventfd signals that raise an interrupt inside the kernel.
 pub trait IrqFds: Send + Sync {
     /// Pulses `gsi` at each signal of `fd`.
-    fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError>;
+    fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError>;
     /// Undoes [`attach_irqfd`](Self::attach_irqfd) with the same arguments.
-    fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError>;
+    fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError>;
 }

@@ -10,7 +10,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, MemorySlot, MemorySlots};
-use crate::{Kvm, KvmError, ioctl};
+use crate::{IoctlError, Kvm, ioctl};
 
 /// A VM of KVM. It ends when this value and every vCPU descriptor made from it are dropped.
 #[derive(Debug)]
@@ -20,37 +20,39 @@ pub struct Vm {
 
 impl Vm {
     /// Makes a VM without memory, vCPUs or interrupt controller.
-    pub fn create(kvm: &Kvm) -> Result<Self, KvmError> {
+    pub fn create(kvm: &Kvm) -> Result<Self, IoctlError> {
         Ok(Self { fd: kvm.create_vm()? })
     }
 
     /// Gives KVM the guest-physical pages that VMX without unrestricted guest needs for itself: three pages at
     /// `tss`, one at `identity_map`. To be called before the first vCPU is made; the guest must have no RAM there.
-    pub fn set_vmx_pages(&self, tss: u32, identity_map: u64) -> Result<(), KvmError> {
-        self.fd.set_identity_map_address(identity_map).map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        self.fd.set_tss_address(tss as usize).map_err(KvmError::of("KVM_SET_TSS_ADDR"))
+    pub fn set_vmx_pages(&self, tss: u32, identity_map: u64) -> Result<(), IoctlError> {
+        self.fd
+            .set_identity_map_address(identity_map)
+            .map_err(IoctlError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        self.fd.set_tss_address(tss as usize).map_err(IoctlError::of("KVM_SET_TSS_ADDR"))
     }
 
     /// Makes the in-kernel interrupt controllers: two 8259 PICs, an I/O APIC, and a local APIC in each vCPU made
     /// afterwards. GSIs 0–15 reach PIC and I/O APIC, 16–23 the I/O APIC.
-    pub fn create_irqchip(&self) -> Result<(), KvmError> {
-        self.fd.create_irq_chip().map_err(KvmError::of("KVM_CREATE_IRQCHIP"))
+    pub fn create_irqchip(&self) -> Result<(), IoctlError> {
+        self.fd.create_irq_chip().map_err(IoctlError::of("KVM_CREATE_IRQCHIP"))
     }
 
     /// Makes the in-kernel i8254 timer. Needs the irqchip.
-    pub fn create_pit(&self) -> Result<(), KvmError> {
-        self.fd.create_pit2(kvm_pit_config::default()).map_err(KvmError::of("KVM_CREATE_PIT2"))
+    pub fn create_pit(&self) -> Result<(), IoctlError> {
+        self.fd.create_pit2(kvm_pit_config::default()).map_err(IoctlError::of("KVM_CREATE_PIT2"))
     }
 
     /// Makes vCPU `index`, whose APIC id is the same number.
-    pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
-        self.fd.create_vcpu(u64::from(index)).map_err(KvmError::of("KVM_CREATE_VCPU"))
+    pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, IoctlError> {
+        self.fd.create_vcpu(u64::from(index)).map_err(IoctlError::of("KVM_CREATE_VCPU"))
     }
 }
 
 impl MemorySlots for Vm {
     #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
-    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), KvmError> {
+    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError> {
         let region = kvm_userspace_memory_region {
             slot: slot.id,
             flags: if slot.read_only { KVM_MEM_READONLY } else { 0 },
@@ -60,7 +62,8 @@ impl MemorySlots for Vm {
         };
         // SAFETY:
         // - the caller promises that the host memory stays mapped and holds only guest RAM while the slot exists.
-        unsafe { self.fd.set_user_memory_region(region) }.map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(IoctlError::of("KVM_SET_USER_MEMORY_REGION"))
     }
 }
 
@@ -87,24 +90,24 @@ fn ioeventfd_request(address: &DoorbellAddress, fd: &EventFd, deassign: bool) ->
 }
 
 impl DoorbellFds for Vm {
-    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError> {
+    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError> {
         ioctl::ioeventfd(&self.fd, &ioeventfd_request(address, fd, false))
-            .map_err(KvmError::of("KVM_IOEVENTFD"))
+            .map_err(IoctlError::of("KVM_IOEVENTFD"))
     }
 
-    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), KvmError> {
+    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError> {
         ioctl::ioeventfd(&self.fd, &ioeventfd_request(address, fd, true))
-            .map_err(KvmError::of("KVM_IOEVENTFD (deassign)"))
+            .map_err(IoctlError::of("KVM_IOEVENTFD (deassign)"))
     }
 }
 
 impl IrqFds for Vm {
-    fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
-        self.fd.register_irqfd(fd, gsi).map_err(KvmError::of("KVM_IRQFD"))
+    fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError> {
+        self.fd.register_irqfd(fd, gsi).map_err(IoctlError::of("KVM_IRQFD"))
     }
 
-    fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
-        self.fd.unregister_irqfd(fd, gsi).map_err(KvmError::of("KVM_IRQFD (deassign)"))
+    fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError> {
+        self.fd.unregister_irqfd(fd, gsi).map_err(IoctlError::of("KVM_IRQFD (deassign)"))
     }
 }
 

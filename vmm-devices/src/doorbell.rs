@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use vmm_core::KvmError;
+use vmm_core::IoctlError;
 use vmm_core::seam::{DoorbellAddress, DoorbellFds};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -26,7 +26,7 @@ pub enum DoorbellError {
         address: u64,
         /// The ioctl.
         #[source]
-        source: KvmError,
+        source: IoctlError,
     },
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_core::seam::MemorySlots;
-use vmm_core::{KvmError, Published, ReadGuard};
+use vmm_core::{IoctlError, Published, ReadGuard};
 
 use crate::GuestMemory;
 use crate::slot::Slot;
@@ -66,7 +66,7 @@ pub enum MapError {
         size: u64,
         /// The ioctl that failed.
         #[source]
-        source: KvmError,
+        source: IoctlError,
     },
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
-use vmm_core::KvmError;
+use vmm_core::IoctlError;
 use vmm_core::seam::{MemorySlot, MemorySlots};
 
 /// A KVM memory slot together with the host memory behind it. Dropped, the slot is deleted first, so the guest never
@@ -22,7 +22,7 @@ impl Slot {
         vm: Arc<dyn MemorySlots>,
         id: u32,
         region: Arc<GuestRegionMmap>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, IoctlError> {
         let slot = MemorySlot {
             id,
             guest_address: region.start_addr().0,

@@ -23,5 +23,6 @@ pub use exit::VcpuExit;
 pub use kick::{Kick, KickCell, KickTarget, Requests};
 pub use run_loop::{ExitHandler, RunVcpu, VcpuEnd, run};
 pub use run_page::{ImmediateExit, RunPage};
+pub use signal::install_kick_signal;
 pub use thread::{ThreadError, VcpuThread};
 pub use vcpu::{Vcpu, VcpuError};

@@ -13,8 +13,11 @@ fn number() -> i32 {
 
 extern "C" fn do_nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Installs the handler, once for the process, without `SA_RESTART`.
-pub(crate) fn install() -> io::Result<()> {
+/// Installs the handler of the kick signal (`SIGRTMIN`), once for the process, without `SA_RESTART`.
+///
+/// Starting a vCPU thread does it too; a program that may be sent real-time signals does it first of all, because
+/// their default action ends the process.
+pub fn install_kick_signal() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     INSTALLED
         .get_or_init(|| register_signal_handler(number(), do_nothing).map_err(kvm_ioctls::Error::errno))
@@ -30,19 +33,14 @@ pub(crate) fn unblock() -> io::Result<()> {
 ///
 /// Not `libc::gettid`: the standard library refers to that symbol weakly, so a static link may leave it null.
 pub(crate) fn thread_id() -> i32 {
-    // SAFETY:
-    // - gettid has no arguments and cannot fail.
-    let tid = unsafe { libc::syscall(libc::SYS_gettid) };
-    i32::try_from(tid).unwrap_or(0)
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 /// Sends the kick signal to the thread `tid` of this process. One system call: `pthread_kill` takes four and a lock
 /// of libc.
 pub(crate) fn send(tid: i32) {
+    let pid = std::process::id();
     // SAFETY:
-    // - getpid has no arguments and cannot fail.
-    let pid = unsafe { libc::getpid() };
-    // SAFETY:
-    // - tgkill takes three integers; the signal has a handler, see `install`.
+    // - tgkill takes three integers; the signal has a handler, see `install_kick_signal`.
     unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, number()) };
 }

@@ -3,6 +3,8 @@
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, Ordering, fence};
 #[cfg(not(loom))]
+use rustix::thread::futex;
+#[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// An atomic word that a thread can sleep on: a futex.
@@ -27,12 +29,14 @@ impl WaitWord {
 
     #[cfg(not(loom))]
     pub(crate) fn wait(&self, expected: u32) {
-        atomic_wait::wait(&self.word, expected);
+        // Woken, changed already, or interrupted: the caller looks at the word in any case.
+        let _ = futex::wait(&self.word, futex::Flags::PRIVATE, expected, None);
     }
 
     #[cfg(not(loom))]
     pub(crate) fn wake(&self) {
-        atomic_wait::wake_all(&self.word);
+        // Waking nobody is no error, and there is no other on a word of our own.
+        let _ = futex::wake(&self.word, futex::Flags::PRIVATE, u32::MAX >> 1);
     }
 
     #[cfg(loom)]

@@ -68,7 +68,7 @@ impl VcpuThread {
         handler: Arc<H>,
         on_end: impl FnOnce(&Vcpu, VcpuEnd) + Send + 'static,
     ) -> Result<Self, ThreadError> {
-        signal::install().map_err(ThreadError::Signal)?;
+        signal::install_kick_signal().map_err(ThreadError::Signal)?;
         let index = vcpu.index();
         let target = ThreadTarget { immediate_exit: vcpu.immediate_exit(), tid: AtomicI32::new(0) };
         let kicks = Arc::new(KickCell::new(target, Requests::PAUSE));

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
-use vmm_core::{Kvm, KvmError, Vm};
+use vmm_core::{IoctlError, Kvm, Vm};
 
 use crate::run_loop::RunVcpu;
 use crate::run_page::{ImmediateExit, RunPage};
@@ -21,7 +21,7 @@ pub enum VcpuError {
         index: u32,
         /// The ioctl.
         #[source]
-        source: KvmError,
+        source: IoctlError,
     },
     /// The run page cannot be mapped.
     #[error("cannot map the run page of vCPU {index}")]
@@ -118,19 +118,19 @@ impl Vcpu {
 
     fn failed(&self, ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
         let index = self.index;
-        move |errno| VcpuError::Ioctl { index, source: KvmError::of(ioctl)(errno) }
+        move |errno| VcpuError::Ioctl { index, source: IoctlError::of(ioctl)(errno) }
     }
 }
 
 impl RunVcpu for Vcpu {
     #[inline]
+    #[expect(unsafe_code, reason = "a system call")]
     fn run(&mut self) -> io::Result<()> {
         // kvm-ioctls' `run` decodes into a type of its own and hides `immediate_exit`; this is the bare ioctl.
         const KVM_RUN: libc::c_ulong = 0xae80;
         // SAFETY:
         // - the descriptor is a vCPU's and stays open as long as `self`;
         // - the ioctl has no argument; what it writes is the run page, which is ours by `&mut self`, and guest RAM.
-        #[expect(unsafe_code, reason = "a system call")]
         let status = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN, 0) };
         if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

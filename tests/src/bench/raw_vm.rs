@@ -80,8 +80,19 @@ pub struct RawVm {
     run: Mapping,
     vcpu: OwnedFd,
     _serial_irq: OwnedFd,
-    _vm: OwnedFd,
+    vm: OwnedFd,
     _ram: Mapping,
+}
+
+impl Drop for RawVm {
+    /// Deletes the memory slot. KVM does so anyway when the VM is closed, but then waits for more grace periods:
+    /// closing a VM that still has its slot takes twice as long as this program otherwise runs.
+    fn drop(&mut self) {
+        // SAFETY: a slot of size 0 names no memory.
+        let deleted =
+            unsafe { kvm::set_user_memory_region(&self.vm, &kvm_userspace_memory_region::default()) };
+        debug_assert!(deleted.is_ok(), "{deleted:?}");
+    }
 }
 
 /// Why the guest left to user space.
@@ -122,7 +133,7 @@ impl RawVm {
             .and_then(|()| set_msrs_and_lapic(&vcpu))
             .and_then(|()| set_registers(&vcpu, entry));
         set_up.map_err(RawError::system("setting the vCPU up"))?;
-        Ok(Self { run, vcpu, _serial_irq: serial_irq, _vm: vm, _ram: ram })
+        Ok(Self { run, vcpu, _serial_irq: serial_irq, vm, _ram: ram })
     }
 
     /// Runs the guest until its next exit.

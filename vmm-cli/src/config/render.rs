@@ -114,7 +114,7 @@ mod tests {
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (count, pages) in (1_u8..=254, 256_u64..=1 << 30),
+            (count, pages) in (1_u8..=254, 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
             (level, format, file) in (word(), word(), optional_path()),

@@ -22,7 +22,7 @@ cmdline = "console=ttyS0 \"quoted\""
 [cpu]
 count = 254
 [memory]
-size = "4TiB"
+size = "1TiB"
 [machine]
 on_reset = "restart"
 on_triple_fault = "reset"
@@ -174,9 +174,9 @@ fn a_refused_text_names_place_and_remedy() {
             "1:1: `boot` is a section, not an array: the keys of [boot] are: kernel, initrd, cmdline",
         ),
         ("[[cpu]]", "1:3: `cpu` is a section, not an array: did you mean `cpu.count`?"),
-        ("[memory]\nsize = '16777216M'", "2:8: memory.size = 16777216M is above the limit of 4 TiB (4096G)"),
+        ("[memory]\nsize = '16777216M'", "2:8: memory.size = 16777216M is above the limit of 1 TiB (1024G)"),
         ("memory.size = 1", "1:15: memory.size = 1 is below the minimum of 1 MiB (1M)"),
-        ("memory.size = -5", "1:15: memory.size = -5 is negative; expected a size from 1M to 4T"),
+        ("memory.size = -5", "1:15: memory.size = -5 is negative; expected a size from 1M to 1T"),
         (
             "memory.size = 9223372036854775808",
             "1:15: memory.size = 9223372036854775808 does not fit in 64 bits",

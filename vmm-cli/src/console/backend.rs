@@ -12,9 +12,10 @@ use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
-use super::output::Output;
 use super::terminal::RawMode;
 use crate::config::SerialMode;
+use crate::messages;
+use crate::sink::Sink;
 
 /// Why a console cannot be opened. All but [`OpenError::Host`] are the user's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -51,16 +52,6 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Host { what, source }
 }
 
-const STDIN: BorrowedFd<'static> = {
-    // SAFETY:
-    // - descriptor 0 is open for the whole life of the process: the runtime opens it if the parent did not, and
-    //   nothing here closes it.
-    #[expect(unsafe_code, reason = "std::io::stdin() locks and buffers")]
-    unsafe {
-        BorrowedFd::borrow_raw(0)
-    }
-};
-
 /// The host's end, opened.
 #[derive(Debug)]
 pub(super) enum Backend {
@@ -68,6 +59,7 @@ pub(super) enum Backend {
     OutputOnly,
     /// Standard input, until it ends.
     Stdin {
+        stdin: io::Stdin,
         /// Whether it has not ended yet.
         open: bool,
         /// Held while the guest has the terminal.
@@ -80,7 +72,12 @@ pub(super) enum Backend {
         _slave: OwnedFd,
     },
     /// A listening socket and its client of the moment.
-    Unix { listener: Listener, client: Option<UnixStream> },
+    Unix {
+        listener: Listener,
+        client: Option<UnixStream>,
+        /// Whether clients are still taken in.
+        accepting: bool,
+    },
 }
 
 /// A listening socket that takes its path along when it goes.
@@ -100,17 +97,18 @@ impl Drop for Listener {
 
 impl Backend {
     /// Opens what `mode` names, with the output that belongs to it.
-    pub(super) fn open(mode: &SerialMode) -> Result<(Self, Output), OpenError> {
-        let start = |fd| Output::start(fd).map_err(host("the writer thread"));
+    pub(super) fn open(mode: &SerialMode) -> Result<(Self, Sink), OpenError> {
+        let start = |fd| Sink::start("console", fd).map_err(host("the writer thread"));
         match mode {
-            SerialMode::Null => Ok((Self::OutputOnly, Output::nowhere())),
+            SerialMode::Null => Ok((Self::OutputOnly, Sink::nowhere())),
             SerialMode::Stdio => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned();
                 let output = start(Some(stdout.map_err(host("a copy of standard output"))?))?;
                 let raw = RawMode::enter().map_err(host("raw mode"))?;
                 // A background process that reads its terminal is stopped.
-                let open = raw.is_some() || !io::IsTerminal::is_terminal(&io::stdin());
-                Ok((Self::Stdin { open, raw }, output))
+                let stdin = io::stdin();
+                let open = raw.is_some() || !io::IsTerminal::is_terminal(&stdin);
+                Ok((Self::Stdin { stdin, open, raw }, output))
             }
             SerialMode::File(path) => {
                 let file =
@@ -124,7 +122,7 @@ impl Backend {
             }
             SerialMode::Unix(path) => {
                 let listener = listen(path)?;
-                Ok((Self::Unix { listener, client: None }, start(None)?))
+                Ok((Self::Unix { listener, client: None, accepting: true }, start(None)?))
             }
         }
     }
@@ -132,24 +130,29 @@ impl Backend {
     /// Where input comes from now, if it comes.
     pub(super) fn input(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Stdin { open: true, .. } => Some(STDIN),
+            Self::Stdin { stdin, open: true, .. } => Some(stdin.as_fd()),
             Self::Pty { master, .. } => Some(master.as_fd()),
             Self::Unix { client: Some(client), .. } => Some(client.as_fd()),
             _ => None,
         }
     }
 
+    /// Whether the input comes from a client that may leave while another can come.
+    pub(super) fn is_client(&self) -> bool {
+        matches!(self, Self::Unix { client: Some(_), .. })
+    }
+
     /// Where the next client knocks, while there is none.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Unix { listener, client: None } => Some(listener.socket.as_fd()),
+            Self::Unix { listener, client: None, accepting: true } => Some(listener.socket.as_fd()),
             _ => None,
         }
     }
 
     /// Takes the next client in; its output goes to it from now on.
-    pub(super) fn accept(&mut self, output: &Output) {
-        let Self::Unix { listener, client } = self else { return };
+    pub(super) fn accept(&mut self, output: &Sink) {
+        let Self::Unix { listener, client, accepting } = self else { return };
         let accepted = listener.socket.accept().and_then(|(stream, _)| {
             let copy = stream.try_clone()?;
             Ok((stream, copy))
@@ -159,12 +162,19 @@ impl Backend {
                 output.connect(copy.into());
                 *client = Some(stream);
             }
-            Err(error) => tracing::warn!(%error, "cannot accept a client of the serial port"),
+            // Somebody who changed his mind.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+            Err(error) => {
+                // The client still knocks: trying again at once would never end.
+                *accepting = false;
+                tracing::error!(%error, "the serial port takes no more clients");
+            }
         }
     }
 
     /// The source of the input has ended.
-    pub(super) fn end_of_input(&mut self, output: &Output) {
+    pub(super) fn end_of_input(&mut self, output: &Sink) {
         match self {
             Self::Stdin { open, .. } => *open = false,
             Self::Unix { client, .. } => {
@@ -191,7 +201,8 @@ fn open_file(path: &Path) -> io::Result<File> {
     {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked
@@ -206,7 +217,7 @@ fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut mode = tcgetattr(&slave)?;
     cfmakeraw(&mut mode);
     tcsetattr(&slave, SetArg::TCSANOW, &mode)?;
-    super::tell(format_args!("serial port: {name}\n"));
+    messages::tell(format_args!("serial port: {name}\n"));
     Ok((master.into(), slave))
 }
 

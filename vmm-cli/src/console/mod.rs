@@ -1,41 +1,35 @@
 //! `Console`: the host's end of the guest's serial port.
 //!
-//! Output goes into a bounded buffer that a writer thread empties, so that no vCPU ever waits for a terminal, a pipe
-//! or a disk. Input is read by the event loop, at most as much as the guest's FIFO takes.
+//! Output goes through a [`Sink`], so that no vCPU ever waits for a terminal, a pipe or a disk. Input is read by the event loop, at most as much as the guest's FIFO takes.
 
 mod backend;
 mod escape;
-mod output;
 mod terminal;
 
-use std::fmt;
-use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_devices::legacy::Serial;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use backend::Backend;
 pub(crate) use backend::OpenError;
 use escape::{Escape, HELP, Keys};
-use output::Output;
-pub(crate) use terminal::restore_now;
+pub(crate) use terminal::{is_raw, restore_now};
 
 use crate::config::SerialMode;
+use crate::sink::Sink;
 
 /// Bytes that are read ahead for the guest's FIFO, which takes as many.
 const CHUNK: usize = 64;
-
-/// How long the end of the program waits for output that makes no progress.
-const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The open console. Dropped, it has written what can be written and the terminal is as it was.
 #[derive(Debug)]
 pub(crate) struct Console {
     backend: Backend,
-    output: Output,
+    output: Sink,
     /// Signalled when the guest's FIFO is empty.
     drained: Arc<EventFd>,
     /// Input that was read and that the FIFO had no room for yet.
@@ -47,8 +41,8 @@ pub(crate) struct Console {
 impl Console {
     /// Opens the console that `mode` names.
     pub(crate) fn open(mode: &SerialMode) -> Result<Self, OpenError> {
-        let drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(|source| OpenError::Host { what: "an eventfd", source })?;
+        let drained = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(|errno| OpenError::Host { what: "an eventfd", source: errno.into() })?;
         let (backend, output) = Backend::open(mode)?;
         let keys = backend.raw_mode().map(|_| Keys::default());
         Ok(Self { backend, output, drained: Arc::new(drained), pending: Vec::new(), keys })
@@ -63,17 +57,25 @@ impl Console {
     pub(crate) fn on_drained(&self) -> Box<dyn Fn() + Send + Sync> {
         let drained = Arc::clone(&self.drained);
         // Fails when the counter is full: then the event loop has been told often enough.
-        Box::new(move || drop(drained.write(1)))
+        Box::new(move || {
+            let _ = drained.write(1);
+        })
     }
 
     /// Readable when the guest's FIFO has become empty.
-    pub(crate) fn drained(&self) -> &EventFd {
-        &self.drained
+    pub(crate) fn drained(&self) -> BorrowedFd<'_> {
+        self.drained.as_fd()
     }
 
-    /// Readable when there is input; absent while there is no source, or while what was read before still waits.
-    pub(crate) fn input(&self) -> Option<BorrowedFd<'_>> {
-        self.backend.input().filter(|_| self.pending.is_empty())
+    /// What to wait for on the source of the input: bytes, or, while those that were read before still wait for the
+    /// guest, only that a client hangs up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
+    pub(crate) fn input(&self) -> Option<PollFd<'_>> {
+        let fd = self.backend.input()?;
+        if self.pending.is_empty() {
+            Some(PollFd::new(fd, PollFlags::POLLIN))
+        } else {
+            self.backend.is_client().then(|| PollFd::new(fd, PollFlags::empty()))
+        }
     }
 
     /// Readable when a client wants to connect; absent while there can be none.
@@ -86,11 +88,14 @@ impl Console {
         self.backend.accept(&self.output);
     }
 
-    /// Reads what is there and offers it to the guest. Returns whether the user asked for the end of the machine.
+    /// What [`input`](Self::input) waited for has come: reads what is there and offers it to the guest. Returns
+    /// whether the user asked for the end of the machine.
     pub(crate) fn receive(&mut self, serial: &Serial) -> bool {
         let mut buffer = [0; CHUNK];
         let Some(fd) = self.backend.input() else { return false };
-        let Some(bytes) = backend::receive(fd, &mut buffer) else {
+        let hung_up = !self.pending.is_empty();
+        let received = if hung_up { None } else { backend::receive(fd, &mut buffer) };
+        let Some(bytes) = received else {
             self.backend.end_of_input(&self.output);
             return false;
         };
@@ -130,14 +135,9 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let dropped = self.output.close(FLUSH_PATIENCE);
+        let dropped = self.output.flush();
         if dropped != 0 {
             tracing::warn!(bytes = dropped, "serial output was dropped: its reader was too slow or gone");
         }
     }
-}
-
-/// Says something to the person who runs the program, on standard error; if that is gone, to nobody.
-pub(crate) fn tell(text: fmt::Arguments<'_>) {
-    let _ = io::stderr().write_fmt(text);
 }

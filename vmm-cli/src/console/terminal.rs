@@ -116,13 +116,17 @@ fn set(mode: &libc::termios) -> io::Result<()> {
     }
 }
 
-/// Every key goes to the guest as it is typed; output processing stays, so that messages of this process are lines.
+/// Whether lines that go to the terminal have to bring their own carriage return.
+pub(crate) fn is_raw() -> bool {
+    RAW.load(Ordering::SeqCst)
+}
+
+/// Every key goes to the guest as it is typed, and every byte of the guest to the terminal as it is written.
 fn raw(saved: &libc::termios) -> libc::termios {
     let mut mode = *saved;
     // SAFETY:
     // - cfmakeraw changes the structure it is given and nothing else.
     unsafe { libc::cfmakeraw(&raw mut mode) };
-    mode.c_oflag = saved.c_oflag;
     mode
 }
 

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::table::{GsiError, GsiTable};
 use super::{IrqLine, IrqTrigger};
-use crate::KvmError;
+use crate::IoctlError;
 use crate::seam::IrqFds;
 
 /// Why an interrupt line cannot be made.
@@ -37,7 +37,7 @@ pub enum IrqError {
         gsi: u32,
         /// The ioctl that failed.
         #[source]
-        source: KvmError,
+        source: IoctlError,
     },
 }
 

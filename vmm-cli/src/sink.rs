@@ -1,4 +1,7 @@
-//! `Output`: a bounded buffer between the guest and a descriptor that may block, and the thread that empties it.
+//! `Sink`: a bounded buffer in front of a descriptor that may block, and the thread that empties it.
+//!
+//! Everything that must not wait for a terminal, a pipe or a disk writes through one: the guest's serial port, the log,
+//! messages to the user.
 //!
 //! The descriptor may be inherited (standard output): its flags are left alone. So the thread waits until it is
 //! writable, and if a write blocks all the same, it blocks this thread and nothing else.
@@ -18,9 +21,12 @@ const CAPACITY: usize = 256 * 1024;
 /// Most bytes of one write: a pipe that polls as writable takes this many without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
 
+/// How long a flush waits for output that makes no progress.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Where the output goes at present.
 #[derive(Clone, Debug)]
-enum Sink {
+enum Target {
     /// To this descriptor.
     Open(Arc<OwnedFd>),
     /// It is kept until somebody comes to take it.
@@ -32,7 +38,7 @@ enum Sink {
 #[derive(Debug)]
 struct State {
     buffer: VecDeque<u8>,
-    sink: Sink,
+    target: Target,
     /// The thread is writing a chunk that is no longer in the buffer.
     writing: bool,
     closing: bool,
@@ -54,15 +60,15 @@ impl Shared {
     }
 }
 
-/// The guest's side: never blocks, never fails.
-#[derive(Debug)]
-pub(super) struct Pen(Arc<Shared>);
+/// The writers' side: never blocks, never fails. Clones write to the same sink.
+#[derive(Clone, Debug)]
+pub(crate) struct Pen(Arc<Shared>);
 
 impl Write for Pen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        let room = match state.sink {
-            Sink::Broken => 0,
+        let room = match state.target {
+            Target::Broken => 0,
             _ => CAPACITY - state.buffer.len(),
         };
         let taken = room.min(bytes.len());
@@ -83,16 +89,16 @@ impl Write for Pen {
 
 /// The buffer and its thread.
 #[derive(Debug)]
-pub(super) struct Output(Arc<Shared>);
+pub(crate) struct Sink(Arc<Shared>);
 
-impl Output {
-    /// Starts the writer thread. Without `fd` the output waits for [`connect`](Self::connect).
-    pub(super) fn start(fd: Option<OwnedFd>) -> io::Result<Self> {
-        let sink = fd.map_or(Sink::Awaited, |fd| Sink::Open(Arc::new(fd)));
-        let state = State { buffer: VecDeque::new(), sink, writing: false, closing: false, dropped: 0 };
+impl Sink {
+    /// Starts the writer thread, called `name`. Without `fd` the output waits for [`connect`](Self::connect).
+    pub(crate) fn start(name: &str, fd: Option<OwnedFd>) -> io::Result<Self> {
+        let target = fd.map_or(Target::Awaited, |fd| Target::Open(Arc::new(fd)));
+        let state = State { buffer: VecDeque::new(), target, writing: false, closing: false, dropped: 0 };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() });
-        std::thread::Builder::new().name("console".into()).spawn({
+        std::thread::Builder::new().name(name.into()).spawn({
             let shared = Arc::clone(&shared);
             move || empty(&shared)
         })?;
@@ -100,43 +106,54 @@ impl Output {
     }
 
     /// Output that goes nowhere, without a thread.
-    pub(super) fn nowhere() -> Self {
-        let state =
-            State { buffer: VecDeque::new(), sink: Sink::Broken, writing: false, closing: false, dropped: 0 };
+    pub(crate) fn nowhere() -> Self {
+        let state = State {
+            buffer: VecDeque::new(),
+            target: Target::Broken,
+            writing: false,
+            closing: false,
+            dropped: 0,
+        };
         Self(Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() }))
     }
 
     /// A handle for a device.
-    pub(super) fn pen(&self) -> Pen {
+    pub(crate) fn pen(&self) -> Pen {
         Pen(Arc::clone(&self.0))
     }
 
     /// Sends the output to `fd` from now on, what waits first.
-    pub(super) fn connect(&self, fd: OwnedFd) {
-        self.0.lock().sink = Sink::Open(Arc::new(fd));
+    pub(crate) fn connect(&self, fd: OwnedFd) {
+        self.0.lock().target = Target::Open(Arc::new(fd));
         self.0.work.notify_one();
     }
 
     /// Keeps the output until the next [`connect`](Self::connect).
-    pub(super) fn disconnect(&self) {
-        self.0.lock().sink = Sink::Awaited;
+    pub(crate) fn disconnect(&self) {
+        self.0.lock().target = Target::Awaited;
     }
 
-    /// Waits until everything is written, but not longer than `patience` without progress; returns how many bytes
-    /// were dropped in all, those that are still waiting included.
-    pub(super) fn close(&self, patience: Duration) -> u64 {
+    /// Waits until everything is written, but not longer than [`PATIENCE`] without progress; returns how many bytes
+    /// were dropped so far, those that are still waiting included.
+    pub(crate) fn flush(&self) -> u64 {
         let mut state = self.0.lock();
-        state.closing = true;
-        self.0.work.notify_one();
-        while matches!(state.sink, Sink::Open(_)) && (state.writing || !state.buffer.is_empty()) {
+        while matches!(state.target, Target::Open(_)) && (state.writing || !state.buffer.is_empty()) {
             let (guard, waited) =
-                self.0.progress.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+                self.0.progress.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
             state = guard;
             if waited.timed_out() {
                 break;
             }
         }
         state.dropped + state.buffer.len() as u64
+    }
+}
+
+impl Drop for Sink {
+    /// The thread ends once nothing is left; one that is blocked in a write is left behind.
+    fn drop(&mut self) {
+        self.0.lock().closing = true;
+        self.0.work.notify_one();
     }
 }
 
@@ -163,10 +180,10 @@ fn empty(shared: &Shared) {
             Written::Broken(lost) => {
                 state.dropped += lost as u64;
                 // A new sink may have come meanwhile.
-                if matches!(&state.sink, Sink::Open(open) if Arc::ptr_eq(open, &fd)) {
+                if matches!(&state.target, Target::Open(open) if Arc::ptr_eq(open, &fd)) {
                     state.dropped += state.buffer.len() as u64;
                     state.buffer = VecDeque::new();
-                    state.sink = Sink::Broken;
+                    state.target = Target::Broken;
                 }
             }
         }
@@ -179,8 +196,8 @@ fn empty(shared: &Shared) {
 fn next_chunk(shared: &Shared, chunk: &mut Vec<u8>) -> Option<Arc<OwnedFd>> {
     let mut state = shared.lock();
     loop {
-        match &state.sink {
-            Sink::Open(fd) if !state.buffer.is_empty() => {
+        match &state.target {
+            Target::Open(fd) if !state.buffer.is_empty() => {
                 let fd = Arc::clone(fd);
                 let length = state.buffer.len().min(CHUNK);
                 chunk.clear();
@@ -217,12 +234,10 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(50);
-
     #[test]
-    fn everything_arrives_in_order_and_close_waits_for_it() {
+    fn everything_arrives_in_order_and_flush_waits_for_it() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let output = Output::start(Some(writer.into())).unwrap();
+        let output = Sink::start("test", Some(writer.into())).unwrap();
         let mut pen = output.pen();
         let expected: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         let received = std::thread::spawn(move || {
@@ -233,20 +248,20 @@ mod tests {
         for part in expected.chunks(777) {
             pen.write_all(part).unwrap();
         }
-        assert_eq!(output.close(Duration::from_secs(10)), 0);
+        assert_eq!(output.flush(), 0);
         assert_eq!(received.join().unwrap(), expected);
     }
 
     #[test]
     fn fault_b12_a_full_pipe_blocks_nobody_and_what_does_not_fit_is_counted() {
         let (_reader, writer) = io::pipe().unwrap();
-        let output = Output::start(Some(writer.into())).unwrap();
+        let output = Sink::start("test", Some(writer.into())).unwrap();
         let mut pen = output.pen();
         let total = 4 * CAPACITY;
         for _ in 0..total / 1024 {
             pen.write_all(&[b'x'; 1024]).unwrap();
         }
-        let dropped = output.close(PATIENCE);
+        let dropped = output.flush();
         assert!(
             dropped > (total - CAPACITY - 2 * 65536 - CHUNK) as u64 && dropped < total as u64,
             "{dropped}"
@@ -257,25 +272,25 @@ mod tests {
     fn fault_b12_a_closed_pipe_stops_the_sink_and_nothing_else() {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
-        let output = Output::start(Some(writer.into())).unwrap();
+        let output = Sink::start("test", Some(writer.into())).unwrap();
         let mut pen = output.pen();
         pen.write_all(b"lost").unwrap();
-        assert_eq!(output.close(Duration::from_secs(10)), 4);
+        assert_eq!(output.flush(), 4);
         pen.write_all(b"lost too").unwrap();
-        assert_eq!(output.close(PATIENCE), 12);
+        assert_eq!(output.flush(), 12);
     }
 
     #[test]
     fn fault_b12_a_full_disk_drops_and_counts() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let output = Output::start(Some(full.into())).unwrap();
+        let output = Sink::start("test", Some(full.into())).unwrap();
         output.pen().write_all(b"twelve bytes").unwrap();
-        assert_eq!(output.close(Duration::from_secs(10)), 12);
+        assert_eq!(output.flush(), 12);
     }
 
     #[test]
     fn output_waits_for_the_first_client_and_goes_on_with_the_next() {
-        let output = Output::start(None).unwrap();
+        let output = Sink::start("test", None).unwrap();
         let mut pen = output.pen();
         pen.write_all(b"early").unwrap();
         let mut text = [0; 5];
