@@ -35,6 +35,8 @@ struct Ready {
 /// Serves everything until the machine has a reason to end.
 pub(crate) fn run(events: &VmEvents, signals: &Signals, console: &mut Console, serial: &Serial) -> Ended {
     let mut stopped_by = None;
+    // What waited for the guest of an earlier life.
+    console.on_fifo_empty(serial);
     loop {
         let ready = match wait(events, signals, console) {
             Ok(ready) => ready,
@@ -80,8 +82,12 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
         let _ = poll(&mut fds, timeout);
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
         let (signal, input) = (ready(0), ready(1));
-        if signal && let Some(Asked::Stop(signal)) = signals.next() {
-            return Some(Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) });
+        match signal.then(|| signals.next()).flatten() {
+            Some(Asked::Stop(signal)) => {
+                return Some(Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) });
+            }
+            Some(Asked::Continued) => console.continued(),
+            None => {}
         }
         if input && console.receive(None) {
             return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), signal: None });

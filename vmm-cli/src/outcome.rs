@@ -77,7 +77,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.error)?;
         match errno(&self.error) {
-            Some(libc::EMFILE) => f.write_str("; raise this process's limit of open files (`ulimit -n 64`)"),
+            Some(libc::EMFILE) => f.write_str(
+                "; raise this process's limit of open files (`ulimit -n`): a machine takes some 20, and one for each vCPU",
+            ),
             Some(libc::ENFILE) => f.write_str("; the host has no open file left (`sysctl fs.file-max`)"),
             Some(libc::ENOMEM) => f.write_str("; give the guest less memory or the host more"),
             _ => Ok(()),
@@ -94,7 +96,7 @@ fn errno(error: &anyhow::Error) -> Option<i32> {
 #[must_use]
 pub fn exit_code(event: &VmEvent) -> u8 {
     match event {
-        VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
+        VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
         VmEvent::DebugExit(value) => DEBUG_EXIT + (value & 63) as u8,
         VmEvent::GuestCrash(_) => GUEST_CRASHED,
         VmEvent::Internal(_) => INTERNAL,
@@ -108,7 +110,6 @@ mod tests {
     #[test]
     fn each_end_has_the_documented_code() {
         for (event, code) in [
-            (VmEvent::Shutdown, 0),
             (VmEvent::Reset("i8042"), 0),
             (VmEvent::UserStop("SIGTERM"), 0),
             (VmEvent::DebugExit(0), 0),

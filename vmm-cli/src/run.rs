@@ -1,10 +1,11 @@
 //! `run`: the main job, from a configuration to an exit code.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 
 use crate::boot::{self, BootSource, Image};
@@ -26,17 +27,19 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What kept the machine from running; nothing of it is left then.
 pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
+    // First of all: the threads that are started from here on inherit what is blocked.
+    let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
     logging::start(&config.log).map_err(Failure::bad_input)?;
-    let result = run_to_end(config);
+    let result = catch_unwind(AssertUnwindSafe(|| run_to_end(config, signals)))
+        .unwrap_or_else(|_| Err(Failure::internal(anyhow!("the main thread panicked"))));
     logging::flush();
     result
 }
 
-fn run_to_end(config: &VmConfig) -> Result<ExitCode, Failure> {
+fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> {
     vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
-    let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
     let ended = loop {
         let started = Instant::now();
@@ -116,7 +119,7 @@ fn tell_end(event: &VmEvent) {
     match event {
         VmEvent::GuestCrash(report) => messages::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
         VmEvent::Internal(report) => messages::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
-        VmEvent::Shutdown | VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
+        VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
             tracing::info!(?event, "the machine has ended");
         }
     }

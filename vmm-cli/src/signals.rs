@@ -17,9 +17,10 @@ use crate::outcome;
 /// Ask for the end of the machine.
 const STOP: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 
-/// Would end the process by default and are no reason to: a closed pipe or terminal, a file at its limit, a soft
-/// limit of CPU time.
-const IGNORED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGXFSZ, Signal::SIGXCPU];
+/// Would end or stop the process by default and are no reason to: a closed pipe or terminal, a file at its limit, a
+/// soft limit of CPU time, a terminal that was taken away a moment before its mode is restored.
+const IGNORED: [Signal; 5] =
+    [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGTTOU];
 
 /// The signals that the event loop takes.
 #[derive(Debug)]

@@ -9,8 +9,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 /// Why a machine ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmEvent {
-    /// The guest powered the machine off.
-    Shutdown,
     /// The guest asked for a reset, by the named means (`i8042`, `port 0xcf9`, `triple fault`).
     Reset(&'static str),
     /// The guest wrote this value to the debug-exit port.
@@ -81,7 +79,7 @@ mod tests {
         let events = VmEvents::new().unwrap();
         assert_eq!(events.get(), None);
         assert!(events.send(VmEvent::DebugExit(3)));
-        assert!(!events.clone().send(VmEvent::Shutdown));
+        assert!(!events.clone().send(VmEvent::Reset("late")));
         assert_eq!(events.get(), Some(&VmEvent::DebugExit(3)));
     }
 

@@ -45,8 +45,6 @@ pub enum KvmOpenError {
 pub struct Capabilities {
     /// Most vCPUs of one VM (`KVM_CAP_MAX_VCPUS`).
     pub max_vcpus: usize,
-    /// Most memory slots of one VM (`KVM_CAP_NR_MEMSLOTS`).
-    pub max_memslots: usize,
     /// `KVM_CAP_IOEVENTFD`: doorbells without an exit to user space.
     pub ioeventfd: bool,
     /// `KVM_CAP_TSC_DEADLINE_TIMER`: the local APIC has the TSC-deadline mode.
@@ -90,7 +88,6 @@ impl Kvm {
         }
         let capabilities = Capabilities {
             max_vcpus: fd.get_max_vcpus(),
-            max_memslots: fd.get_nr_memslots(),
             ioeventfd: fd.check_extension(Cap::Ioeventfd),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),

@@ -362,7 +362,7 @@ mod loom_tests {
 
     impl Drop for UpdatersOnly {
         fn drop(&mut self) {
-            assert_eq!(loom::thread::current().id(), self.0);
+            assert!(loom::thread::current().id() == self.0, "a reader destroyed the value");
         }
     }
 
@@ -381,7 +381,7 @@ mod loom_tests {
 
     /// The same with the fields of the node the other way round: the model finds the reader that destroys the value.
     #[test]
-    #[should_panic]
+    #[should_panic(expected = "a reader destroyed the value")]
     fn loom_must_fail_gate_opened_before_the_value_is_let_go() {
         loom::model(|| {
             let value = Arc::new(UpdatersOnly(loom::thread::current().id()));

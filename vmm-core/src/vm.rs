@@ -3,8 +3,8 @@
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
-    KVM_MEM_READONLY, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
-    kvm_ioeventfd_flag_nr_pio, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -39,9 +39,10 @@ impl Vm {
         self.fd.create_irq_chip().map_err(IoctlError::of("KVM_CREATE_IRQCHIP"))
     }
 
-    /// Makes the in-kernel i8254 timer. Needs the irqchip.
+    /// Makes the in-kernel i8254 timer, with its gate and output at port 0x61. Needs the irqchip.
     pub fn create_pit(&self) -> Result<(), IoctlError> {
-        self.fd.create_pit2(kvm_pit_config::default()).map_err(IoctlError::of("KVM_CREATE_PIT2"))
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.fd.create_pit2(config).map_err(IoctlError::of("KVM_CREATE_PIT2"))
     }
 
     /// Makes vCPU `index`, whose APIC id is the same number.

@@ -141,10 +141,17 @@ impl<T: KickTarget> KickCell<T> {
         self.get_attention()
     }
 
-    /// Takes `requests` back and wakes the vCPU if it is parked.
-    pub fn withdraw(&self, requests: Requests) -> Kick {
+    /// Takes `requests` back and wakes the vCPU if it is parked; returns whether it was. One that runs is left alone.
+    pub fn withdraw(&self, requests: Requests) -> bool {
         self.requests.fetch_and(!requests.0, Ordering::Release);
-        self.get_attention()
+        fence(Ordering::SeqCst);
+        let word = self.word.load(Ordering::Acquire);
+        // If the word changes here, the vCPU either is awake already or looks at the requests again before it sleeps.
+        let woken = mode_of(word) == Mode::Parked && self.change(word, Mode::Outside);
+        if woken {
+            self.word.wake();
+        }
+        woken
     }
 
     fn get_attention(&self) -> Kick {
@@ -201,7 +208,8 @@ impl<T: KickTarget> KickCell<T> {
     /// there are requests to serve first; the vCPU is outside.
     pub(crate) fn enter(&self) -> Result<(), Requests> {
         let entry = self.word.load(Ordering::Relaxed).wrapping_add(1 << MODE_BITS);
-        self.word.store(with_mode(entry, Mode::InGuest), Ordering::Relaxed);
+        // Released: a kicker that sees the vCPU in the guest sees the id of its thread.
+        self.word.store(with_mode(entry, Mode::InGuest), Ordering::Release);
         fence(Ordering::SeqCst);
         match self.requests.load(Ordering::Acquire) {
             0 => Ok(()),
@@ -316,6 +324,14 @@ mod tests {
     }
 
     #[test]
+    fn a_withdrawn_request_leaves_a_running_vcpu_alone() {
+        let cell = cell();
+        cell.enter().unwrap();
+        assert!(!cell.withdraw(Requests::PAUSE));
+        assert_eq!(signals(&cell), 0);
+    }
+
+    #[test]
     fn the_entry_counter_wraps_into_the_mode_of_nobody() {
         let cell = cell();
         cell.word.store(with_mode(u32::MAX, Mode::Outside), Ordering::Relaxed);
@@ -333,7 +349,7 @@ mod tests {
                 std::thread::yield_now();
             }
             assert!(!parked.is_finished());
-            assert_eq!(cell.withdraw(Requests::PAUSE), Kick::Woken);
+            assert!(cell.withdraw(Requests::PAUSE));
         });
         cell.enter().unwrap();
     }

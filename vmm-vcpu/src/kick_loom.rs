@@ -168,7 +168,7 @@ fn stop(cell: &Cell) {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "deadlock")]
 fn loom_must_fail_signal_without_the_flag() {
     must_fail(vcpu_thread, |cell| {
         cell.requests.fetch_or(Requests::STOP.0, Ordering::Release);
@@ -178,7 +178,7 @@ fn loom_must_fail_signal_without_the_flag() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "deadlock")]
 fn loom_must_fail_requests_looked_at_before_the_mode_is_in_guest() {
     must_fail(
         |cell| {
@@ -193,7 +193,7 @@ fn loom_must_fail_requests_looked_at_before_the_mode_is_in_guest() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "deadlock")]
 fn loom_must_fail_no_fence_between_mode_and_requests() {
     must_fail(
         |cell| {
@@ -207,7 +207,7 @@ fn loom_must_fail_no_fence_between_mode_and_requests() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "deadlock")]
 fn loom_must_fail_claim_before_the_request_bit() {
     must_fail(vcpu_thread, |cell| {
         let kick = cell.get_attention();
@@ -217,7 +217,7 @@ fn loom_must_fail_claim_before_the_request_bit() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "deadlock")]
 fn loom_must_fail_park_without_looking_again() {
     must_fail(
         |cell| {
@@ -231,7 +231,7 @@ fn loom_must_fail_park_without_looking_again() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "a signal was sent to a thread id that is free")]
 fn loom_must_fail_end_without_the_handshake() {
     must_fail(
         |cell| {

@@ -61,7 +61,7 @@ pub struct RunPage(Arc<Mapping>);
 
 impl RunPage {
     /// Maps the run page of the vCPU descriptor `vcpu`; `length` is what `KVM_GET_VCPU_MMAP_SIZE` says.
-    pub fn map(vcpu: &impl AsRawFd, length: usize) -> io::Result<Self> {
+    pub(crate) fn map(vcpu: &impl AsRawFd, length: usize) -> io::Result<Self> {
         Ok(Self(Arc::new(Mapping::new(vcpu.as_raw_fd(), libc::MAP_SHARED, length)?)))
     }
 

@@ -34,8 +34,8 @@ pub enum ThreadError {
 #[derive(Debug)]
 struct ThreadTarget {
     immediate_exit: ImmediateExit,
-    /// Stored by the thread before it first enters the guest, so that whoever sees it in the guest sees the id too:
-    /// the store is ordered by the fence of the entry, the load by that of the kicker.
+    /// Stored by the thread before it first enters the guest; `KickCell` releases each entry and a kicker acquires it
+    /// before it signals.
     tid: AtomicI32,
 }
 

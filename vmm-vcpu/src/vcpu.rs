@@ -9,7 +9,7 @@ use vmm_core::{IoctlError, Kvm, Vm};
 
 use crate::run_loop::RunVcpu;
 use crate::run_page::{ImmediateExit, RunPage};
-use crate::x86_64::{BootRegs, boot_msrs, set_local_interrupts};
+use crate::x86_64::{BootRegs, boot_msrs};
 
 /// Why a vCPU cannot be made or set up.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +67,11 @@ impl Vcpu {
         self.index
     }
 
-    /// Gives the vCPU its CPUID table, MSRs and local interrupt pins; `boot` also gives it the registers with which a
-    /// boot protocol enters the guest.
+    /// Gives the vCPU its CPUID table and MSRs; `boot` also gives it the registers with which a boot protocol enters the
+    /// guest.
     ///
-    /// CPUID comes first: it decides which MSRs exist.
+    /// CPUID comes first: it decides which MSRs exist. The local APIC stays as KVM resets it: LINT0 of the boot
+    /// processor takes the PIC.
     pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootRegs>) -> Result<(), VcpuError> {
         self.fd.set_cpuid2(cpuid).map_err(self.failed("KVM_SET_CPUID2"))?;
         let msrs = boot_msrs();
@@ -81,9 +82,6 @@ impl Vcpu {
         if let Some(refused) = msrs.get(set) {
             return Err(VcpuError::Msr { index: self.index, msr: refused.index });
         }
-        let mut lapic = self.fd.get_lapic().map_err(self.failed("KVM_GET_LAPIC"))?;
-        set_local_interrupts(&mut lapic);
-        self.fd.set_lapic(&lapic).map_err(self.failed("KVM_SET_LAPIC"))?;
         if let Some(boot) = boot {
             let mut sregs = self.sregs()?;
             boot.apply_to(&mut sregs);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const STDIN: i32 = libc::STDIN_FILENO;
 
 /// Signals that end a process and that nothing else here handles.
-const DEADLY: [i32; 14] = [
+const DEADLY: [i32; 16] = [
     libc::SIGQUIT,
     libc::SIGILL,
     libc::SIGTRAP,
@@ -27,6 +27,8 @@ const DEADLY: [i32; 14] = [
     libc::SIGPROF,
     libc::SIGIO,
     libc::SIGSYS,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
 ];
 
 /// The mode to go back to; set before the terminal is first changed.
@@ -71,9 +73,11 @@ impl Drop for RawMode {
     }
 }
 
-/// Gives the terminal its saved mode, if it is in raw mode. Safe to call from a signal handler and more than once.
+/// Gives the terminal its saved mode, if it is in raw mode and still ours: a shell that has put this process in the
+/// background has set its own. Safe to call from a signal handler and more than once.
 pub fn restore_now() {
     if RAW.swap(false, Ordering::SeqCst)
+        && is_foreground_terminal()
         && let Some(saved) = SAVED.get()
     {
         // A terminal that is gone needs nothing.
@@ -81,7 +85,8 @@ pub fn restore_now() {
     }
 }
 
-/// Whether standard input is a terminal whose foreground is this process.
+/// Whether standard input is a terminal on which this process is in the foreground. On a terminal that is not the
+/// controlling one there is no background.
 fn is_foreground_terminal() -> bool {
     // SAFETY:
     // - isatty, tcgetpgrp and getpgrp take and return integers.
@@ -89,9 +94,10 @@ fn is_foreground_terminal() -> bool {
     // SAFETY:
     // - as above.
     let foreground = unsafe { libc::tcgetpgrp(STDIN) };
+    let controlling = foreground != -1;
     // SAFETY:
     // - as above.
-    terminal && foreground == unsafe { libc::getpgrp() }
+    terminal && (!controlling || foreground == unsafe { libc::getpgrp() })
 }
 
 fn current() -> io::Result<libc::termios> {
@@ -132,7 +138,8 @@ fn raw(saved: &libc::termios) -> libc::termios {
 
 /// Installs a handler that restores the terminal before a signal does what it would have done anyway.
 fn restore_before_dying() {
-    for signal in DEADLY {
+    // The first real-time signal kicks vCPUs.
+    for signal in DEADLY.into_iter().chain(libc::SIGRTMIN() + 1..=libc::SIGRTMAX()) {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY:
         // - all zeroes is a valid sigaction: no flags, an empty mask, the default handler.

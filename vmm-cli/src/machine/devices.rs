@@ -6,7 +6,7 @@ use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
 use vmm_core::seam::{DoorbellFds, IrqFds};
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::BusDevice;
-use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, I8042, ResetControl, Serial};
+use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, I8042, I8042Data, ResetControl, Serial};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 
 use super::exits::Exits;
@@ -20,11 +20,11 @@ const SELFTEST_LINE: u32 = 5;
 
 /// Ports, as on a PC.
 const COM1: u64 = 0x3f8;
-const I8042_PORTS: (u64, u64) = (0x60, 5);
+const I8042_DATA_PORT: u64 = 0x60;
+const I8042_COMMAND_PORT: u64 = 0x64;
 const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
-const RESET_CONTROL_PORT: u64 = 0xcf9;
 
 /// Buses and interrupt lines while they are filled.
 pub(super) struct Devices {
@@ -49,11 +49,12 @@ impl Devices {
         let interrupt = self.line(SERIAL_LINE, "serial")?;
         let serial = Arc::new(Serial::new(interrupt, console.output(), console.on_drained()));
         self.port((COM1, Serial::PORTS), "serial", Arc::clone(&serial) as Arc<dyn BusDevice>)?;
-        self.port(I8042_PORTS, "i8042", Arc::new(I8042::new(events.clone())))?;
+        self.port((I8042_DATA_PORT, 1), "i8042 data", Arc::new(I8042Data))?;
+        self.port((I8042_COMMAND_PORT, 1), "i8042 command", Arc::new(I8042::new(events.clone())))?;
         self.port(CMOS_PORTS, "cmos", Arc::new(Mutex::new(Cmos::default())))?;
         self.port((DEBUG_CONSOLE_PORT, 1), "debug console", Arc::new(DebugConsole::new(console.output())))?;
         self.port(DEBUG_EXIT_PORTS, "debug exit", Arc::new(DebugExit::new(events.clone())))?;
-        self.port((RESET_CONTROL_PORT, 1), "reset control", Arc::new(ResetControl::new(events.clone())))?;
+        self.port(ResetControl::PORTS, "reset control", Arc::new(ResetControl::new(events.clone())))?;
         Ok(serial)
     }
 

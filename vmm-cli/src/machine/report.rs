@@ -11,6 +11,7 @@ use crate::host;
 
 /// Longest x86 instruction in bytes.
 const INSTRUCTION: usize = 15;
+const PAGE: usize = 4096;
 
 /// For a guest whose instruction was there and yet could not be executed.
 const NO_HARDWARE_HINT: &str = "\n  \
@@ -135,7 +136,9 @@ fn append_instruction(
         return false;
     };
     let mut bytes = [0; INSTRUCTION];
-    let Ok(count) = memory.memory().read(&mut bytes, GuestAddress(physical)) else {
+    // The next page of the guest's address space may be anywhere.
+    let in_page = INSTRUCTION.min(PAGE - physical as usize % PAGE);
+    let Ok(count) = memory.memory().read(&mut bytes[..in_page], GuestAddress(physical)) else {
         append(text, format_args!("\n  rip is at guest-physical {physical:#x}, where there is no RAM"));
         return false;
     };

@@ -13,8 +13,11 @@ const REGISTER_B: u8 = 0x0b;
 const REGISTER_C: u8 = 0x0c;
 const REGISTER_D: u8 = 0x0d;
 
-/// Divider for a 32,768 Hz crystal, 1,024 Hz periodic rate, no update in progress.
+/// Divider for a 32,768 Hz crystal, 1,024 Hz periodic rate.
 const A_VALUE: u8 = 0x26;
+/// Bit 7 of register A: the time is about to change. Up for the last 244 µs of a second.
+const UPDATE_IN_PROGRESS: u8 = 0x80;
+const UPDATE_SOON: u32 = 1_000_000_000 - 244_000;
 /// 24-hour mode, BCD.
 const B_VALUE: u8 = 0x02;
 /// The battery is good.
@@ -45,6 +48,7 @@ impl Cmos {
             0x08 => bcd(now.month().into()),
             0x09 => bcd(year),
             CENTURY => bcd(u8::try_from(now.year().div_euclid(100)).unwrap_or(0)),
+            REGISTER_A if now.nanosecond() >= UPDATE_SOON => A_VALUE | UPDATE_IN_PROGRESS,
             REGISTER_A => A_VALUE,
             REGISTER_B => B_VALUE,
             REGISTER_C => 0,
@@ -98,6 +102,16 @@ mod tests {
         assert_eq!([at(4), at(2), at(0)], [0x23, 0x59, 0x08]);
         assert_eq!([at(CENTURY), at(9), at(8), at(7), at(6)], [0x20, 0x26, 0x11, 0x21, 7]);
         assert_eq!((at(REGISTER_B), at(REGISTER_D)), (0x02, 0x80));
+    }
+
+    #[test]
+    fn an_update_is_announced_before_the_second_ends() {
+        let register_a = |nanosecond| {
+            let date = Date::from_calendar_date(2026, Month::November, 21).unwrap();
+            let now = UtcDateTime::new(date, Time::from_hms_nano(0, 0, 0, nanosecond).unwrap());
+            Cmos { index: REGISTER_A, ..Default::default() }.register(now)
+        };
+        assert_eq!((register_a(999_755_999), register_a(999_756_000)), (0x26, 0xa6));
     }
 
     #[test]

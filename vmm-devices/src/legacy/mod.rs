@@ -7,5 +7,5 @@ mod serial;
 
 pub use cmos::Cmos;
 pub use debug::{DebugConsole, DebugExit};
-pub use reset::{I8042, ResetControl};
+pub use reset::{I8042, I8042Data, ResetControl};
 pub use serial::Serial;

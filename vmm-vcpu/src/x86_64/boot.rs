@@ -1,6 +1,6 @@
 //! `BootRegs`: the register state with which a boot protocol enters the guest.
 
-use kvm_bindings::{kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 
 /// How the boot processor starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,32 +109,22 @@ fn set_data_segments(sregs: &mut kvm_sregs, segment: kvm_segment) {
     }
 }
 
-/// The MSRs that firmware would have set: fast string operations on (`IA32_MISC_ENABLE`), and write-back as the
-/// default memory type (`IA32_MTRR_DEF_TYPE`; Linux trusts MTRRs that no firmware has set up less than none).
+/// The MSRs that firmware would have set: fast string operations on (`IA32_MISC_ENABLE`, beside the bits that KVM sets at
+/// reset), and write-back as the default memory type (`IA32_MTRR_DEF_TYPE`), because Linux turns MTRRs that are off into
+/// uncached memory.
 pub(crate) fn boot_msrs() -> [kvm_msr_entry; 2] {
     const IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRINGS: u64 = 1 << 0;
+    const BTS_UNAVAILABLE: u64 = 1 << 11;
+    const PEBS_UNAVAILABLE: u64 = 1 << 12;
     const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
     const MTRR_ENABLE: u64 = 1 << 11;
     const WRITE_BACK: u64 = 6;
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    [entry(IA32_MISC_ENABLE, FAST_STRINGS), entry(IA32_MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK)]
-}
-
-/// Sets the local interrupt pins as firmware does: LINT0 takes the PIC (ExtINT), LINT1 is NMI.
-pub(crate) fn set_local_interrupts(lapic: &mut kvm_lapic_state) {
-    const LVT_LINT0: usize = 0x350;
-    const LVT_LINT1: usize = 0x360;
-    const MODE_MASK: u32 = 0x700;
-    const MODE_NMI: u32 = 0x400;
-    const MODE_EXTINT: u32 = 0x700;
-    for (offset, mode) in [(LVT_LINT0, MODE_EXTINT), (LVT_LINT1, MODE_NMI)] {
-        let Some(register) = lapic.regs.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<4>()) else {
-            continue;
-        };
-        let value = u32::from_le_bytes(register.map(|byte| byte as u8)) & !MODE_MASK | mode;
-        *register = value.to_le_bytes().map(|byte| byte as std::ffi::c_char);
-    }
+    [
+        entry(IA32_MISC_ENABLE, FAST_STRINGS | BTS_UNAVAILABLE | PEBS_UNAVAILABLE),
+        entry(IA32_MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK),
+    ]
 }
 
 #[cfg(test)]
@@ -167,14 +157,5 @@ mod tests {
         assert_eq!((sregs.cr3, sregs.gdt.base, sregs.gdt.limit), (0x9000, 0x8000, 31));
         assert_eq!((sregs.cs.selector, sregs.cs.l, sregs.ds.selector), (0x10, 1, 0x18));
         assert_eq!(sregs.efer & (EFER_LMA | EFER_LME), EFER_LMA | EFER_LME);
-    }
-
-    #[test]
-    fn the_local_interrupt_pins_keep_their_other_bits() {
-        let mut lapic = kvm_lapic_state { regs: [0; 1024] };
-        lapic.regs[0x352] = 1; // masked
-        set_local_interrupts(&mut lapic);
-        assert_eq!(lapic.regs[0x350..0x354], [0, 7, 1, 0]);
-        assert_eq!(lapic.regs[0x360..0x364], [0, 4, 0, 0]);
     }
 }

@@ -1,8 +1,8 @@
-//! The x86-64 side of a vCPU: CPUID, boot registers, MSRs and the local APIC.
+//! The x86-64 side of a vCPU: CPUID, boot registers and MSRs.
 
 mod boot;
 mod cpuid;
 
 pub use boot::BootRegs;
-pub(crate) use boot::{boot_msrs, set_local_interrupts};
+pub(crate) use boot::boot_msrs;
 pub use cpuid::{CpuidError, CpuidTemplate};
