@@ -19,11 +19,15 @@ struct Kernel {
     pending: Mutex<bool>,
     arrived: Condvar,
     thread_gone: AtomicBool,
+    /// Breaks the protocol: the flag is never set.
+    without_the_flag: bool,
 }
 
 impl KickTarget for Kernel {
     fn set_immediate_exit(&self) {
-        self.immediate_exit.store(1, Ordering::Relaxed);
+        if !self.without_the_flag {
+            self.immediate_exit.store(1, Ordering::Relaxed);
+        }
     }
 
     fn take_immediate_exit(&self) -> bool {
@@ -170,10 +174,12 @@ fn stop(cell: &Cell) {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn loom_must_fail_signal_without_the_flag() {
-    must_fail(vcpu_thread, |cell| {
-        cell.requests.fetch_or(Requests::STOP.0, Ordering::Release);
-        fence(Ordering::SeqCst);
-        cell.target.signal();
+    loom::model(|| {
+        let kernel = Kernel { without_the_flag: true, ..Kernel::default() };
+        let cell = Arc::new(KickCell::new(kernel, Requests::none()));
+        let vcpu = spawn(&cell, vcpu_thread);
+        stop(&cell);
+        vcpu.join().unwrap();
     });
 }
 
