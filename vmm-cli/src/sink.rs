@@ -33,6 +33,8 @@ enum Target {
     Awaited,
     /// Nowhere any more: what comes is dropped.
     Broken,
+    /// Nowhere, as was asked for.
+    Nowhere,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ struct State {
     /// The thread is writing a chunk that is no longer in the buffer.
     writing: bool,
     closing: bool,
+    /// Whether somebody else may come for what the one who takes it now leaves.
+    awaits: bool,
     dropped: u64,
 }
 
@@ -55,6 +59,12 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(target: Target, awaits: bool) -> Self {
+        let state =
+            State { buffer: VecDeque::new(), target, writing: false, closing: false, awaits, dropped: 0 };
+        Self { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,8 +78,9 @@ impl Write for Pen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
         let room = match state.target {
+            Target::Nowhere => return Ok(bytes.len()),
             Target::Broken => 0,
-            _ => CAPACITY - state.buffer.len(),
+            Target::Open(_) | Target::Awaited => CAPACITY.saturating_sub(state.buffer.len()),
         };
         let taken = room.min(bytes.len());
         let was_empty = state.buffer.is_empty();
@@ -94,10 +105,9 @@ pub(crate) struct Sink(Arc<Shared>);
 impl Sink {
     /// Starts the writer thread, called `name`. Without `fd` the output waits for [`connect`](Self::connect).
     pub(crate) fn start(name: &str, fd: Option<OwnedFd>) -> io::Result<Self> {
+        let awaits = fd.is_none();
         let target = fd.map_or(Target::Awaited, |fd| Target::Open(Arc::new(fd)));
-        let state = State { buffer: VecDeque::new(), target, writing: false, closing: false, dropped: 0 };
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() });
+        let shared = Arc::new(Shared::new(target, awaits));
         std::thread::Builder::new().name(name.into()).spawn({
             let shared = Arc::clone(&shared);
             move || empty(&shared)
@@ -105,16 +115,9 @@ impl Sink {
         Ok(Self(shared))
     }
 
-    /// Output that goes nowhere, without a thread.
+    /// A sink that takes everything and keeps nothing, without a thread.
     pub(crate) fn nowhere() -> Self {
-        let state = State {
-            buffer: VecDeque::new(),
-            target: Target::Broken,
-            writing: false,
-            closing: false,
-            dropped: 0,
-        };
-        Self(Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() }))
+        Self(Arc::new(Shared::new(Target::Nowhere, false)))
     }
 
     /// A handle for a device.
@@ -178,10 +181,17 @@ fn empty(shared: &Shared) {
             Written::Whole => {}
             Written::Short(lost) => state.dropped += lost as u64,
             Written::Broken(lost) => {
-                state.dropped += lost as u64;
-                // A new sink may have come meanwhile.
-                if matches!(&state.target, Target::Open(open) if Arc::ptr_eq(open, &fd)) {
-                    state.dropped += state.buffer.len() as u64;
+                // A new target may have come meanwhile.
+                let current = matches!(&state.target, Target::Open(open) if Arc::ptr_eq(open, &fd));
+                if state.awaits {
+                    // The next one gets what this one has left.
+                    let unsent = &chunk[chunk.len() - lost..];
+                    unsent.iter().rev().for_each(|&byte| state.buffer.push_front(byte));
+                    if current {
+                        state.target = Target::Awaited;
+                    }
+                } else if current {
+                    state.dropped += (lost + state.buffer.len()) as u64;
                     state.buffer = VecDeque::new();
                     state.target = Target::Broken;
                 }
@@ -286,6 +296,28 @@ mod tests {
         let output = Sink::start("test", Some(full.into())).unwrap();
         output.pen().write_all(b"twelve bytes").unwrap();
         assert_eq!(output.flush(), 12);
+    }
+
+    #[test]
+    fn what_a_client_leaves_waits_for_the_next() {
+        let output = Sink::start("test", None).unwrap();
+        let (ours, client) = UnixStream::pair().unwrap();
+        drop(client);
+        output.connect(ours.into());
+        output.pen().write_all(b"kept").unwrap();
+        output.flush();
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        output.connect(ours.into());
+        let mut text = [0; 4];
+        client.read_exact(&mut text).unwrap();
+        assert_eq!((&text, output.flush()), (b"kept", 0));
+    }
+
+    #[test]
+    fn a_sink_that_is_meant_to_lose_everything_counts_nothing() {
+        let output = Sink::nowhere();
+        output.pen().write_all(b"gone").unwrap();
+        assert_eq!(output.flush(), 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `Backend`: what the guest's serial port is connected to on the host.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -74,10 +75,18 @@ pub(super) enum Backend {
     /// A listening socket and its client of the moment.
     Unix {
         listener: Listener,
-        client: Option<UnixStream>,
+        client: Option<Client>,
         /// Whether clients are still taken in.
         accepting: bool,
     },
+}
+
+/// Who is connected to the socket.
+#[derive(Debug)]
+pub(super) struct Client {
+    stream: UnixStream,
+    /// Whether more input may come: a client that has sent all it has may stay and read.
+    sends: bool,
 }
 
 /// A listening socket that takes its path along when it goes.
@@ -132,14 +141,17 @@ impl Backend {
         match self {
             Self::Stdin { stdin, open: true, .. } => Some(stdin.as_fd()),
             Self::Pty { master, .. } => Some(master.as_fd()),
-            Self::Unix { client: Some(client), .. } => Some(client.as_fd()),
+            Self::Unix { client: Some(Client { stream, sends: true }), .. } => Some(stream.as_fd()),
             _ => None,
         }
     }
 
-    /// Whether the input comes from a client that may leave while another can come.
-    pub(super) fn is_client(&self) -> bool {
-        matches!(self, Self::Unix { client: Some(_), .. })
+    /// The client that may hang up, if there is one.
+    pub(super) fn client(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Unix { client: Some(client), .. } => Some(client.stream.as_fd()),
+            _ => None,
+        }
     }
 
     /// Where the next client knocks, while there is none.
@@ -150,17 +162,18 @@ impl Backend {
         }
     }
 
-    /// Takes the next client in; its output goes to it from now on.
+    /// Takes the next client in; the output goes to it from now on.
     pub(super) fn accept(&mut self, output: &Sink) {
         let Self::Unix { listener, client, accepting } = self else { return };
         let accepted = listener.socket.accept().and_then(|(stream, _)| {
+            stream.set_nonblocking(true)?;
             let copy = stream.try_clone()?;
             Ok((stream, copy))
         });
         match accepted {
             Ok((stream, copy)) => {
                 output.connect(copy.into());
-                *client = Some(stream);
+                *client = Some(Client { stream, sends: true });
             }
             // Somebody who changed his mind.
             Err(error)
@@ -174,15 +187,25 @@ impl Backend {
     }
 
     /// The source of the input has ended.
-    pub(super) fn end_of_input(&mut self, output: &Sink) {
+    pub(super) fn end_of_input(&mut self) {
         match self {
             Self::Stdin { open, .. } => *open = false,
-            Self::Unix { client, .. } => {
-                output.disconnect();
-                *client = None;
-            }
-            Self::Pty { .. } | Self::OutputOnly => {}
+            Self::Unix { client: Some(client), .. } => client.sends = false,
+            Self::Unix { client: None, .. } | Self::Pty { .. } | Self::OutputOnly => {}
         }
+    }
+
+    /// The client has hung up: appends what it had sent to `input` and lets it go.
+    pub(super) fn hang_up(&mut self, output: &Sink, input: &mut Vec<u8>) {
+        let Self::Unix { client: taken, .. } = self else { return };
+        let Some(client) = taken.take() else { return };
+        output.disconnect();
+        if client.sends {
+            // No more than the socket held can come. An error ends it as the end does.
+            let _ = (&client.stream).read_to_end(input);
+        }
+        // The writer may still wait for this client to read.
+        let _ = client.stream.shutdown(Shutdown::Both);
     }
 
     /// The raw mode that is held, if it is.
@@ -229,7 +252,8 @@ fn listen(path: &Path) -> Result<Listener, OpenError> {
         if !metadata.file_type().is_socket() {
             return occupied("not a socket");
         }
-        if UnixStream::connect(path).is_ok() {
+        // Not connected to where that can be helped: whoever listens would take this process for a client.
+        if is_bound(path) || UnixStream::connect(path).is_ok() {
             return occupied("in use by another program");
         }
         std::fs::remove_file(path).map_err(failed)?;
@@ -243,9 +267,33 @@ fn listen(path: &Path) -> Result<Listener, OpenError> {
     Ok(listener)
 }
 
+/// The offset with which preadv2 reads like read.
+const CURRENT_POSITION: u64 = u64::MAX;
+
+/// Whether some process of this network namespace has bound a socket under this very name.
+fn is_bound(path: &Path) -> bool {
+    // The name is the rest of the line after seven columns (proc_net_unix(5)).
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let Some(path) = path.to_str() else { return false };
+    sockets.lines().any(|line| line.strip_suffix(path).is_some_and(|columns| columns.ends_with(' ')))
+}
+
 /// Reads once; `None` is the end of the input, an empty slice that there is nothing after all.
 pub(super) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    match nix::unistd::read(fd, buffer) {
+    // Another process may share the descriptor and have been faster: then a plain read would wait.
+    let nowait = rustix::io::preadv2(
+        fd,
+        &mut [IoSliceMut::new(&mut *buffer)],
+        CURRENT_POSITION,
+        rustix::io::ReadWriteFlags::NOWAIT,
+    );
+    let read = match nowait.map_err(|errno| Errno::from_raw(errno.raw_os_error())) {
+        Err(Errno::EOPNOTSUPP | Errno::ESPIPE | Errno::EINVAL | Errno::ENOSYS) => {
+            nix::unistd::read(fd, &mut *buffer)
+        }
+        read => read,
+    };
+    match read {
         Ok(0) => None,
         Ok(count) => Some(&buffer[..count]),
         Err(Errno::EINTR | Errno::EAGAIN) => Some(&[]),

@@ -74,12 +74,16 @@ impl Console {
     /// left alone, but for two: a terminal is read on, because its keys may be for the monitor, and a client is watched
     /// for its hang-up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
     pub(crate) fn input(&self) -> Option<PollFd<'_>> {
-        let fd = self.backend.input()?;
-        if self.pending.is_empty() || self.keys.is_some() {
-            Some(PollFd::new(fd, PollFlags::POLLIN))
-        } else {
-            self.backend.is_client().then(|| PollFd::new(fd, PollFlags::empty()))
+        match self.backend.input().filter(|_| self.reads_on()) {
+            Some(fd) => Some(PollFd::new(fd, PollFlags::POLLIN)),
+            // A hang-up is reported without being asked for.
+            None => self.backend.client().map(|fd| PollFd::new(fd, PollFlags::empty())),
         }
+    }
+
+    /// Whether more input can be taken.
+    fn reads_on(&self) -> bool {
+        self.pending.is_empty() || self.keys.is_some()
     }
 
     /// Readable when a client wants to connect; absent while there can be none.
@@ -96,12 +100,13 @@ impl Console {
     /// one now. Returns whether the user asked for the end of the machine.
     pub(crate) fn receive(&mut self, serial: Option<&Serial>) -> bool {
         let mut buffer = [0; CHUNK];
-        let Some(fd) = self.backend.input() else { return false };
-        let hung_up = !self.pending.is_empty() && self.keys.is_none();
-        let received = if hung_up { None } else { backend::receive(fd, &mut buffer) };
-        let Some(bytes) = received else {
-            self.backend.end_of_input(&self.output);
-            self.pending.clear();
+        let Some(fd) = self.backend.input().filter(|_| self.reads_on()) else {
+            self.backend.hang_up(&self.output, &mut self.pending);
+            self.offer(serial);
+            return false;
+        };
+        let Some(bytes) = backend::receive(fd, &mut buffer) else {
+            self.backend.end_of_input();
             return false;
         };
         let escapes = match &mut self.keys {
@@ -111,15 +116,15 @@ impl Console {
                 Vec::new()
             }
         };
-        // Keys that a guest does not read are lost at some point, as a terminal loses them too.
-        self.pending.truncate(TYPED_AHEAD);
+        if self.keys.is_some() {
+            // Keys that a guest does not read are lost at some point, as a terminal loses them too.
+            self.pending.truncate(TYPED_AHEAD);
+        }
         if escapes.contains(&Escape::Help) {
             // The writer takes everything.
             let _ = self.output.pen().write_all(HELP.as_bytes());
         }
-        if let Some(serial) = serial {
-            self.feed(serial);
-        }
+        self.offer(serial);
         escapes.contains(&Escape::Quit)
     }
 
@@ -127,7 +132,7 @@ impl Console {
     pub(crate) fn on_fifo_empty(&mut self, serial: &Serial) {
         // Nothing to read means that somebody else has been woken for it.
         let _ = self.drained.read();
-        self.feed(serial);
+        self.offer(Some(serial));
     }
 
     /// After the process was stopped and continued.
@@ -137,8 +142,9 @@ impl Console {
         }
     }
 
-    fn feed(&mut self, serial: &Serial) {
-        let taken = serial.input(&self.pending);
+    /// Gives the guest as much of what waits as it takes.
+    fn offer(&mut self, serial: Option<&Serial>) {
+        let taken = serial.map_or(0, |serial| serial.input(&self.pending));
         self.pending.drain(..taken);
     }
 }
