@@ -21,6 +21,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
+use vmm_core::VmEvents;
 use vmm_core::irq::IrqTrigger;
 use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
 use vmm_sys_util::eventfd::EventFd;
@@ -81,12 +82,13 @@ impl Selftest {
         placement: Placement,
         trigger: IrqTrigger,
         vm: Option<Arc<dyn DoorbellFds>>,
+        events: &VmEvents,
     ) -> Result<Self, SelftestError> {
         let address = placement.base.saturating_add(DOORBELL_OFFSET);
         let doorbell = Doorbell::eventfd(address)?;
         let shared =
             Arc::new(Shared { trigger, interrupt_on_ring: AtomicU32::new(0), rings: AtomicU32::new(0) });
-        let worker = Worker::spawn("selftest", Arc::clone(&doorbell), {
+        let worker = Worker::spawn("selftest", Arc::clone(&doorbell), events.clone(), {
             let shared = Arc::clone(&shared);
             move |rings| shared.serve(rings)
         })?;
@@ -190,6 +192,10 @@ mod tests {
 
     const PLACEMENT: Placement = Placement { base: 0xd000_0000, ports: 0xd00, line: 5 };
 
+    fn events() -> VmEvents {
+        VmEvents::new().unwrap()
+    }
+
     fn load(device: &Selftest, offset: u64) -> u32 {
         let mut data = [0xff; 4];
         device.read(offset, &mut data);
@@ -198,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_guest_learns_where_everything_is() {
-        let device = Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), None).unwrap();
+        let device = Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), None, &events()).unwrap();
         assert_eq!(load(&device, 0).to_le_bytes(), *b"VMST");
         assert_eq!((load(&device, 8), load(&device, 0xc)), (5, 0xd00));
     }
@@ -206,7 +212,7 @@ mod tests {
     #[test]
     fn without_ioeventfd_each_write_to_the_doorbell_is_served_and_may_interrupt() {
         let trigger = IrqTrigger::unconnected().unwrap();
-        let device = Selftest::new(PLACEMENT, trigger.clone(), None).unwrap();
+        let device = Selftest::new(PLACEMENT, trigger.clone(), None, &events()).unwrap();
         device.write(0x18, &1u32.to_le_bytes());
         for _ in 0..100 {
             device.write(0x20, &0u32.to_le_bytes());
@@ -221,7 +227,9 @@ mod tests {
     #[test]
     fn with_ioeventfd_the_doorbell_is_attached_for_the_life_of_the_device() {
         let vm = Arc::new(FakeVm::default());
-        let device = Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), Some(vm.clone())).unwrap();
+        let device =
+            Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), Some(vm.clone()), &events())
+                .unwrap();
         let address =
             DoorbellAddress { space: DoorbellSpace::Mmio, address: 0xd000_0020, width: 4, datamatch: None };
         assert_eq!(vm.calls(), [FakeCall::AttachDoorbell(address)]);
@@ -231,7 +239,7 @@ mod tests {
 
     #[test]
     fn fault_b1_other_widths_and_gaps_read_as_zero_and_change_nothing() {
-        let device = Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), None).unwrap();
+        let device = Selftest::new(PLACEMENT, IrqTrigger::unconnected().unwrap(), None, &events()).unwrap();
         device.write(0x10, &7u32.to_le_bytes());
         for width in [1, 2, 8] {
             device.write(0x10, &vec![0x55; width]);

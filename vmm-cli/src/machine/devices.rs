@@ -59,11 +59,11 @@ impl Devices {
     }
 
     /// Adds the self-test device.
-    pub(super) fn add_selftest(&mut self, kvm: &Kvm, vm: &Arc<Vm>) -> Result<(), Failure> {
+    pub(super) fn add_selftest(&mut self, kvm: &Kvm, vm: &Arc<Vm>, events: &VmEvents) -> Result<(), Failure> {
         let trigger = self.line(SELFTEST_LINE, "selftest")?;
         let placement = Placement { base: SELFTEST_BASE, ports: SELFTEST_PORTS, line: SELFTEST_LINE };
         let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(vm) as Arc<dyn DoorbellFds>);
-        let device = Selftest::new(placement, trigger, doorbells).map_err(Failure::host_cannot)?;
+        let device = Selftest::new(placement, trigger, doorbells, events).map_err(Failure::host_cannot)?;
         self.exits
             .mmio
             .insert(SELFTEST_BASE, selftest::MMIO_LENGTH, "selftest", Arc::new(device))

@@ -8,6 +8,7 @@ mod exits;
 pub(crate) mod layout;
 mod report;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -63,7 +64,7 @@ impl Machine {
         let mut devices = Devices::new(&vm);
         let serial = devices.add_legacy(console, events)?;
         if config.selftest() {
-            devices.add_selftest(kvm, &vm)?;
+            devices.add_selftest(kvm, &vm, events)?;
         }
         let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
@@ -158,10 +159,20 @@ struct Ends {
 }
 
 impl Ends {
-    /// Called on the vCPU's thread, when it no longer runs.
+    /// Called on the vCPU's thread, when it no longer runs. Sends an event whatever happens: without one the machine
+    /// would go on without this vCPU.
     fn report(&self, vcpu: &Vcpu, end: &VcpuEnd) {
-        let event = match end {
-            VcpuEnd::Stopped => return,
+        let event = catch_unwind(AssertUnwindSafe(|| self.event(vcpu, end)));
+        let failed =
+            |_| Some(VmEvent::Internal(format!("vCPU {} ended, and its report panicked", vcpu.index())));
+        if let Some(event) = event.unwrap_or_else(failed) {
+            self.events.send(event);
+        }
+    }
+
+    fn event(&self, vcpu: &Vcpu, end: &VcpuEnd) -> Option<VmEvent> {
+        Some(match end {
+            VcpuEnd::Stopped => return None,
             VcpuEnd::TripleFault if self.on == OnTripleFault::Reset => VmEvent::Reset("triple fault"),
             VcpuEnd::TripleFault
             | VcpuEnd::FailEntry { .. }
@@ -170,7 +181,6 @@ impl Ends {
             VcpuEnd::RunFailed(_) | VcpuEnd::Panicked(_) => {
                 VmEvent::Internal(report::report(vcpu, end, &self.memory))
             }
-        };
-        self.events.send(event);
+        })
     }
 }
