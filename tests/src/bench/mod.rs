@@ -1,5 +1,6 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
+pub mod buses;
 pub mod first_exit;
 pub mod memory;
 pub mod probe;
@@ -9,6 +10,8 @@ mod raw_ioctl;
 mod raw_mapping;
 pub mod raw_vm;
 pub mod report;
+pub mod scripted_exits;
 pub mod series;
 pub mod stats;
 pub mod subject;
+pub mod vmm_exits;
