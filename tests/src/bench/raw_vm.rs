@@ -89,7 +89,8 @@ impl Drop for RawVm {
     /// closing a VM that still has its slot takes twice as long as this program otherwise runs.
     fn drop(&mut self) {
         // SAFETY: a slot of size 0 names no memory.
-        let deleted = unsafe { kvm::set_user_memory_region(&self.vm, &kvm_userspace_memory_region::default()) };
+        let deleted =
+            unsafe { kvm::set_user_memory_region(&self.vm, &kvm_userspace_memory_region::default()) };
         debug_assert!(deleted.is_ok(), "{deleted:?}");
     }
 }
