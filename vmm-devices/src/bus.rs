@@ -14,6 +14,24 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes what the guest writes.
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// A string read: each element of `size` bytes is a [`read`](Self::read) at the same `offset`.
+    ///
+    /// Not for devices to change. It is a method so that a string access takes one dynamic call and not one an
+    /// element.
+    fn read_elements(&self, offset: u64, size: usize, data: &mut [u8]) {
+        for element in data.chunks_exact_mut(size.max(1)) {
+            self.read(offset, element);
+        }
+    }
+
+    /// A string write: each element of `size` bytes is a [`write`](Self::write) at the same `offset`. As
+    /// [`read_elements`](Self::read_elements).
+    fn write_elements(&self, offset: u64, size: usize, data: &[u8]) {
+        for element in data.chunks_exact(size.max(1)) {
+            self.write(offset, element);
+        }
+    }
 }
 
 /// A device that wants a lock around each access; see the [`BusDevice`] of its `Mutex`.
@@ -153,8 +171,10 @@ impl Bus {
         match ranges.find(address) {
             Some(range) if fits(range, address, size) => {
                 let offset = address.wrapping_sub(range.start);
-                for element in data.chunks_exact_mut(size.max(1)) {
-                    range.device.read(offset, element);
+                if data.len() == size {
+                    range.device.read(offset, data);
+                } else {
+                    range.device.read_elements(offset, size, data);
                 }
             }
             _ => {
@@ -172,8 +192,10 @@ impl Bus {
         match ranges.find(address) {
             Some(range) if fits(range, address, size) => {
                 let offset = address.wrapping_sub(range.start);
-                for element in data.chunks_exact(size.max(1)) {
-                    range.device.write(offset, element);
+                if data.len() == size {
+                    range.device.write(offset, data);
+                } else {
+                    range.device.write_elements(offset, size, data);
                 }
             }
             _ => {
