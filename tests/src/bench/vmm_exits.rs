@@ -15,7 +15,7 @@ use vmm_memory::{AddressSpace, RamRange};
 use vmm_vcpu::x86_64::CpuidTemplate;
 use vmm_vcpu::{ExitHandler, KickCell, Requests, Vcpu, VcpuEnd, run};
 
-use crate::bench::buses::{Buses, Constant};
+use crate::bench::buses::{Buses, Status};
 use crate::bench::raw_exits::{ExitKind, Step};
 use crate::bench::scripted_exits::NoTarget;
 
@@ -55,7 +55,7 @@ impl VmmLoop {
         let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
         let vcpu = Vcpu::create(&kvm, &vm, 0)?;
         vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;
-        let device: Arc<dyn BusDevice> = Arc::new(Constant);
+        let device: Arc<dyn BusDevice> = Arc::new(Status::default());
         let handler = Counted::new(kind, Buses::new(&device).context("buses")?);
         Ok(Self { vcpu, handler, _memory: memory })
     }
@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn counted(kind: ExitKind) -> Counted {
-        Counted::new(kind, Buses::new(&(Arc::new(Constant) as Arc<dyn BusDevice>)).unwrap())
+        Counted::new(kind, Buses::new(&(Arc::new(Status::default()) as Arc<dyn BusDevice>)).unwrap())
     }
 
     #[test]

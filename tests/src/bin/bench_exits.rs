@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use vmm_core::Kvm;
 use vmm_devices::BusDevice;
-use vmm_tests::bench::buses::{Buses, Constant};
+use vmm_tests::bench::buses::{Buses, Status};
 use vmm_tests::bench::raw_exits::{ExitKind, RawLoop, Step};
 use vmm_tests::bench::report::Ratio;
 use vmm_tests::bench::scripted_exits::{Nothing, ScriptedLoop};
@@ -26,13 +26,13 @@ struct Args {
     #[arg(long)]
     guests: PathBuf,
     /// Rounds, not counting the warm-up
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Exits of each kind in a round
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     exits: u32,
     /// Scripted exits of each kind in a round
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     scripted_exits: u32,
 }
 
@@ -91,7 +91,7 @@ fn record(recorder: &mut Recorder, kind: ExitKind, subject: &str, exits: u32, st
 
 /// Plays exits to a handler that does nothing and to the buses, and records what they took and the difference.
 fn without_kvm(args: &Args, recorder: &mut Recorder) -> anyhow::Result<()> {
-    let device: Arc<dyn BusDevice> = Arc::new(Constant);
+    let device: Arc<dyn BusDevice> = Arc::new(Status::default());
     let mut pairs = Vec::new();
     for kind in ExitKind::ALL {
         pairs.push((kind, ScriptedLoop::new(kind, Nothing)?, ScriptedLoop::new(kind, Buses::new(&device)?)?));
