@@ -2,6 +2,8 @@
 
 pub mod buses;
 pub mod first_exit;
+mod instruction;
+pub mod locked;
 pub mod memory;
 pub mod probe;
 mod raw_elf;
@@ -14,4 +16,5 @@ pub mod scripted_exits;
 pub mod series;
 pub mod stats;
 pub mod subject;
+pub mod traced_exits;
 pub mod vmm_exits;

@@ -11,7 +11,7 @@ use crate::bench::buses::{BENCH_MMIO, BENCH_PORT};
 use crate::bench::raw_exits::ExitKind;
 
 /// The `KVM_RUN` error that ends a play, one that no guest causes.
-const OVER: i32 = libc::EBADFD;
+pub const OVER: i32 = libc::EBADFD;
 
 /// Kicks of a cell with this target come from the vCPU's own thread, between two entries, or not at all: there
 /// is no guest to interrupt.

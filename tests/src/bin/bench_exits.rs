@@ -1,29 +1,42 @@
 //! The exit benchmark: what each kind of exit costs; prints the report as JSON.
 
+use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use vmm_core::Kvm;
 use vmm_devices::BusDevice;
 use vmm_tests::bench::buses::{Buses, Status};
+use vmm_tests::bench::locked::{self, Counts};
 use vmm_tests::bench::raw_exits::{ExitKind, RawLoop, Step};
 use vmm_tests::bench::report::Ratio;
 use vmm_tests::bench::scripted_exits::{Nothing, ScriptedLoop};
 use vmm_tests::bench::series::{BASELINE, Case, Recorder};
+use vmm_tests::bench::traced_exits::{self, Traced};
 use vmm_tests::bench::vmm_exits::VmmLoop;
 
 const VMM: &str = "vmm";
 
 const STRING_IN_ELEMENT: Case = Case { name: "string_in_element", unit: "ns" };
 
+/// What an exit executes: locked instructions, those of them on the vCPU's own kick cell and on cache lines that two
+/// vCPUs lock, fences, and all.
+const INSTRUCTIONS: [Case; 5] = [
+    Case { name: "locked", unit: "instructions" },
+    Case { name: "locked_on_kick_cell", unit: "instructions" },
+    Case { name: "locked_on_shared_line", unit: "instructions" },
+    Case { name: "fences", unit: "instructions" },
+    Case { name: "all", unit: "instructions" },
+];
+
 #[derive(Debug, Parser)]
 struct Args {
     /// The directory of the assembled guest programs
-    #[arg(long)]
+    #[arg(long, default_value = "target/guests")]
     guests: PathBuf,
     /// Rounds, not counting the warm-up
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -34,14 +47,21 @@ struct Args {
     /// Scripted exits of each kind in a round
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     scripted_exits: u32,
+    /// Play this under the tracer that started the program, and measure nothing
+    #[arg(long, hide = true, value_enum)]
+    traced: Option<Traced>,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(traced) = args.traced {
+        return traced_exits::play(traced);
+    }
     let kvm_cases: Vec<Case> = ExitKind::ALL.into_iter().map(exit).chain([STRING_IN_ELEMENT]).collect();
     let mut recorder = Recorder::new(&kvm_cases, &[BASELINE, VMM])
         .and(&ExitKind::ALL.map(scripted), &[BASELINE, VMM])
-        .and(&ExitKind::ALL.map(dispatch), &[VMM]);
+        .and(&ExitKind::ALL.map(dispatch), &[VMM])
+        .and(&INSTRUCTIONS, &[VMM]);
     match Kvm::open(Path::new("/dev/kvm")) {
         Ok(_) => with_kvm(&args, &mut recorder)?,
         Err(error) => {
@@ -50,6 +70,7 @@ fn main() -> anyhow::Result<()> {
         }
     }
     without_kvm(&args, &mut recorder)?;
+    instructions(&mut recorder)?;
 
     let report = recorder.finish("exits", args.rounds, Ratio::Rate)?;
     serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
@@ -112,6 +133,26 @@ fn without_kvm(args: &Args, recorder: &mut Recorder) -> anyhow::Result<()> {
                 recorder.record(scripted(*kind), VMM, &[vmm]);
                 recorder.record(dispatch(*kind), VMM, &[vmm - raw]);
             }
+        }
+    }
+    Ok(())
+}
+
+/// Counts the instructions of each kind of exit, and records one value a kind.
+fn instructions(recorder: &mut Recorder) -> anyhow::Result<()> {
+    let program = env::current_exe().context("finding this program")?;
+    let control = locked::count(&program, Traced::Control).context("counting instructions")?;
+    // A count that finds nothing means something only if it finds what is there.
+    ensure!(
+        control.shared == 1.0,
+        "of the one shared locked instruction of the control, {} seen",
+        control.shared
+    );
+    for traced in Traced::EXITS {
+        let Counts { locked, on_kick_cell, shared, fences, all } = locked::count(&program, traced)
+            .with_context(|| format!("counting instructions, {}", traced.name()))?;
+        for (case, value) in INSTRUCTIONS.into_iter().zip([locked, on_kick_cell, shared, fences, all]) {
+            recorder.record(case, VMM, &[value]);
         }
     }
     Ok(())
