@@ -352,6 +352,15 @@ mod tests {
     }
 
     #[test]
+    fn a_string_write_is_as_many_writes_at_one_offset() {
+        let bus = Bus::new("test");
+        let device = Echo::at(0x60);
+        bus.insert(0x60, 4, "device", device.clone()).unwrap();
+        bus.write(0x62, 2, &[1, 2, 3, 4]);
+        assert_eq!(*device.written.lock().unwrap(), [(0x62, 1), (0x63, 2), (0x62, 3), (0x63, 4)]);
+    }
+
+    #[test]
     fn fault_b1_an_access_across_two_devices_and_a_hole_is_split() {
         let bus = Bus::new("test");
         let (first, second) = (Echo::at(0x10), Echo::at(0x16));

@@ -54,6 +54,12 @@ impl MemoryAccess {
         let last = address.wrapping_add((self.instruction.memory_size().size() as u64).saturating_sub(1));
         Some(address / LINE..=last / LINE)
     }
+
+    /// Whether the address is formed of the stack pointer and a constant. So is that of the instruction that
+    /// compilers use as a full fence, `lock or dword ptr [rsp-64], 0`.
+    pub fn is_on_stack(&self) -> bool {
+        self.instruction.memory_base() == Register::RSP && self.instruction.memory_index() == Register::None
+    }
 }
 
 /// The value of a register; of a segment register, its base.
@@ -139,8 +145,18 @@ mod tests {
         assert_eq!(locked(&[0xf0, 0x49, 0x0f, 0xb1, 0x0e]), line(0xe000));
         // xchg [rsi], eax
         assert_eq!(locked(&[0x87, 0x06]), line(0x6000));
-        // lock or dword ptr [rsp-0x40], 0: a fence in disguise, and counted as what it is.
-        assert_eq!(locked(&[0xf0, 0x83, 0x4c, 0x24, 0xc0, 0x00]), line(0x3fc0));
+    }
+
+    #[test]
+    fn a_fence_by_a_locked_instruction_is_locked_and_on_the_stack() {
+        // lock or dword ptr [rsp-0x40], 0
+        let fence = [0xf0, 0x83, 0x4c, 0x24, 0xc0, 0x00];
+        assert_eq!(locked(&fence), line(0x3fc0));
+        assert!(matches!(classify(&fence, 0), Kind::Locked(access) if access.is_on_stack()));
+        // xchg [rsi], eax; lock inc dword ptr [rsp+rax]
+        for other in [&[0x87, 0x06][..], &[0xf0, 0xff, 0x04, 0x04]] {
+            assert!(matches!(classify(other, 0), Kind::Locked(access) if !access.is_on_stack()));
+        }
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct Counts {
     pub locked: f64,
     /// Of these, on the cache line of the thread's own kick cell.
     pub on_kick_cell: f64,
+    /// Of these, at a constant distance from the stack pointer: fences, as compilers make them.
+    pub on_stack: f64,
     /// Of these, on a cache line that the other thread locks too.
     pub shared: f64,
     /// Fences.
@@ -80,10 +82,16 @@ pub struct Counts {
 struct Thread {
     /// The line of its kick cell.
     kick_cell: u64,
-    /// The lines of each locked instruction.
-    locked: Vec<RangeInclusive<u64>>,
+    locked: Vec<Locked>,
     fences: usize,
     all: usize,
+}
+
+/// One execution of a locked instruction.
+#[derive(Clone, Debug)]
+struct Locked {
+    lines: RangeInclusive<u64>,
+    on_stack: bool,
 }
 
 /// Runs `program`, which is the exit benchmark, with the exits of `traced`, and counts.
@@ -101,18 +109,20 @@ pub fn count(program: &Path, traced: Traced) -> Result<Counts, TraceError> {
 
 fn sum_up(threads: &[Thread; THREADS]) -> Counts {
     let [first, second] = threads.each_ref().map(|thread| {
-        let lines = thread.locked.iter().cloned().flatten();
+        let lines = thread.locked.iter().flat_map(|locked| locked.lines.clone());
         lines.collect::<HashSet<u64>>()
     });
+    let is_shared = |line: u64| first.contains(&line) && second.contains(&line);
     let per_exit = |number: usize| number as f64 / f64::from(EXITS) / THREADS as f64;
-    let locked = |which: &dyn Fn(&Thread, &RangeInclusive<u64>) -> bool| {
-        let count = |thread: &Thread| thread.locked.iter().filter(|lines| which(thread, lines)).count();
+    let locked = |which: &dyn Fn(&Thread, &Locked) -> bool| {
+        let count = |thread: &Thread| thread.locked.iter().filter(|locked| which(thread, locked)).count();
         per_exit(threads.iter().map(count).sum())
     };
     Counts {
         locked: locked(&|_, _| true),
-        on_kick_cell: locked(&|thread, lines| lines.contains(&thread.kick_cell)),
-        shared: locked(&|_, lines| lines.clone().any(|line| first.contains(&line) && second.contains(&line))),
+        on_kick_cell: locked(&|thread, locked| locked.lines.contains(&thread.kick_cell)),
+        on_stack: locked(&|_, locked| locked.on_stack),
+        shared: locked(&|_, locked| locked.lines.clone().any(is_shared)),
         fences: per_exit(threads.iter().map(|thread| thread.fences).sum()),
         all: per_exit(threads.iter().map(|thread| thread.all).sum()),
     }
@@ -188,7 +198,8 @@ fn follow(thread: Pid, code: &mut Code) -> Result<Thread, TraceError> {
             Kind::Marker => return Ok(seen),
             Kind::Fence => seen.fences += 1,
             Kind::Locked(access) => {
-                seen.locked.push(access.lines(&registers).ok_or(TraceError::Address(registers.rip))?);
+                let lines = access.lines(&registers).ok_or(TraceError::Address(registers.rip))?;
+                seen.locked.push(Locked { lines, on_stack: access.is_on_stack() });
             }
             Kind::Plain => {}
         }
@@ -248,17 +259,23 @@ fn unexpected(awaited: &'static str, state: WaitStatus) -> TraceError {
 mod tests {
     use super::*;
 
-    /// A thread with its kick cell in line `kick_cell`, and 100 turns that lock each of `lines` once.
+    fn locked(lines: RangeInclusive<u64>) -> Locked {
+        Locked { lines, on_stack: false }
+    }
+
+    /// A thread with its kick cell in line `kick_cell`, and [`EXITS`] turns that lock each of `lines` once.
     fn thread(kick_cell: u64, lines: &[u64]) -> Thread {
         let turns = EXITS as usize;
-        let locked = lines.repeat(turns).into_iter().map(|line| line..=line).collect();
+        let locked = lines.repeat(turns).into_iter().map(|line| locked(line..=line)).collect();
         Thread { kick_cell, locked, fences: turns, all: turns * 50 }
     }
 
     #[test]
     fn lines_of_one_thread_alone_are_not_shared() {
         let counts = sum_up(&[thread(1, &[1, 10, 10]), thread(2, &[2, 20, 20])]);
-        assert_eq!(counts, Counts { locked: 3.0, on_kick_cell: 1.0, shared: 0.0, fences: 1.0, all: 50.0 });
+        let expected =
+            Counts { locked: 3.0, on_kick_cell: 1.0, on_stack: 0.0, shared: 0.0, fences: 1.0, all: 50.0 };
+        assert_eq!(counts, expected);
     }
 
     #[test]
@@ -271,8 +288,16 @@ mod tests {
     #[test]
     fn an_access_across_lines_is_one_instruction() {
         let mut across = thread(1, &[]);
-        across.locked = vec![6..=7; EXITS as usize];
+        across.locked = vec![locked(6..=7); EXITS as usize];
         let counts = sum_up(&[across, thread(2, &[7])]);
         assert_eq!((counts.locked, counts.shared), (1.0, 1.0));
+    }
+
+    #[test]
+    fn a_fence_on_the_stack_is_told_apart_and_still_locked() {
+        let mut fencing = thread(1, &[1]);
+        fencing.locked.extend(vec![Locked { lines: 3..=3, on_stack: true }; 2 * EXITS as usize]);
+        let counts = sum_up(&[fencing, thread(2, &[])]);
+        assert_eq!((counts.locked, counts.on_stack), (1.5, 1.0));
     }
 }
