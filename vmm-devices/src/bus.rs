@@ -3,6 +3,7 @@
 //! The table is a [`Published`] cell: an access takes no lock, changes are made while vCPUs run. No lock of the bus is
 //! held while a device runs.
 
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_core::{LogLimit, Published, Retired};
@@ -20,16 +21,21 @@ pub trait BusDevice: Send + Sync {
     /// Not for devices to change. It is a method so that a string access takes one dynamic call and not one an
     /// element.
     fn read_elements(&self, offset: u64, size: usize, data: &mut [u8]) {
-        for element in data.chunks_exact_mut(size.max(1)) {
-            self.read(offset, element);
+        if size <= 1 {
+            // Most string accesses, and a length that the compiler knows.
+            data.iter_mut().for_each(|byte| self.read(offset, slice::from_mut(byte)));
+        } else {
+            data.chunks_exact_mut(size).for_each(|element| self.read(offset, element));
         }
     }
 
     /// A string write: each element of `size` bytes is a [`write`](Self::write) at the same `offset`. As
     /// [`read_elements`](Self::read_elements).
     fn write_elements(&self, offset: u64, size: usize, data: &[u8]) {
-        for element in data.chunks_exact(size.max(1)) {
-            self.write(offset, element);
+        if size <= 1 {
+            data.iter().for_each(|byte| self.write(offset, slice::from_ref(byte)));
+        } else {
+            data.chunks_exact(size).for_each(|element| self.write(offset, element));
         }
     }
 }
@@ -339,16 +345,19 @@ mod tests {
         impl BusDevice for Counter {
             fn read(&self, _offset: u64, data: &mut [u8]) {
                 let mut count = self.0.lock().unwrap();
-                data.copy_from_slice(&count.to_le_bytes());
+                data.copy_from_slice(&count.to_le_bytes()[..data.len()]);
                 *count += 1;
             }
             fn write(&self, _offset: u64, _data: &[u8]) {}
         }
         let bus = Bus::new("test");
         bus.insert(0x60, 2, "counter", Arc::new(Counter(Mutex::new(0)))).unwrap();
+        let mut bytes = [0; 3];
+        bus.read(0x60, 1, &mut bytes);
+        assert_eq!(bytes, [0, 1, 2]);
         let mut data = [0; 6];
         bus.read(0x60, 2, &mut data);
-        assert_eq!(data, [0, 0, 1, 0, 2, 0]);
+        assert_eq!(data, [3, 0, 4, 0, 5, 0]);
     }
 
     #[test]
@@ -357,7 +366,9 @@ mod tests {
         let device = Echo::at(0x60);
         bus.insert(0x60, 4, "device", device.clone()).unwrap();
         bus.write(0x62, 2, &[1, 2, 3, 4]);
-        assert_eq!(*device.written.lock().unwrap(), [(0x62, 1), (0x63, 2), (0x62, 3), (0x63, 4)]);
+        bus.write(0x61, 1, &[5, 6]);
+        let expected = [(0x62, 1), (0x63, 2), (0x62, 3), (0x63, 4), (0x61, 5), (0x61, 6)];
+        assert_eq!(*device.written.lock().unwrap(), expected);
     }
 
     #[test]

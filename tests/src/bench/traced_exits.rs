@@ -123,8 +123,9 @@ pub fn play(traced: Traced) -> anyhow::Result<()> {
 
 /// Plays the exits of one thread.
 fn play_marked(kind: ExitKind, buses: &Buses) -> anyhow::Result<()> {
-    let kicks = KickCell::new(NoTarget, Requests::none());
-    let kicks_address = (&raw const kicks).addr();
+    // Not on the stack, as with a vCPU's thread, so that the two are told apart.
+    let kicks = Box::new(KickCell::new(NoTarget, Requests::none()));
+    let kicks_address = (&raw const *kicks).addr();
     let mut vcpu = MarkedVcpu { page: page(kind)?, left: WARM_UP + EXITS, kicks_address };
     match run(&mut vcpu, buses, &kicks) {
         VcpuEnd::RunFailed(error) if error.raw_os_error() == Some(OVER) => Ok(()),

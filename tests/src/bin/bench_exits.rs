@@ -27,9 +27,9 @@ const STRING_IN_ELEMENT: Case = Case { name: "string_in_element", unit: "ns" };
 /// cache lines that two vCPUs lock; fences; and all.
 const INSTRUCTIONS: [Case; 6] = [
     Case { name: "locked", unit: "instructions" },
-    Case { name: "locked_on_kick_cell", unit: "instructions" },
-    Case { name: "locked_on_stack", unit: "instructions" },
-    Case { name: "locked_on_shared_line", unit: "instructions" },
+    Case { name: "locked_kick_cell", unit: "instructions" },
+    Case { name: "locked_stack", unit: "instructions" },
+    Case { name: "locked_shared", unit: "instructions" },
     Case { name: "fences", unit: "instructions" },
     Case { name: "all", unit: "instructions" },
 ];
