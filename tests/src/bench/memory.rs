@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn instances_are_measured_once_all_have_written_the_byte() {
-        let memory = measure(&shell(r"echo log; printf '\036'; exec sleep 60"), 3).unwrap();
+        let memory = measure(&shell(r"echo log; printf '\036'; kill -STOP $$"), 3).unwrap();
         assert_eq!(memory.len(), 3);
         // Three processes share the pages of one program, so a share of them is less than what is resident.
         assert!(memory.iter().all(|one| one.pss > 0 && one.pss < one.peak_rss), "{memory:?}");

@@ -1,6 +1,9 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
+pub mod buses;
 pub mod first_exit;
+mod instruction;
+pub mod locked;
 pub mod memory;
 pub mod probe;
 mod raw_elf;
@@ -9,6 +12,9 @@ mod raw_ioctl;
 mod raw_mapping;
 pub mod raw_vm;
 pub mod report;
+pub mod scripted_exits;
 pub mod series;
 pub mod stats;
 pub mod subject;
+pub mod traced_exits;
+pub mod vmm_exits;

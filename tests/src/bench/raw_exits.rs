@@ -1,7 +1,7 @@
 //! The barest loop over `KVM_RUN`, for one kind of exit: what an exit costs before a program does anything
 //! with it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_MMIO};
@@ -44,7 +44,7 @@ impl ExitKind {
     pub const ALL: [Self; 5] =
         [Self::PortWrite, Self::PortRead, Self::MmioWrite, Self::MmioRead, Self::StringIn];
 
-    /// The name in reports; the guest is the program `bench_exits_NAME`.
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::PortWrite => "port_write",
@@ -53,6 +53,11 @@ impl ExitKind {
             Self::MmioRead => "mmio_read",
             Self::StringIn => "string_in",
         }
+    }
+
+    /// The guest in the directory `guests` that causes this kind of exit and no other.
+    pub fn guest(self, guests: &Path) -> PathBuf {
+        guests.join(format!("bench_exits_{}.elf", self.name()))
     }
 
     fn exit_reason(self) -> u32 {
@@ -70,8 +75,7 @@ impl RawLoop {
     ///
     /// As [`RawVm::boot`].
     pub fn new(kind: ExitKind, guests: &Path) -> Result<Self, RawError> {
-        let guest = guests.join(format!("bench_exits_{}.elf", kind.name()));
-        Ok(Self { vm: RawVm::boot(&guest)?, kind })
+        Ok(Self { vm: RawVm::boot(&kind.guest(guests))?, kind })
     }
 
     /// Runs the guest through `exits` exits and goes on from there the next time. What it reads is whatever

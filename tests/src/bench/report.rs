@@ -52,7 +52,7 @@ pub struct Row {
     pub case: String,
     /// What it was measured on; `raw` is the baseline.
     pub subject: String,
-    /// Unit of the values: `us`, `ns` or `KiB`.
+    /// Unit of the values: `us`, `ns`, `KiB` or `instructions`.
     pub unit: String,
     /// The values, or why there are none.
     #[serde(flatten)]
@@ -70,10 +70,15 @@ pub enum Outcome {
         /// Why.
         error: String,
     },
+    /// This machine lacks what the case needs.
+    NotRun {
+        /// What that is.
+        not_run: String,
+    },
 }
 
-/// The values of a row in its unit, and its ratios to raw.
-#[derive(Debug, Serialize)]
+/// The values of a row in its unit, and its ratios to raw if its case has that baseline.
+#[derive(Debug, Clone, Serialize)]
 pub struct Measured {
     /// Number of values.
     pub samples: usize,
@@ -86,9 +91,11 @@ pub struct Measured {
     /// Largest value.
     pub max: f64,
     /// Ratio of the medians.
-    pub ratio_vs_raw: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_vs_raw: Option<f64>,
     /// Median of the ratios within each round.
-    pub paired_ratio_vs_raw: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paired_ratio_vs_raw: Option<f64>,
 }
 
 impl Host {
@@ -135,8 +142,8 @@ mod tests {
             p99: 4.0,
             min: 1.0,
             max: 4.0,
-            ratio_vs_raw: 1.5,
-            paired_ratio_vs_raw: 1.25,
+            ratio_vs_raw: Some(1.5),
+            paired_ratio_vs_raw: Some(1.25),
         };
         let row =
             |outcome| Row { case: "c".to_owned(), subject: "s".to_owned(), unit: "us".to_owned(), outcome };
@@ -151,8 +158,14 @@ mod tests {
             rounds: 3,
             ratio: Ratio::Cost,
             rows: vec![
-                row(Outcome::Measured(measured)),
+                row(Outcome::Measured(measured.clone())),
+                row(Outcome::Measured(Measured {
+                    ratio_vs_raw: None,
+                    paired_ratio_vs_raw: None,
+                    ..measured
+                })),
                 row(Outcome::Failed { error: "exit status: 1".to_owned() }),
+                row(Outcome::NotRun { not_run: "no device".to_owned() }),
             ],
         };
         let expected = json!({
@@ -163,7 +176,10 @@ mod tests {
             "rows": [
                 { "case": "c", "subject": "s", "unit": "us", "samples": 3, "median": 2.0, "p99": 4.0, "min": 1.0,
                   "max": 4.0, "ratio_vs_raw": 1.5, "paired_ratio_vs_raw": 1.25 },
+                { "case": "c", "subject": "s", "unit": "us", "samples": 3, "median": 2.0, "p99": 4.0, "min": 1.0,
+                  "max": 4.0 },
                 { "case": "c", "subject": "s", "unit": "us", "error": "exit status: 1" },
+                { "case": "c", "subject": "s", "unit": "us", "not_run": "no device" },
             ],
         });
         assert_eq!(serde_json::to_value(report).unwrap(), expected);

@@ -11,11 +11,11 @@ pub const BASELINE: &str = "raw";
 pub struct Case {
     /// Name in the report.
     pub name: &'static str,
-    /// Unit in the report: `us`, `ns` or `KiB`.
+    /// Unit in the report: `us`, `ns`, `KiB` or `instructions`.
     pub unit: &'static str,
 }
 
-/// A case without a baseline to compare with.
+/// A case whose baseline has nothing to compare with.
 #[derive(Debug, thiserror::Error)]
 #[error("no baseline in case {case}: {why}")]
 pub struct NoBaseline {
@@ -37,20 +37,30 @@ struct Series {
     /// The median of each round's values: what pairs across subjects.
     round_medians: Vec<f64>,
     failure: Option<String>,
+    not_run: Option<String>,
 }
 
 impl Recorder {
-    /// An empty recorder whose report lists `subjects` under each of `cases` in this order.
+    /// An empty recorder whose report lists `subjects` under each of `cases` in this order. Cases without
+    /// [`BASELINE`] among their subjects have no ratios.
     pub fn new(cases: &[Case], subjects: &[&str]) -> Self {
+        Self { series: Vec::new() }.and(cases, subjects)
+    }
+
+    /// The same with more cases after the others.
+    #[must_use]
+    pub fn and(mut self, cases: &[Case], subjects: &[&str]) -> Self {
         let series = |case, subject: &str| Series {
             case,
             subject: subject.to_owned(),
             values: Vec::new(),
             round_medians: Vec::new(),
             failure: None,
+            not_run: None,
         };
         let grid = cases.iter().flat_map(|&case| subjects.iter().map(move |&subject| series(case, subject)));
-        Self { series: grid.collect() }
+        self.series.extend(grid);
+        self
     }
 
     /// Adds the values of one round.
@@ -65,6 +75,13 @@ impl Recorder {
     pub fn fail(&mut self, case: Case, subject: &str, why: &str) {
         if let Some(series) = self.find(case, subject) {
             series.failure.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Leaves `case` out for every subject: this machine lacks what it needs.
+    pub fn leave_out(&mut self, case: Case, why: &str) {
+        for series in self.series.iter_mut().filter(|series| series.case == case) {
+            series.not_run = Some(why.to_owned());
         }
     }
 
@@ -85,23 +102,29 @@ impl Recorder {
     }
 
     fn row(&self, series: &Series, ratio: Ratio) -> Result<Row, NoBaseline> {
-        let case = series.case.name;
-        let missing = |why: &str| NoBaseline { case, why: why.to_owned() };
-        let raw = self
-            .series
-            .iter()
-            .find(|other| other.is_of(series.case, BASELINE))
-            .ok_or_else(|| missing("not among the subjects"))?;
-        if let Some(why) = &raw.failure {
-            return Err(missing(why));
-        }
-        let raw_median = median(&raw.values).ok_or_else(|| missing("no values"))?;
+        let outcome = match &series.not_run {
+            Some(why) => Outcome::NotRun { not_run: why.clone() },
+            None => series.outcome(self.baseline(series.case)?, ratio),
+        };
         Ok(Row {
-            case: case.to_owned(),
+            case: series.case.name.to_owned(),
             subject: series.subject.clone(),
             unit: series.case.unit.to_owned(),
-            outcome: series.outcome(raw, raw_median, ratio),
+            outcome,
         })
+    }
+
+    /// What the subjects of `case` are compared with, if they are compared at all.
+    fn baseline(&self, case: Case) -> Result<Option<&Series>, NoBaseline> {
+        let Some(raw) = self.series.iter().find(|series| series.is_of(case, BASELINE)) else {
+            return Ok(None);
+        };
+        let why = match &raw.failure {
+            Some(why) => why,
+            None if raw.values.is_empty() => "no values",
+            None => return Ok(Some(raw)),
+        };
+        Err(NoBaseline { case: case.name, why: why.to_owned() })
     }
 
     fn find(&mut self, case: Case, subject: &str) -> Option<&mut Series> {
@@ -114,30 +137,34 @@ impl Series {
         self.case == case && self.subject == subject
     }
 
-    fn outcome(&self, raw: &Self, raw_median: f64, ratio: Ratio) -> Outcome {
+    fn outcome(&self, raw: Option<&Self>, ratio: Ratio) -> Outcome {
         if let Some(error) = &self.failure {
             return Outcome::Failed { error: error.clone() };
         }
-        let summary = Summary::of(&self.values);
-        let paired = match ratio {
-            Ratio::Cost => paired_ratio(&self.round_medians, &raw.round_medians),
-            Ratio::Rate => paired_ratio(&raw.round_medians, &self.round_medians),
-        };
-        let (Some(summary), Some(paired)) = (summary, paired) else {
+        let ratios = raw.map(|raw| self.ratios(raw, ratio));
+        let (Some(summary), false) = (Summary::of(&self.values), matches!(ratios, Some(None))) else {
             return Outcome::Failed { error: "not measured in every round".to_owned() };
         };
+        let (medians, paired) = ratios.flatten().unzip();
         Outcome::Measured(Measured {
             samples: self.values.len(),
             median: rounded(summary.median),
             p99: rounded(summary.p99),
             min: rounded(summary.min),
             max: rounded(summary.max),
-            ratio_vs_raw: rounded(match ratio {
-                Ratio::Cost => summary.median / raw_median,
-                Ratio::Rate => raw_median / summary.median,
-            }),
-            paired_ratio_vs_raw: rounded(paired),
+            ratio_vs_raw: medians.map(rounded),
+            paired_ratio_vs_raw: paired.map(rounded),
         })
+    }
+
+    /// The ratio of the medians, and the median of the ratios within each round. `None` if a round is missing.
+    fn ratios(&self, raw: &Self, ratio: Ratio) -> Option<(f64, f64)> {
+        let (above, below) = match ratio {
+            Ratio::Cost => (self, raw),
+            Ratio::Rate => (raw, self),
+        };
+        let medians = median(&above.values)? / median(&below.values)?;
+        Some((medians, paired_ratio(&above.round_medians, &below.round_medians)?))
     }
 }
 
@@ -156,7 +183,7 @@ mod tests {
     fn measured(row: &Row) -> &Measured {
         match &row.outcome {
             Outcome::Measured(measured) => measured,
-            Outcome::Failed { error } => panic!("{}: {error}", row.subject),
+            other => panic!("{}: {other:?}", row.subject),
         }
     }
 
@@ -179,10 +206,10 @@ mod tests {
             recorder.record(TIME, "vmm", &[vmm]);
         }
         let cost = recorder.finish("b", 3, Ratio::Cost).unwrap();
-        assert_eq!((measured(&cost.rows[1]).ratio_vs_raw, measured(&cost.rows[1]).samples), (2.0, 3));
-        assert_eq!(measured(&cost.rows[0]).ratio_vs_raw, 1.0);
+        assert_eq!((measured(&cost.rows[1]).ratio_vs_raw, measured(&cost.rows[1]).samples), (Some(2.0), 3));
+        assert_eq!(measured(&cost.rows[0]).ratio_vs_raw, Some(1.0));
         let rate = recorder.finish("b", 3, Ratio::Rate).unwrap();
-        assert_eq!(measured(&rate.rows[1]).paired_ratio_vs_raw, 0.5);
+        assert_eq!(measured(&rate.rows[1]).paired_ratio_vs_raw, Some(0.5));
     }
 
     #[test]
@@ -192,7 +219,7 @@ mod tests {
         recorder.record(SIZE, "vmm", &[5.0, 6.0, 7.0]);
         let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
         assert_eq!(measured(&report.rows[1]).samples, 3);
-        assert_eq!(measured(&report.rows[1]).paired_ratio_vs_raw, 3.0);
+        assert_eq!(measured(&report.rows[1]).paired_ratio_vs_raw, Some(3.0));
     }
 
     #[test]
@@ -226,5 +253,30 @@ mod tests {
         recorder.fail(TIME, "raw", "no device");
         let error = recorder.finish("b", 1, Ratio::Cost).unwrap_err();
         assert_eq!(error.to_string(), "no baseline in case time: no device");
+    }
+
+    #[test]
+    fn a_case_without_a_baseline_has_values_and_no_ratios() {
+        let mut recorder = Recorder::new(&[TIME], &["raw", "vmm"]).and(&[SIZE], &["vmm"]);
+        for (case, subject) in [(TIME, "raw"), (TIME, "vmm"), (SIZE, "vmm"), (SIZE, "vmm")] {
+            recorder.record(case, subject, &[2.0]);
+        }
+        let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
+        let size = measured(&report.rows[2]);
+        assert_eq!((size.median, size.samples), (2.0, 2));
+        assert_eq!((size.ratio_vs_raw, size.paired_ratio_vs_raw), (None, None));
+        assert_eq!(measured(&report.rows[1]).ratio_vs_raw, Some(1.0));
+    }
+
+    #[test]
+    fn a_case_left_out_says_why_in_every_row_and_needs_no_baseline() {
+        let mut recorder = Recorder::new(&[TIME, SIZE], &["raw", "vmm"]);
+        recorder.leave_out(TIME, "no device");
+        recorder.record(SIZE, "raw", &[1.0]);
+        recorder.record(SIZE, "vmm", &[1.0]);
+        let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
+        let left_out =
+            |row: &Row| matches!(&row.outcome, Outcome::NotRun { not_run } if not_run == "no device");
+        assert_eq!(report.rows.iter().map(left_out).collect::<Vec<_>>(), [true, true, false, false]);
     }
 }

@@ -14,8 +14,8 @@ const HEADING: u32 = 56;
 const TITLE: u32 = 24;
 const GAP: u32 = 14;
 
-/// Longest error text in the chart, in characters; the table has all of it.
-const ERROR_LENGTH: usize = 90;
+/// Longest text in place of a bar, in characters; the table has all of it.
+const NOTE_LENGTH: usize = 90;
 
 /// Draws the chart as an SVG image.
 pub fn svg(report: &Report) -> String {
@@ -33,7 +33,7 @@ text {{ font: 13px sans-serif; fill: #222; }}
 .heading {{ font-size: 15px; }}
 .title {{ font-weight: bold; }}
 .name {{ text-anchor: end; }}
-.error {{ fill: #a33; }}
+.note {{ fill: #a33; }}
 .raw {{ fill: #9aa5b1; }}
 .bar {{ fill: #3f72af; }}
 </style>
@@ -55,11 +55,13 @@ fn case(body: &mut String, rows: &[Row], ratio: Ratio, top: u32) -> u32 {
         body.push_str(&match &row.outcome {
             Outcome::Measured(measured) => {
                 let class = if row.is_raw() { "raw" } else { "bar" };
-                bar(y, BAR_LENGTH * measured.median / longest, class, &label(row, measured, ratio))
+                // Where all values are 0, so is `longest`; a difference may be below 0.
+                let share = if measured.median > 0.0 { measured.median / longest } else { 0.0 };
+                bar(y, BAR_LENGTH * share, class, &label(row, measured, ratio))
             }
-            Outcome::Failed { error } => {
-                let error: String = error.chars().take(ERROR_LENGTH).collect();
-                text(BAR_START, y + 14, "error", &error)
+            Outcome::Failed { error: note } | Outcome::NotRun { not_run: note } => {
+                let note: String = note.chars().take(NOTE_LENGTH).collect();
+                text(BAR_START, y + 14, "note", &note)
             }
         });
         y += ROW;
@@ -70,13 +72,16 @@ fn case(body: &mut String, rows: &[Row], ratio: Ratio, top: u32) -> u32 {
 fn median(row: &Row) -> Option<f64> {
     match &row.outcome {
         Outcome::Measured(measured) => Some(measured.median),
-        Outcome::Failed { .. } => None,
+        Outcome::Failed { .. } | Outcome::NotRun { .. } => None,
     }
 }
 
 fn label(row: &Row, measured: &Measured, ratio: Ratio) -> String {
     let values = format!("{:.1} (p99 {:.1})", measured.median, measured.p99);
-    if row.is_raw() { values } else { format!("{values}, {:.2} {}", measured.ratio_vs_raw, ratio.meaning()) }
+    match measured.ratio_vs_raw {
+        Some(vs_raw) if !row.is_raw() => format!("{values}, {vs_raw:.2} {}", ratio.meaning()),
+        _ => values,
+    }
 }
 
 fn bar(y: u32, length: f64, class: &str, label: &str) -> String {
@@ -107,7 +112,7 @@ mod tests {
     #[test]
     fn bars_are_in_proportion_to_the_longest_of_their_case() {
         let svg = svg(&sample());
-        assert_eq!(lines_with(&svg, "<rect class=").len(), 3);
+        assert_eq!(lines_with(&svg, "<rect class=").len(), 4);
         assert!(lines_with(&svg, "<rect class=\"bar\"")[0].contains("width=\"360.0\""));
         let raw = lines_with(&svg, "<rect class=\"raw\"");
         assert!(raw[0].contains("width=\"180.0\"") && raw[1].contains("width=\"360.0\""));
@@ -121,9 +126,17 @@ mod tests {
     }
 
     #[test]
+    fn a_case_of_zeros_has_a_bar_of_no_length_and_no_ratio() {
+        let svg = svg(&sample());
+        let bars = lines_with(&svg, "<rect class=\"bar\"");
+        assert!(bars[1].contains("width=\"0.0\""), "{}", bars[1]);
+        assert_eq!(lines_with(&svg, ">0.0 (p99 0.0)<").len(), 1);
+    }
+
+    #[test]
     fn errors_are_text_and_not_markup() {
         let svg = svg(&sample());
-        assert_eq!(lines_with(&svg, "class=\"error\"").len(), 1);
+        assert_eq!(lines_with(&svg, "class=\"note\"").len(), 2);
         assert!(svg.contains("said &lt;\"no\" &amp; ended&gt;"));
     }
 

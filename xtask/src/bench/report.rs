@@ -50,17 +50,18 @@ pub struct Row {
 pub enum Outcome {
     Measured(Measured),
     Failed { error: String },
+    NotRun { not_run: String },
 }
 
-/// Values in the unit of the row.
+/// Values in the unit of the row; no ratios where there is no baseline.
 #[derive(Debug, Deserialize)]
 pub struct Measured {
     pub median: f64,
     pub p99: f64,
     pub min: f64,
     pub max: f64,
-    pub ratio_vs_raw: f64,
-    pub paired_ratio_vs_raw: f64,
+    pub ratio_vs_raw: Option<f64>,
+    pub paired_ratio_vs_raw: Option<f64>,
 }
 
 impl Report {
@@ -82,7 +83,8 @@ impl Row {
         self.subject == RAW
     }
 
-    /// What to say if this project's own program could not be measured; a peer may fail.
+    /// What to say if this project's own program could not be measured; a peer may fail, and a machine may lack
+    /// what a case needs.
     pub fn own_failure(&self) -> Option<String> {
         match &self.outcome {
             Outcome::Failed { error } if self.subject == OWN => {
@@ -109,7 +111,7 @@ pub mod tests {
 
     use super::*;
 
-    /// A report of two cases, in the second of which a peer failed.
+    /// A report of four cases: in the second a peer failed, the third has no baseline, the last was left out.
     pub fn sample() -> Report {
         let row = |case, subject, median: f64| {
             json!({ "case": case, "subject": subject, "unit": "us", "samples": 20, "median": median, "p99": 400.5,
@@ -125,6 +127,9 @@ pub mod tests {
                 row("first_exit", "vmm", 200.0),
                 row("process_end", "raw", 100.0),
                 { "case": "process_end", "subject": "peer", "unit": "us", "error": "said <\"no\" & ended>" },
+                { "case": "locked", "subject": "vmm", "unit": "instructions", "samples": 8, "median": 0.0, "p99": 0.0,
+                  "min": 0.0, "max": 0.0 },
+                { "case": "port_read", "subject": "vmm", "unit": "ns", "not_run": "no such device" },
             ],
         });
         serde_json::from_value(report).unwrap()
@@ -134,7 +139,7 @@ pub mod tests {
     fn rows_are_grouped_by_case() {
         let report = sample();
         let sizes: Vec<_> = report.cases().map(|rows| (rows[0].case.as_str(), rows.len())).collect();
-        assert_eq!(sizes, [("first_exit", 2), ("process_end", 2)]);
+        assert_eq!(sizes, [("first_exit", 2), ("process_end", 2), ("locked", 1), ("port_read", 1)]);
     }
 
     #[test]

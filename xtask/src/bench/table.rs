@@ -21,13 +21,14 @@ fn show(row: &Row, first: bool) -> String {
     match &row.outcome {
         Outcome::Measured(m) => {
             let [median, p99, min, max] = [m.median, m.p99, m.min, m.max].map(|value| format!("{value:.1}"));
-            let [ratio, paired] = [m.ratio_vs_raw, m.paired_ratio_vs_raw].map(|ratio| format!("{ratio:.3}"));
+            let [ratio, paired] = [m.ratio_vs_raw, m.paired_ratio_vs_raw]
+                .map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")));
             line([case, row.subject.clone(), median, p99, min, max, ratio, paired], "")
         }
-        Outcome::Failed { error } => {
+        Outcome::Failed { error: note } | Outcome::NotRun { not_run: note } => {
             let mut cells = <[String; 8]>::default();
             (cells[0], cells[1]) = (case, row.subject.clone());
-            line(cells, error)
+            line(cells, note)
         }
     }
 }
@@ -35,7 +36,7 @@ fn show(row: &Row, first: bool) -> String {
 /// Names to the left, numbers to the right; a `note` stands in place of the numbers.
 fn line(cells: [String; 8], note: &str) -> String {
     let [case, subject, median, p99, min, max, ratio, paired] = cells;
-    let names = format!("{case:<24}{subject:<18}");
+    let names = format!("{case:<32}{subject:<18}");
     let numbers = format!("{median:>10}{p99:>10}{min:>10}{max:>10}{ratio:>9}{paired:>9}");
     format!("{names}{}", if note.is_empty() { &numbers } else { note })
 }
@@ -52,6 +53,8 @@ mod tests {
         assert_eq!(words[0].first(), Some(&"startup:"));
         assert_eq!(words[4], ["vmm", "200.0", "400.5", "90.0", "400.5", "2.000", "1.900"]);
         assert_eq!(words[6], ["peer", "said", "<\"no\"", "&", "ended>"]);
+        assert_eq!(words[7], ["locked", "(instructions)", "vmm", "0.0", "0.0", "0.0", "0.0", "-", "-"]);
+        assert_eq!(words[8], ["port_read", "(ns)", "vmm", "no", "such", "device"]);
     }
 
     #[test]

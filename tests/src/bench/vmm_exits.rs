@@ -1,0 +1,219 @@
+//! This project's own parts under the guests of the exit benchmark, for one kind of exit: `Vm`, `AddressSpace`,
+//! boot loading, `Vcpu`, the run loop, its kicks, and buses, on the calling thread.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image};
+use vmm_core::seam::MemorySlots;
+use vmm_core::{Kvm, Vm};
+use vmm_devices::BusDevice;
+use vmm_memory::{AddressSpace, RamRange};
+use vmm_vcpu::x86_64::CpuidTemplate;
+use vmm_vcpu::{ExitHandler, KickCell, Requests, Vcpu, VcpuEnd, run};
+
+use crate::bench::buses::{Buses, Status};
+use crate::bench::raw_exits::{ExitKind, Step};
+use crate::bench::scripted_exits::NoTarget;
+
+/// As vmm-cli has them.
+const TSS: u32 = 0xfffb_d000;
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+const CONVENTIONAL_END: u64 = 0x9_fc00;
+const EXTENDED_START: u64 = 0x10_0000;
+
+/// As the raw baseline has it.
+const RAM_SIZE: u64 = 128 << 20;
+
+/// A guest that exits for ever.
+pub struct VmmLoop {
+    // Dropped in this order: the memory goes after the vCPU.
+    vcpu: Vcpu,
+    handler: Counted,
+    _memory: AddressSpace,
+}
+
+impl VmmLoop {
+    /// Makes a machine with the guest of `kind` from the directory `guests`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn new(kind: ExitKind, guests: &Path) -> anyhow::Result<Self> {
+        let kvm = Kvm::open(Path::new("/dev/kvm"))?;
+        let vm = Arc::new(Vm::create(&kvm)?);
+        vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
+        let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
+        memory.map(&[RamRange { start: 0, size: RAM_SIZE }])?;
+        vm.create_irqchip()?;
+        let kernel = Image::open(&kind.guest(guests))?;
+        let source = BootSource { kernel, initrd: None, cmdline: "" };
+        let boot = boot::load(&*memory.memory(), &memory_map(), &source)?;
+        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
+        let vcpu = Vcpu::create(&kvm, &vm, 0)?;
+        vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;
+        let device: Arc<dyn BusDevice> = Arc::new(Status::default());
+        let handler = Counted::new(kind, Buses::new(&device).context("buses")?);
+        Ok(Self { vcpu, handler, _memory: memory })
+    }
+
+    /// Runs the guest through `exits` exits, at least one, and goes on from there the next time.
+    ///
+    /// # Errors
+    ///
+    /// The vCPU ends, or an exit is of another kind.
+    pub fn step(&mut self, exits: u32) -> anyhow::Result<Step> {
+        let handler = &self.handler;
+        handler.left.store(exits, Ordering::Relaxed);
+        handler.bytes.store(0, Ordering::Relaxed);
+        let start = Instant::now();
+        let end = run(&mut self.vcpu, handler, &handler.kicks);
+        let elapsed = start.elapsed();
+        let VcpuEnd::Stopped = end else {
+            bail!("the vCPU ended: {end:?}");
+        };
+        handler.kicks.withdraw(Requests::STOP);
+        ensure!(!handler.stray.load(Ordering::Relaxed), "an exit of another kind came");
+        Ok(Step { elapsed, elements: handler.elements(exits) })
+    }
+}
+
+fn memory_map() -> [E820Entry; 3] {
+    [
+        E820Entry { start: 0, size: CONVENTIONAL_END, kind: E820Kind::Ram },
+        E820Entry {
+            start: CONVENTIONAL_END,
+            size: EXTENDED_START - CONVENTIONAL_END,
+            kind: E820Kind::Reserved,
+        },
+        E820Entry { start: EXTENDED_START, size: RAM_SIZE - EXTENDED_START, kind: E820Kind::Ram },
+    ]
+}
+
+/// The buses, and a stop after a number of exits.
+///
+/// The counters are atomics because a handler is shared, and are stored to by plain stores because one vCPU
+/// calls this one.
+struct Counted {
+    buses: Buses,
+    kind: ExitKind,
+    kicks: KickCell<NoTarget>,
+    left: AtomicU32,
+    bytes: AtomicU64,
+    stray: AtomicBool,
+}
+
+impl Counted {
+    fn new(kind: ExitKind, buses: Buses) -> Self {
+        Self {
+            buses,
+            kind,
+            kicks: KickCell::new(NoTarget, Requests::none()),
+            left: AtomicU32::new(0),
+            bytes: AtomicU64::new(0),
+            stray: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts an exit of a kind that is expected, or not, and asks for the end after the last one.
+    #[inline]
+    fn count(&self, expected: bool, data: &[u8]) {
+        if !expected {
+            self.stray.store(true, Ordering::Relaxed);
+        }
+        self.bytes.store(self.bytes.load(Ordering::Relaxed) + data.len() as u64, Ordering::Relaxed);
+        let left = self.left.load(Ordering::Relaxed).saturating_sub(1);
+        self.left.store(left, Ordering::Relaxed);
+        if left == 0 {
+            self.kicks.kick(Requests::STOP);
+        }
+    }
+
+    /// The elements that the last `exits` exits covered; those of a string access are bytes.
+    fn elements(&self, exits: u32) -> u64 {
+        match self.kind {
+            ExitKind::StringIn => self.bytes.load(Ordering::Relaxed),
+            _ => exits.into(),
+        }
+    }
+}
+
+impl ExitHandler for Counted {
+    #[inline]
+    fn port_read(&self, port: u16, size: usize, data: &mut [u8]) {
+        self.buses.port_read(port, size, data);
+        self.count(matches!(self.kind, ExitKind::PortRead | ExitKind::StringIn), data);
+    }
+
+    #[inline]
+    fn port_write(&self, port: u16, size: usize, data: &[u8]) {
+        self.buses.port_write(port, size, data);
+        self.count(self.kind == ExitKind::PortWrite, data);
+    }
+
+    #[inline]
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        self.buses.mmio_read(address, data);
+        self.count(self.kind == ExitKind::MmioRead, data);
+    }
+
+    #[inline]
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        self.buses.mmio_write(address, data);
+        self.count(self.kind == ExitKind::MmioWrite, data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_vcpu::RunVcpu;
+
+    use super::*;
+    use crate::bench::scripted_exits::page;
+
+    /// Plays the exit of a kind for ever.
+    struct Endless(vmm_vcpu::RunPage, u32);
+
+    impl RunVcpu for Endless {
+        fn run(&mut self) -> std::io::Result<()> {
+            self.1 += 1;
+            Ok(())
+        }
+
+        fn page(&mut self) -> &mut vmm_vcpu::RunPage {
+            &mut self.0
+        }
+
+        fn interrupted_from_outside(&mut self) {}
+    }
+
+    fn counted(kind: ExitKind) -> Counted {
+        Counted::new(kind, Buses::new(&(Arc::new(Status::default()) as Arc<dyn BusDevice>)).unwrap())
+    }
+
+    #[test]
+    fn the_loop_stops_after_the_asked_number_of_exits_each_time() {
+        let handler = counted(ExitKind::StringIn);
+        let mut vcpu = Endless(page(ExitKind::StringIn).unwrap(), 0);
+        for exits in [1, 5] {
+            vcpu.1 = 0;
+            handler.left.store(exits, Ordering::Relaxed);
+            handler.bytes.store(0, Ordering::Relaxed);
+            assert!(matches!(run(&mut vcpu, &handler, &handler.kicks), VcpuEnd::Stopped));
+            handler.kicks.withdraw(Requests::STOP);
+            assert_eq!((vcpu.1, handler.elements(exits)), (exits, u64::from(exits) * 256));
+        }
+        assert!(!handler.stray.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn an_exit_of_another_kind_is_noticed() {
+        let handler = counted(ExitKind::PortRead);
+        handler.left.store(1, Ordering::Relaxed);
+        run(&mut Endless(page(ExitKind::PortWrite).unwrap(), 0), &handler, &handler.kicks);
+        assert!(handler.stray.load(Ordering::Relaxed));
+    }
+}
