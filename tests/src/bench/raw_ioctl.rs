@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
 use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_cpuid2, kvm_irqfd, kvm_lapic_state, kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs,
+    kvm_cpuid_entry2, kvm_cpuid2, kvm_irqfd, kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs,
     kvm_userspace_memory_region,
 };
 use libc::{Ioctl, c_int, c_ulong};
@@ -76,8 +76,6 @@ pub const SET_REGS: In<kvm_regs> = In(libc::_IOW::<kvm_regs>(KVMIO, 0x82), Phant
 pub const GET_SREGS: InOut<kvm_sregs> = InOut(libc::_IOR::<kvm_sregs>(KVMIO, 0x83), PhantomData);
 pub const SET_SREGS: In<kvm_sregs> = In(libc::_IOW::<kvm_sregs>(KVMIO, 0x84), PhantomData);
 pub const SET_MSRS: In<MsrTable> = In(libc::_IOW::<kvm_msrs>(KVMIO, 0x89), PhantomData);
-pub const GET_LAPIC: InOut<kvm_lapic_state> = InOut(libc::_IOR::<kvm_lapic_state>(KVMIO, 0x8e), PhantomData);
-pub const SET_LAPIC: In<kvm_lapic_state> = In(libc::_IOW::<kvm_lapic_state>(KVMIO, 0x8f), PhantomData);
 pub const SET_CPUID2: In<CpuidTable> = In(libc::_IOW::<kvm_cpuid2>(KVMIO, 0x90), PhantomData);
 
 impl Number {

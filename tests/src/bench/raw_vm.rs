@@ -13,10 +13,10 @@ use std::path::Path;
 use kvm_bindings::{
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS,
     KVM_CAP_NR_MEMSLOTS, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR, KVM_CAP_USER_MEMORY,
-    KVM_EXIT_IO, KVM_EXIT_IO_OUT, kvm_irqfd, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_run,
+    KVM_EXIT_IO, KVM_EXIT_IO_OUT, kvm_irqfd, kvm_msr_entry, kvm_regs, kvm_run,
     kvm_run__bindgen_ty_1__bindgen_ty_4 as PortExit, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
-use libc::{c_char, c_ulong};
+use libc::c_ulong;
 
 use crate::bench::raw_mapping::Mapping;
 use crate::bench::{raw_elf, raw_ioctl as kvm};
@@ -39,14 +39,6 @@ const CR0_ET: u64 = 1 << 4;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-
-/// Local APIC: the bytes with the delivery mode in the local vector table entries of the pins LINT0 and
-/// LINT1.
-const APIC_LVT0_MODE: usize = 0x351;
-const APIC_LVT1_MODE: usize = 0x361;
-const DELIVERY_MODE: c_char = 0b111;
-const DELIVER_EXTINT: c_char = 0b111;
-const DELIVER_NMI: c_char = 0b100;
 
 /// Why the machine could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -129,9 +121,8 @@ impl RawVm {
         let file = fs::read(guest).map_err(RawError::system("read of the guest"))?;
         let entry = load(&file, &mut ram).ok_or(RawError::Guest)?;
         let (vcpu, run) = create_vcpu(&kvm, &vm).map_err(RawError::system("making the vCPU"))?;
-        let set_up = set_cpuid(&kvm, &vcpu)
-            .and_then(|()| set_msrs_and_lapic(&vcpu))
-            .and_then(|()| set_registers(&vcpu, entry));
+        let set_up =
+            set_cpuid(&kvm, &vcpu).and_then(|()| set_msrs(&vcpu)).and_then(|()| set_registers(&vcpu, entry));
         set_up.map_err(RawError::system("setting the vCPU up"))?;
         Ok(Self { run, vcpu, _serial_irq: serial_irq, vm, _ram: ram })
     }
@@ -269,21 +260,14 @@ fn set_cpuid(kvm: &File, vcpu: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What firmware leaves behind: fast string operations, memory write-back by default, and the pins of the
-/// local APIC for the interrupt controller and for NMI.
-fn set_msrs_and_lapic(vcpu: &OwnedFd) -> io::Result<()> {
-    let msrs = [(MSR_IA32_MISC_ENABLE, 1), (MSR_MTRR_DEF_TYPE, 1 << 11 | 6)];
+/// What firmware leaves behind: fast string operations, and memory write-back by default.
+fn set_msrs(vcpu: &OwnedFd) -> io::Result<()> {
+    let msrs = [(MSR_IA32_MISC_ENABLE, 1 | 1 << 11 | 1 << 12), (MSR_MTRR_DEF_TYPE, 1 << 11 | 6)];
     let table =
         kvm::MsrTable::new(msrs.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() }));
     if usize::try_from(kvm::SET_MSRS.call(vcpu, &table)?) != Ok(msrs.len()) {
         return Err(io::Error::other("an MSR is refused"));
     }
-    let mut lapic = kvm_lapic_state::default();
-    kvm::GET_LAPIC.call(vcpu, &mut lapic)?;
-    for (register, mode) in [(APIC_LVT0_MODE, DELIVER_EXTINT), (APIC_LVT1_MODE, DELIVER_NMI)] {
-        lapic.regs[register] = lapic.regs[register] & !DELIVERY_MODE | mode;
-    }
-    kvm::SET_LAPIC.call(vcpu, &lapic)?;
     Ok(())
 }
 
