@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Result, ensure};
-use vmm_tests::harness::TestVm;
+use vmm_tests::harness::{Finished, TestVm};
 
 crate::trials![
     a_pvh_guest_as_elf64_finds_what_it_was_given,
@@ -41,12 +41,11 @@ const ZEROED_AND_HOLES: &str = "bss 00000000\nholes ffffffff\n";
 
 const INITRD: &str = "an initial RAM disk";
 
-/// Runs `guest` with a command line and an initrd.
-fn with_initrd(guest: &str) -> Result<TestVm> {
+/// Runs `guest` to its end with a command line and an initrd.
+fn with_initrd(guest: &str) -> Result<Finished> {
     let mut initrd = tempfile::NamedTempFile::new()?;
     initrd.write_all(INITRD.as_bytes())?;
-    let (_, path) = initrd.keep()?;
-    Ok(TestVm::guest(guest).cmdline("root=/dev/none -- one two").arg("--initrd").arg(path))
+    TestVm::guest(guest).cmdline("root=/dev/none -- one two").arg("--initrd").arg(initrd.path()).run()
 }
 
 fn pvh_finds_what_it_was_given(guest: &str) -> Result<()> {
@@ -54,7 +53,7 @@ fn pvh_finds_what_it_was_given(guest: &str) -> Result<()> {
         "magic 336ec578\ncmdline root=/dev/none -- one two\nmodules 00000001\nmodule {INITRD}\n\
          {KIB_640}{ABOVE_1_MIB}{ZEROED_AND_HOLES}"
     );
-    with_initrd(guest)?.run()?.ensure_code(0)?.ensure_output(&expected)?;
+    with_initrd(guest)?.ensure_code(0)?.ensure_output(&expected)?;
     Ok(())
 }
 
@@ -75,7 +74,7 @@ fn a_64_bit_guest_without_a_note_is_entered_by_the_linux_protocol() -> Result<()
     for (start, size, kind) in [(0, 0x9_fc00, 1), (0x9_fc00, 0x6_0400, 2), (0x10_0000, 0x7f0_0000, 1)] {
         expected += &format!("start {start:016x}\n  size {size:016x}\n  type {kind:016x}\n");
     }
-    with_initrd("boot_linux64")?.run()?.ensure_code(0)?.ensure_output(&expected)?;
+    with_initrd("boot_linux64")?.ensure_code(0)?.ensure_output(&expected)?;
     Ok(())
 }
 

@@ -1,12 +1,12 @@
 //! The user's terminal: given to the guest in raw mode, and given back on every way out.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nix::sys::termios::LocalFlags;
-use vmm_tests::harness::{RunningVm, Terminal, TestVm};
+use vmm_tests::harness::{RunningVm, Terminal, TestVm, until};
 
 crate::trials![
     ctrl_a_x_quits,
@@ -49,7 +49,7 @@ fn ctrl_a_x_quits() -> Result<()> {
 fn ctrl_a_h_shows_help() -> Result<()> {
     let (mut terminal, mut vm) = halted()?;
     terminal.type_keys(b"\x01h")?;
-    terminal.wait_for("Ctrl-A X  end the machine\r\n", PATIENCE)?;
+    terminal.wait_for("Ctrl-A X  end the machine", PATIENCE)?;
     vm.goes_on_for(Duration::from_millis(100))?;
     terminal.type_keys(b"\x01")?;
     terminal.type_keys(b"X")?;
@@ -144,8 +144,8 @@ fn fault_d4_a_stop_and_a_continue_leave_the_terminal_to_the_guest() -> Result<()
     // A shell takes the terminal back when it stops a job.
     terminal.set_mode(&Terminal::new()?.mode()?)?;
     vm.signal(Signal::SIGCONT)?;
-    let deadline = std::time::Instant::now() + PATIENCE;
-    vmm_tests::harness::until(deadline, "raw mode", || Ok((terminal.mode()? == raw).then_some(())))?;
+    let deadline = Instant::now() + PATIENCE;
+    until(deadline, "raw mode", || Ok((terminal.mode()? == raw).then_some(())))?;
     terminal.type_keys(b"\x01x")?;
     vm.wait()?.ensure_code(0)?;
     ensure!(terminal.mode()? == Terminal::new()?.mode()?, "the terminal is changed");
