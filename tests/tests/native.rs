@@ -23,19 +23,16 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use vmm_tests::harness::{VMM_CLI, VMM_GUESTS};
 
-/// A trial of the suite in `module`; it stands for itself, so that suites can also make trials of several inputs.
+/// A trial of the suite in `module`.
 fn trial(module: &str, name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let suite = module.rsplit("::").next().unwrap_or(module);
     Trial::test(format!("{suite}::{name}"), || run().map_err(|error| Failed::from(format!("{error:#}"))))
 }
 
-/// `pub fn trials()`: the functions named, each a trial.
+/// The functions named, each a trial of the suite that names it.
 macro_rules! trials {
     ($($name:ident),* $(,)?) => {
-        /// The trials of this suite.
-        pub fn trials() -> Vec<libtest_mimic::Trial> {
-            vec![$(crate::trial(module_path!(), stringify!($name), $name)),*]
-        }
+        vec![$(crate::trial(module_path!(), stringify!($name), $name)),*]
     };
 }
 pub(crate) use trials;

@@ -3,15 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
 use vmm_tests::bench::first_exit::first_exit;
 use vmm_tests::bench::raw_exits::{ExitKind, RawLoop};
 use vmm_tests::bench::subject::Subject;
 use vmm_tests::harness::{guest, monitor};
 
-crate::trials![
-    the_raw_loop_steps_through_every_kind_of_exit,
-    the_first_exit_of_the_baseline_and_of_the_monitor_has_a_time,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        the_raw_loop_steps_through_every_kind_of_exit,
+        the_first_exit_of_the_baseline_and_of_the_monitor_has_a_time,
+    ]
+}
 
 fn the_raw_loop_steps_through_every_kind_of_exit() -> Result<()> {
     const EXITS: u32 = 100;

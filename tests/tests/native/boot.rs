@@ -3,17 +3,21 @@
 use std::io::Write;
 
 use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
 use vmm_tests::harness::{Finished, TestVm};
 
-crate::trials![
-    a_pvh_guest_as_elf64_finds_what_it_was_given,
-    a_pvh_guest_as_elf32_finds_the_same,
-    a_64_bit_guest_without_a_note_is_entered_by_the_linux_protocol,
-    a_guest_of_1_mib_runs_below_640_kib,
-    ram_above_4_gib_is_fresh_and_keeps_what_is_stored,
-    ram_of_512_gib_is_reserved_and_not_touched,
-    the_embedded_guest_runs_without_an_argument,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        a_pvh_guest_as_elf64_finds_what_it_was_given,
+        a_pvh_guest_as_elf32_finds_the_same,
+        a_64_bit_guest_without_a_note_is_entered_by_the_linux_protocol,
+        a_guest_of_1_mib_runs_below_640_kib,
+        ram_above_4_gib_is_fresh_and_keeps_what_is_stored,
+        ram_of_512_gib_is_reserved_and_not_touched,
+        the_embedded_guest_runs_without_an_argument,
+    ]
+}
 
 const KIB_640: &str = "\
 start 00000000

@@ -8,26 +8,30 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::Trial;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use vmm_tests::harness::{RunningVm, TestVm, status_flags, until};
 
-crate::trials![
-    input_through_a_pipe_arrives_complete_and_in_order,
-    input_through_a_pty_arrives_complete_and_in_order,
-    input_through_a_socket_arrives_complete_and_in_order,
-    an_end_of_input_is_no_end_of_the_guest,
-    fault_b12_the_guest_goes_on_when_nobody_reads_its_output,
-    fault_b12_the_guest_goes_on_when_its_reader_is_gone,
-    fault_b12_the_guest_goes_on_without_standard_descriptors,
-    fault_b12_the_guest_goes_on_when_the_disk_is_full,
-    fault_b13_input_that_the_guest_never_reads_is_bounded,
-    null_takes_everything_and_says_nothing,
-    a_file_gets_the_output_and_is_private,
-    a_socket_serves_one_client_after_the_other_and_goes_with_the_monitor,
-    fault_c11_a_stale_socket_is_replaced_and_a_file_is_not,
-    inherited_descriptors_keep_their_flags,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        input_through_a_pipe_arrives_complete_and_in_order,
+        input_through_a_pty_arrives_complete_and_in_order,
+        input_through_a_socket_arrives_complete_and_in_order,
+        an_end_of_input_is_no_end_of_the_guest,
+        fault_b12_the_guest_goes_on_when_nobody_reads_its_output,
+        fault_b12_the_guest_goes_on_when_its_reader_is_gone,
+        fault_b12_the_guest_goes_on_without_standard_descriptors,
+        fault_b12_the_guest_goes_on_when_the_disk_is_full,
+        fault_b13_input_that_the_guest_never_reads_is_bounded,
+        null_takes_everything_and_says_nothing,
+        a_file_gets_the_output_and_is_private,
+        a_socket_serves_one_client_after_the_other_and_goes_with_the_monitor,
+        fault_c11_a_stale_socket_is_replaced_and_a_file_is_not,
+        inherited_descriptors_keep_their_flags,
+    ]
+}
 
 const ECHOES: [&str; 2] = ["serial_echo", "serial_echo_irq"];
 const END_OF_TRANSMISSION: u8 = 4;

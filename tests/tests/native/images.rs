@@ -4,17 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
 use vmm_tests::harness::{Finished, TestVm, guest};
 
-crate::trials![
-    fault_c3_what_is_no_regular_file_is_refused,
-    fault_c6_random_bytes_are_refused,
-    fault_c6_a_truncated_kernel_is_refused_at_every_length,
-    fault_c6_fields_that_overflow_are_refused_by_name,
-    fault_c6_a_kernel_in_no_ram_is_refused,
-    fault_c8_an_initrd_that_does_not_fit_is_refused,
-    fault_c8_a_command_line_out_of_range_is_refused,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        fault_c3_what_is_no_regular_file_is_refused,
+        fault_c6_random_bytes_are_refused,
+        fault_c6_a_truncated_kernel_is_refused_at_every_length,
+        fault_c6_fields_that_overflow_are_refused_by_name,
+        fault_c6_a_kernel_in_no_ram_is_refused,
+        fault_c8_an_initrd_that_does_not_fit_is_refused,
+        fault_c8_a_command_line_out_of_range_is_refused,
+    ]
+}
 
 /// Offsets in an ELF64 header and in a program header, and the numbers that tell segments apart.
 const E_ENTRY: usize = 0x18;

@@ -3,17 +3,21 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
 use vmm_tests::harness::TestVm;
 
-crate::trials![
-    string_instructions_reach_the_device_element_by_element,
-    fault_b1_holes_read_as_ones_in_every_width,
-    fault_b14_a_flood_of_unclaimed_accesses_has_a_bounded_log,
-    the_clock_shows_the_time_of_the_host,
-    the_debug_console_prints,
-    the_doorbell_is_rung_as_often_as_the_guest_rings_it,
-    every_interrupt_through_the_ioapic_arrives,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        string_instructions_reach_the_device_element_by_element,
+        fault_b1_holes_read_as_ones_in_every_width,
+        fault_b14_a_flood_of_unclaimed_accesses_has_a_bounded_log,
+        the_clock_shows_the_time_of_the_host,
+        the_debug_console_prints,
+        the_doorbell_is_rung_as_often_as_the_guest_rings_it,
+        every_interrupt_through_the_ioapic_arrives,
+    ]
+}
 
 fn string_instructions_reach_the_device_element_by_element() -> Result<()> {
     let sum = (0..600_u32).fold(0, |sum, element| (sum + element) & 0xff);

@@ -5,16 +5,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
 use vmm_tests::harness::{TestVm, guest, monitor};
 
-crate::trials![
-    fault_c1_any_number_of_descriptors_runs_or_is_refused,
-    fault_c1_too_little_address_space_is_refused,
-    fault_c2_memory_out_of_range_is_refused_with_the_limit,
-    fault_c2_cpus_out_of_range_are_refused_with_the_limit,
-    a_machine_without_kvm_is_refused_with_advice,
-    a_user_without_permission_is_refused_with_advice,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        fault_c1_any_number_of_descriptors_runs_or_is_refused,
+        fault_c1_too_little_address_space_is_refused,
+        fault_c2_memory_out_of_range_is_refused_with_the_limit,
+        fault_c2_cpus_out_of_range_are_refused_with_the_limit,
+        a_machine_without_kvm_is_refused_with_advice,
+        a_user_without_permission_is_refused_with_advice,
+    ]
+}
 
 fn fault_c1_any_number_of_descriptors_runs_or_is_refused() -> Result<()> {
     for args in ["--cpus 1", "--cpus 4 --selftest --serial pty"] {

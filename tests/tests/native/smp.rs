@@ -1,14 +1,20 @@
 //! SMP: every vCPU starts, and knows which one it is.
 
-use anyhow::Result;
-use nix::sys::signal::Signal;
-use vmm_tests::harness::TestVm;
+use std::time::{Duration, Instant};
 
-crate::trials![
-    all_cpus_start_and_have_their_ids,
-    cpus_254_start_and_have_their_ids,
-    every_vcpu_has_a_named_thread,
-];
+use anyhow::Result;
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use vmm_tests::harness::{TestVm, until};
+
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        all_cpus_start_and_have_their_ids,
+        cpus_254_start_and_have_their_ids,
+        every_vcpu_has_a_named_thread,
+    ]
+}
 
 /// Waits until the guest has said how many CPUs came, and ends it.
 fn count(cpus: u32) -> Result<()> {
@@ -36,10 +42,12 @@ fn cpus_254_start_and_have_their_ids() -> Result<()> {
 fn every_vcpu_has_a_named_thread() -> Result<()> {
     let mut vm = TestVm::guest("bench_halt").args("--cpus 12").spawn()?;
     vm.wait_for_output("\x1e")?;
-    let threads = vm.process().threads()?;
+    // A thread gives itself its name.
     for index in 0..12 {
         let name = format!("vcpu{index}");
-        anyhow::ensure!(threads.contains(&name), "{name} is not among {threads:?}");
+        until(Instant::now() + Duration::from_secs(10), &name, || {
+            Ok(vm.process().threads()?.contains(&name).then_some(()))
+        })?;
     }
     Ok(())
 }

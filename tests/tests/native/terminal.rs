@@ -4,21 +4,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use nix::sys::termios::LocalFlags;
 use vmm_tests::harness::{RunningVm, Terminal, TestVm, until};
 
-crate::trials![
-    ctrl_a_x_quits,
-    ctrl_a_h_shows_help,
-    keys_reach_the_guest_as_they_are_typed,
-    the_terminal_is_given_back_at_every_end,
-    the_terminal_is_given_back_when_a_signal_kills,
-    the_terminal_is_untouched_by_a_kernel_that_cannot_be_loaded,
-    fault_d4_the_guest_goes_on_when_the_terminal_hangs_up,
-    fault_d4_a_stop_and_a_continue_leave_the_terminal_to_the_guest,
-    a_background_process_is_not_stopped,
-];
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        ctrl_a_x_quits,
+        ctrl_a_h_shows_help,
+        keys_reach_the_guest_as_they_are_typed,
+        the_terminal_is_given_back_at_every_end,
+        the_terminal_is_given_back_when_a_signal_kills,
+        the_terminal_is_untouched_by_a_kernel_that_cannot_be_loaded,
+        fault_d4_the_guest_goes_on_when_the_terminal_hangs_up,
+        fault_d4_a_stop_and_a_continue_leave_the_terminal_to_the_guest,
+        a_background_process_is_not_stopped,
+    ]
+}
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
