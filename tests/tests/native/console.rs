@@ -28,6 +28,7 @@ pub fn trials() -> Vec<Trial> {
         null_takes_everything_and_says_nothing,
         a_file_gets_the_output_and_is_private,
         a_socket_serves_one_client_after_the_other_and_goes_with_the_monitor,
+        a_client_that_leaves_unread_input_makes_room_for_the_next,
         fault_c11_a_stale_socket_is_replaced_and_a_file_is_not,
         inherited_descriptors_keep_their_flags,
     ]
@@ -241,6 +242,26 @@ fn a_socket_serves_one_client_after_the_other_and_goes_with_the_monitor() -> Res
     last.write_all(&[END_OF_TRANSMISSION])?;
     vm.wait()?.ensure_code(0)?;
     ensure!(!path.exists(), "the socket is still there");
+    Ok(())
+}
+
+fn a_client_that_leaves_unread_input_makes_room_for_the_next() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("socket");
+    let vm = TestVm::guest("serial_flood").cmdline("ffffffff").arg("--serial");
+    let vm = vm.arg(format!("unix={}", path.display())).spawn()?;
+    for client in 0..3 {
+        let mut stream = connect(&path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut said = [0; 16];
+        stream.read_exact(&mut said).with_context(|| format!("client {client}"))?;
+        ensure!(said == [b'f'; 16], "client {client} got {said:?}");
+        // More than the guest's FIFO and what is read ahead for it.
+        stream.write_all(&[b'i'; 1000])?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.ensure_code(0)?;
     Ok(())
 }
 

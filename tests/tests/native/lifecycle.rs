@@ -22,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
         a_restarted_machine_is_a_fresh_one_in_the_same_process,
         fault_d7_20_restarts_cost_no_descriptor_and_no_thread,
         restarts_have_a_limited_rate,
+        a_stop_between_two_lives_is_not_put_off_to_the_next_one,
     ]
 }
 

@@ -13,6 +13,7 @@ use vmm_tests::harness::{RunningVm, Terminal, TestVm, until};
 pub fn trials() -> Vec<Trial> {
     crate::trials![
         ctrl_a_x_quits,
+        ctrl_a_x_quits_also_when_the_guest_reads_no_input,
         ctrl_a_h_shows_help,
         keys_reach_the_guest_as_they_are_typed,
         the_terminal_is_given_back_at_every_end,
@@ -34,7 +35,7 @@ fn on(terminal: &Terminal, vm: TestVm) -> Result<RunningVm> {
 /// A halted guest on a terminal; what it says when it runs was shown.
 fn halted() -> Result<(Terminal, RunningVm)> {
     let mut terminal = Terminal::new()?;
-    let vm = on(&terminal, TestVm::guest("bench_halt"))?;
+    let vm = on(&terminal, TestVm::guest("bench_halt").deadline(PATIENCE))?;
     terminal.wait_for("\x1e", PATIENCE)?;
     Ok((terminal, vm))
 }
@@ -45,6 +46,18 @@ fn is_raw(terminal: &Terminal) -> Result<bool> {
 
 fn ctrl_a_x_quits() -> Result<()> {
     let (terminal, vm) = halted()?;
+    terminal.type_keys(b"\x01x")?;
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
+}
+
+fn ctrl_a_x_quits_also_when_the_guest_reads_no_input() -> Result<()> {
+    let (terminal, mut vm) = halted()?;
+    // More than the guest's FIFO holds, and the keys apart from it.
+    for _ in 0..4 {
+        terminal.type_keys(&[b'k'; 50])?;
+        vm.goes_on_for(Duration::from_millis(20))?;
+    }
     terminal.type_keys(b"\x01x")?;
     vm.wait()?.ensure_code(0)?;
     Ok(())
