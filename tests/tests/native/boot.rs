@@ -11,6 +11,7 @@ pub fn trials() -> Vec<Trial> {
     crate::trials![
         a_pvh_guest_as_elf64_finds_what_it_was_given,
         a_pvh_guest_as_elf32_finds_the_same,
+        a_pvh_entry_of_8_bytes_behind_another_note_is_found,
         a_64_bit_guest_without_a_note_is_entered_by_the_linux_protocol,
         a_guest_of_1_mib_runs_below_640_kib,
         ram_above_4_gib_is_fresh_and_keeps_what_is_stored,
@@ -67,6 +68,10 @@ fn a_pvh_guest_as_elf64_finds_what_it_was_given() -> Result<()> {
 
 fn a_pvh_guest_as_elf32_finds_the_same() -> Result<()> {
     pvh_finds_what_it_was_given("boot_pvh32")
+}
+
+fn a_pvh_entry_of_8_bytes_behind_another_note_is_found() -> Result<()> {
+    pvh_finds_what_it_was_given("boot_notes")
 }
 
 fn a_64_bit_guest_without_a_note_is_entered_by_the_linux_protocol() -> Result<()> {

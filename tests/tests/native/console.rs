@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         input_through_a_socket_arrives_complete_and_in_order,
         an_end_of_input_is_no_end_of_the_guest,
         fault_b12_the_guest_goes_on_when_nobody_reads_its_output,
+        fault_b12_the_guest_goes_on_when_nobody_reads_the_log,
         fault_b12_the_guest_goes_on_when_its_reader_is_gone,
         fault_b12_the_guest_goes_on_without_standard_descriptors,
         fault_b12_the_guest_goes_on_when_the_disk_is_full,
@@ -155,6 +156,19 @@ fn fault_b12_the_guest_goes_on_when_nobody_reads_its_output() -> Result<()> {
     let peak = peak_until_end(vm, FLOODED)?;
     ensure!(peak < RSS_LIMIT_KIB, "{peak} KiB were resident");
     drop(reader);
+    Ok(())
+}
+
+fn fault_b12_the_guest_goes_on_when_nobody_reads_the_log() -> Result<()> {
+    for (guest, code) in [("port_flood", 69), ("triple_fault", 4), ("bench_reset", 0)] {
+        let (reader, stderr) = std::io::pipe()?;
+        // Full before the monitor writes its first byte.
+        fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(4096))?;
+        (&stderr).write_all(&[b'x'; 4096])?;
+        let vm = TestVm::guest(guest).cmdline("1000").args("--log-level trace").stderr(stderr);
+        vm.deadline(Duration::from_secs(20)).run()?.ensure_code(code).context(guest)?;
+        drop(reader);
+    }
     Ok(())
 }
 

@@ -51,7 +51,7 @@ fn one_signal_stops_and_a_second_one_forces() -> Result<()> {
         vm.signal(Signal::SIGTERM)?;
         thread::sleep(Duration::from_millis(100));
         vm.signal(second)?;
-        vm.wait()?.ensure_code(code)?.ensure_message(&["stop forced by a second signal"])?;
+        vm.wait()?.ensure_code(code)?.ensure_message(&[&format!("stop forced by {second}")])?;
         drop(reader);
     }
     Ok(())
@@ -61,7 +61,7 @@ fn the_end_of_the_grace_time_forces() -> Result<()> {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let (reader, vm) = with_a_full_pipe("--grace-time 100ms")?;
         vm.signal(signal)?;
-        vm.wait()?.ensure_code(code)?.ensure_message(&["stop forced by the grace time"])?;
+        vm.wait()?.ensure_code(code)?.ensure_message(&["stop forced by the end of the grace time"])?;
         drop(reader);
     }
     Ok(())
