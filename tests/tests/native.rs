@@ -52,28 +52,22 @@ fn main() -> ExitCode {
         native::terminal::trials(),
     ];
     let trials = trials.into_iter().flatten();
-    let trials = match missing() {
-        None => trials.collect(),
-        Some(reason) => trials.map(|trial| not_run(trial.name(), reason)).collect(),
+    let missing = |name| env::var_os(name).is_none();
+    let trials = if missing(VMM_CLI) || missing(VMM_GUESTS) {
+        trials.map(|trial| not_run(&trial, "run by cargo xtask test-guest", false)).collect()
+    } else if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        // In CI nothing is skipped.
+        let in_ci = env::var_os("CI").is_some_and(|value| value == "true");
+        trials.map(|trial| not_run(&trial, "no /dev/kvm", in_ci)).collect()
+    } else {
+        trials.collect()
     };
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Why no guest can run, if so.
-fn missing() -> Option<&'static str> {
-    if env::var_os(VMM_CLI).is_none() || env::var_os(VMM_GUESTS).is_none() {
-        Some("run by cargo xtask test-guest")
-    } else if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        Some("no /dev/kvm")
-    } else {
-        None
-    }
-}
-
-/// The trial `name` as one that does not run; in CI that is a failure.
-fn not_run(name: &str, reason: &'static str) -> Trial {
-    let in_ci = env::var_os("CI").is_some_and(|value| value == "true");
-    Trial::ignorable_test(name, move || {
-        if in_ci { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) }
+/// In the place of `trial`, one that does not run, or fails, for `reason`.
+fn not_run(trial: &Trial, reason: &'static str, fails: bool) -> Trial {
+    Trial::ignorable_test(trial.name(), move || {
+        if fails { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) }
     })
 }
