@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         ram_above_4_gib_is_fresh_and_keeps_what_is_stored,
         ram_of_512_gib_is_reserved_and_not_touched,
         the_embedded_guest_runs_without_an_argument,
+        the_embedded_guest_finds_every_cpu,
     ]
 }
 
@@ -109,6 +110,16 @@ fn ram_of_512_gib_is_reserved_and_not_touched() -> Result<()> {
 }
 
 fn the_embedded_guest_runs_without_an_argument() -> Result<()> {
-    TestVm::bare().run()?.ensure_code(0)?;
+    let vm = TestVm::bare().run()?.ensure_code(0)?;
+    ensure!(vm.text().contains("checks passed"), "{:?}", vm.text());
+    Ok(())
+}
+
+fn the_embedded_guest_finds_every_cpu() -> Result<()> {
+    for cpus in [2, 5, 32] {
+        let vm = TestVm::bare().args(&format!("--cpus {cpus}")).run()?.ensure_code(0)?;
+        let said = vm.text();
+        ensure!(said.contains(&format!("{cpus} of {cpus}")) && said.contains("checks passed"), "{said:?}");
+    }
     Ok(())
 }
