@@ -19,12 +19,6 @@ impl Process {
         Self(pid)
     }
 
-    /// This process.
-    #[must_use]
-    pub fn this() -> Self {
-        Self(Pid::this())
-    }
-
     /// Its id.
     #[must_use]
     pub fn pid(self) -> Pid {
@@ -46,7 +40,8 @@ impl Process {
     ///
     /// It is gone.
     pub fn descriptors(self) -> Result<usize> {
-        self.count("fd")
+        let directory = format!("/proc/{}/fd", self.0);
+        Ok(fs::read_dir(&directory).with_context(|| directory.clone())?.count())
     }
 
     /// The names of its threads, sorted.
@@ -118,11 +113,6 @@ impl Process {
         Ok(self.status("State")?.starts_with('T'))
     }
 
-    fn count(self, what: &str) -> Result<usize> {
-        let directory = format!("/proc/{}/{what}", self.0);
-        Ok(fs::read_dir(&directory).with_context(|| directory.clone())?.count())
-    }
-
     fn status(self, key: &str) -> Result<String> {
         let file = format!("/proc/{}/status", self.0);
         let text = fs::read_to_string(&file).with_context(|| file.clone())?;
@@ -147,20 +137,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_descriptor_more_is_counted_and_threads_have_names() {
-        let before = Process::this().threads().unwrap();
+    fn threads_have_names_and_a_process_has_costs() {
+        let this = Process::new(Pid::this());
+        let named = |name: &str| this.threads().unwrap().iter().any(|thread| thread == name);
+        assert!(!named("counted"));
         let (send, receive) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::Builder::new().name("counted".into());
         let thread = thread.spawn(move || receive.recv().is_err()).unwrap();
-        while !Process::this().threads().unwrap().contains(&"counted".to_owned()) {
+        while !named("counted") {
             std::thread::yield_now();
         }
-        assert!(!before.contains(&"counted".to_owned()));
         drop(send);
         assert!(thread.join().unwrap());
-        assert!(Process::this().descriptors().unwrap() >= 3);
-        assert!(Process::this().peak_rss().unwrap() > 0);
-        assert!(Process::this().cpu_time().unwrap() > Duration::ZERO);
-        assert!(!Process::this().is_stopped().unwrap());
+        assert!(this.descriptors().unwrap() >= 3);
+        assert!(this.peak_rss().unwrap() > 0);
+        assert!(this.cpu_time().unwrap() > Duration::ZERO);
+        assert!(!this.is_stopped().unwrap());
     }
 }

@@ -54,7 +54,11 @@ impl RunningVm {
         Process::new(Pid::from_raw(self.child.id().cast_signed()))
     }
 
-    /// The writing end of its standard input, if that was to be a new pipe and was not taken yet.
+    /// The writing end of its standard input.
+    ///
+    /// # Errors
+    ///
+    /// That was not to be a new pipe, or was taken already.
     pub fn stdin(&mut self) -> Result<ChildStdin> {
         self.child.stdin.take().context("standard input is no pipe")
     }
@@ -74,22 +78,17 @@ impl RunningVm {
     ///
     /// It ends before, or does not say it in time.
     pub fn wait_for_lines(&mut self, text: &str, count: usize) -> Result<()> {
-        let deadline = self.deadline;
-        until(deadline, &format!("{text:?} on standard output"), || {
+        until(self.deadline, &format!("{text:?} on standard output"), || {
+            // Looked at before its output is: what it said last must have been read.
+            let read = self.stdout.as_ref().is_none_or(|capture| capture.reader.is_finished());
+            let ended = self.child.try_wait()?.filter(|_| read);
             let said = self.stdout();
-            if said.matches(text).count() >= count {
-                return Ok(Some(()));
-            }
-            match self.child.try_wait()? {
+            match ended {
+                _ if said.matches(text).count() >= count => Ok(Some(())),
+                Some(status) => {
+                    bail!("{status} before {text:?} was said, having said {said:?} and {:?}", self.stderr())
+                }
                 None => Ok(None),
-                // What it said last may not have been read yet.
-                Some(_) if !self.stdout.as_ref().is_none_or(|capture| capture.reader.is_finished()) => {
-                    Ok(None)
-                }
-                Some(status) if self.stdout().matches(text).count() < count => {
-                    bail!("{status} before {text:?} was said, having said {said:?} and {:?}", self.stderr());
-                }
-                Some(_) => Ok(Some(())),
             }
         })
     }

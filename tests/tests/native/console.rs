@@ -25,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         fault_b12_the_guest_goes_on_when_its_reader_is_gone,
         fault_b12_the_guest_goes_on_without_standard_descriptors,
         fault_b12_the_guest_goes_on_when_the_disk_is_full,
+        fault_b12_the_guest_goes_on_when_its_file_is_at_the_limit,
         fault_b13_input_that_the_guest_never_reads_is_bounded,
         null_takes_everything_and_says_nothing,
         a_file_gets_the_output_and_is_private,
@@ -198,6 +199,16 @@ fn fault_b12_the_guest_goes_on_when_the_disk_is_full() -> Result<()> {
     TestVm::guest("triple_fault").stderr(full()?).run()?.ensure_code(4)?;
     let vm = TestVm::guest("serial_flood").cmdline("1000").args("--serial file=/dev/full").run()?;
     vm.ensure_code(FLOODED)?;
+    Ok(())
+}
+
+fn fault_b12_the_guest_goes_on_when_its_file_is_at_the_limit() -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    // Blocks of 512 bytes.
+    let vm = TestVm::guest("serial_flood").cmdline("1000").through_shell("ulimit -f 2; exec \"$@\"");
+    vm.arg("--serial").arg(format!("file={}", file.path().display())).run()?.ensure_code(FLOODED)?;
+    let length = file.as_file().metadata()?.len();
+    ensure!((1..=1024).contains(&length), "the file has {length} bytes");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::{TestVm, guest, monitor};
+use vmm_tests::harness::{Finished, TestVm, guest, monitor};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -87,7 +87,7 @@ fn root() -> Result<tempfile::TempDir> {
 }
 
 /// Runs the monitor of `root` there, as somebody for whom the modes of files count.
-fn run_in(root: &Path) -> Result<vmm_tests::harness::Finished> {
+fn run_in(root: &Path) -> Result<Finished> {
     let script = "if [ \"$(id -u)\" = 0 ]; then exec \"$@\"; else exec unshare --map-root-user \"$@\"; fi";
     let vm = TestVm::program("/vmm-cli").args("run --kernel /guest.elf").through_shell(script);
     let vm = vm.through("setpriv --bounding-set=-dac_override,-dac_read_search chroot").through_path(root);
