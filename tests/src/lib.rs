@@ -1,3 +1,4 @@
-//! Harness.
+//! What tests and benchmarks share: the harness around the monitor, and the benchmarks' measuring side.
 
 pub mod bench;
+pub mod harness;

@@ -1,0 +1,62 @@
+//! The harness: the monitor as a user has it, a program that is started, watched from outside and that ends.
+
+mod process;
+mod running;
+mod terminal;
+mod vm;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+pub use process::Process;
+pub use running::{Finished, RunningVm};
+pub use terminal::{Terminal, status_flags};
+pub use vm::TestVm;
+
+/// Names the monitor's binary in the environment.
+pub const VMM_CLI: &str = "VMM_CLI";
+/// Names the directory of the assembled guest programs in the environment.
+pub const VMM_GUESTS: &str = "VMM_GUESTS";
+
+/// How long the machines of the suites may take, from start to end, on a busy host.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Time between two looks at something that tells nobody when it changes.
+const TICK: Duration = Duration::from_millis(1);
+
+/// The monitor's binary. Empty if the environment does not name it: then nothing can be started.
+#[must_use]
+pub fn monitor() -> PathBuf {
+    std::env::var_os(VMM_CLI).unwrap_or_default().into()
+}
+
+/// The guest program `name`, an ELF file.
+#[must_use]
+pub fn guest(name: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os(VMM_GUESTS).unwrap_or_default()).join(format!("{name}.elf"))
+}
+
+/// Looks until there is something to see.
+///
+/// # Errors
+///
+/// That of `look`, or `deadline` has passed without `what`.
+pub fn until<T>(deadline: Instant, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    loop {
+        if let Some(seen) = look()? {
+            return Ok(seen);
+        }
+        if Instant::now() >= deadline {
+            bail!("{what}: not in time");
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// The words of `text`.
+fn words(text: &str) -> impl Iterator<Item = OsString> + '_ {
+    text.split_whitespace().map(OsString::from)
+}

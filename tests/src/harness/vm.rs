@@ -1,0 +1,146 @@
+//! `TestVm`: a command line of the monitor, put together step by step.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::running::{Finished, RunningVm};
+use super::{DEADLINE, guest, monitor, words};
+
+/// A machine to be started. Standard input is empty, output is captured, unless told otherwise.
+#[derive(Debug)]
+pub struct TestVm {
+    wrapper: Vec<OsString>,
+    args: Vec<OsString>,
+    stdin: Stdio,
+    stdout: Stdio,
+    stderr: Stdio,
+    deadline: Duration,
+}
+
+impl TestVm {
+    /// `vmm-cli run` with nothing said about the guest.
+    #[must_use]
+    pub fn bare() -> Self {
+        Self::program(monitor()).arg("run")
+    }
+
+    /// Another path of the monitor, with no argument.
+    #[must_use]
+    pub fn program(path: impl Into<OsString>) -> Self {
+        Self {
+            wrapper: Vec::new(),
+            args: vec![path.into()],
+            stdin: Stdio::null(),
+            stdout: Stdio::piped(),
+            stderr: Stdio::piped(),
+            deadline: DEADLINE,
+        }
+    }
+
+    /// `vmm-cli run` with the guest program `name`.
+    #[must_use]
+    pub fn guest(name: &str) -> Self {
+        Self::bare().arg("--kernel").arg(guest(name))
+    }
+
+    /// One argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Arguments without spaces inside, all in one text.
+    #[must_use]
+    pub fn args(mut self, args: &str) -> Self {
+        self.args.extend(words(args));
+        self
+    }
+
+    /// The guest's command line.
+    #[must_use]
+    pub fn cmdline(self, text: &str) -> Self {
+        self.arg("--cmdline").arg(text)
+    }
+
+    /// Starts the monitor by another program, which is given the monitor's command line after its own `words` and
+    /// executes it in its place.
+    #[must_use]
+    pub fn through(mut self, program: &str) -> Self {
+        self.wrapper.extend(words(program));
+        self
+    }
+
+    /// One more word of the program that starts the monitor.
+    #[must_use]
+    pub fn through_path(mut self, path: &Path) -> Self {
+        self.wrapper.push(path.into());
+        self
+    }
+
+    /// Starts the monitor by a shell script, which says `exec \"$@\"` where the monitor is to be.
+    #[must_use]
+    pub fn through_shell(mut self, script: &str) -> Self {
+        self.wrapper.extend(["sh", "-c", script, "sh"].map(OsString::from));
+        self
+    }
+
+    /// Another standard input.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
+    /// Another standard output, which is not captured then unless it is a new pipe.
+    #[must_use]
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = stdout.into();
+        self
+    }
+
+    /// Another standard error, which is not captured then unless it is a new pipe.
+    #[must_use]
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = stderr.into();
+        self
+    }
+
+    /// Another time that the machine may take from start to end.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be started.
+    pub fn spawn(self) -> Result<RunningVm> {
+        let mut line = self.wrapper.into_iter().chain(self.args);
+        let program = line.next().unwrap_or_default();
+        let child = Command::new(&program)
+            .args(line)
+            .stdin(self.stdin)
+            .stdout(self.stdout)
+            .stderr(self.stderr)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(RunningVm::new(child, self.deadline))
+    }
+
+    /// Starts it and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be started, or does not end in time.
+    pub fn run(self) -> Result<Finished> {
+        self.spawn()?.wait()
+    }
+}

@@ -1,0 +1,165 @@
+//! Lifecycle: signals, stops and restarts.
+
+use std::io::{PipeReader, Write};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::Signal;
+use vmm_tests::harness::{RunningVm, TestVm, until};
+
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        one_signal_stops_and_a_second_one_forces,
+        the_end_of_the_grace_time_forces,
+        fault_d4_signals_that_mean_nothing_are_ignored,
+        fault_d4_a_stopped_and_continued_guest_goes_on,
+        fault_d4_a_flood_of_kick_signals_does_no_harm,
+        a_restarted_machine_is_a_fresh_one_in_the_same_process,
+        fault_d7_20_restarts_cost_no_descriptor_and_no_thread,
+        restarts_have_a_limited_rate,
+        a_stop_between_two_lives_is_not_put_off_to_the_next_one,
+    ]
+}
+
+/// For what takes a moment on an idle host.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A guest that floods an output that nobody reads: its monitor cannot write everything at its end.
+fn with_a_full_pipe(args: &str) -> Result<(PipeReader, RunningVm)> {
+    let (reader, stdout) = std::io::pipe()?;
+    // One page, which the guest fills in a moment.
+    fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(4096))?;
+    let vm = TestVm::guest("serial_flood").cmdline("ffffffff").args(args).stdout(stdout).spawn()?;
+    until(Instant::now() + PATIENCE, "a flood", || {
+        Ok((vm.process().cpu_time()? > Duration::from_millis(500)).then_some(()))
+    })?;
+    Ok((reader, vm))
+}
+
+fn one_signal_stops_and_a_second_one_forces() -> Result<()> {
+    let (reader, vm) = with_a_full_pipe("")?;
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.ensure_code(0).context("one signal")?;
+    drop(reader);
+    for (second, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+        let (reader, vm) = with_a_full_pipe("")?;
+        vm.signal(Signal::SIGTERM)?;
+        thread::sleep(Duration::from_millis(100));
+        vm.signal(second)?;
+        vm.wait()?.ensure_code(code)?.ensure_message(&[&format!("stop forced by {second}")])?;
+        drop(reader);
+    }
+    Ok(())
+}
+
+fn the_end_of_the_grace_time_forces() -> Result<()> {
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+        let (reader, vm) = with_a_full_pipe("--grace-time 100ms")?;
+        vm.signal(signal)?;
+        vm.wait()?.ensure_code(code)?.ensure_message(&["stop forced by the end of the grace time"])?;
+        drop(reader);
+    }
+    Ok(())
+}
+
+fn fault_d4_signals_that_mean_nothing_are_ignored() -> Result<()> {
+    let mut vm = TestVm::guest("serial_echo_irq").stdin(Stdio::piped()).spawn()?;
+    vm.wait_for_output("ready\n")?;
+    for signal in [Signal::SIGHUP, Signal::SIGPIPE, Signal::SIGXCPU, Signal::SIGXFSZ, Signal::SIGWINCH] {
+        vm.signal(signal)?;
+        vm.goes_on_for(Duration::from_millis(20)).context(signal)?;
+    }
+    vm.stdin()?.write_all(b"still here\x04")?;
+    vm.wait()?.ensure_code(0)?.ensure_output("ready\nstill here")?;
+    Ok(())
+}
+
+fn fault_d4_a_stopped_and_continued_guest_goes_on() -> Result<()> {
+    // About two seconds of exits.
+    let mut vm = TestVm::guest("port_flood").cmdline("1ffff").args("--cpus 2").spawn()?;
+    for _ in 0..5 {
+        vm.goes_on_for(Duration::from_millis(50))?;
+        vm.signal(Signal::SIGSTOP)?;
+        vm.goes_on_for(Duration::from_millis(200))?;
+        ensure!(vm.process().is_stopped()?, "not stopped");
+        let before = vm.process().cpu_time()?;
+        vm.goes_on_for(Duration::from_millis(50))?;
+        ensure!(vm.process().cpu_time()? == before, "runs while it is stopped");
+        vm.signal(Signal::SIGCONT)?;
+    }
+    vm.wait()?.ensure_code(69)?;
+    Ok(())
+}
+
+fn fault_d4_a_flood_of_kick_signals_does_no_harm() -> Result<()> {
+    // The first real-time signal (34 with this libc) to the process and to each of its threads, from its start to its
+    // end. Until the monitor has a handler for it, it is ignored, as its parent does.
+    let script = "trap '' 34; \"$@\" & vm=$!; \
+        { while kill -34 $vm; do for task in /proc/$vm/task/*; do kill -34 ${task##*/}; done; done; } 2>/dev/null; \
+        wait $vm";
+    for cpus in [1, 4] {
+        let vm = TestVm::guest("port_flood").cmdline("8000").args(&format!("--cpus {cpus}"));
+        vm.through_shell(script).run()?.ensure_code(69)?;
+    }
+    Ok(())
+}
+
+fn a_restarted_machine_is_a_fresh_one_in_the_same_process() -> Result<()> {
+    let mut vm = TestVm::guest("boot_pvh").args("--on-reset restart --cpus 2").cmdline("again").spawn()?;
+    vm.wait_for_lines("holes ffffffff\n", 2)?;
+    vm.goes_on_for(Duration::from_millis(200))?;
+    vm.signal(Signal::SIGTERM)?;
+    let vm = vm.wait()?.ensure_code(0)?;
+    let said = vm.text();
+    let mut lives = said.split_inclusive("holes ffffffff\n");
+    let first = lives.next().context("no first life")?;
+    ensure!(first.starts_with("magic 336ec578\ncmdline again\n"), "{first:?}");
+    ensure!(lives.next() == Some(first), "the lives differ: {said:?}");
+    Ok(())
+}
+
+fn restarts_have_a_limited_rate() -> Result<()> {
+    let start = Instant::now();
+    let mut vm = TestVm::guest("debug_console").args("--on-reset restart").spawn()?;
+    vm.wait_for_lines("debug console\n", 4)?;
+    ensure!(start.elapsed() > Duration::from_millis(2900), "3 restarts in {:?}", start.elapsed());
+    let used = vm.process().cpu_time()?;
+    ensure!(used < Duration::from_secs(1), "3 restarts took {used:?} of a CPU");
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
+}
+
+fn a_stop_between_two_lives_is_not_put_off_to_the_next_one() -> Result<()> {
+    let mut vm = TestVm::guest("debug_console").args("--on-reset restart").spawn()?;
+    vm.wait_for_lines("debug console\n", 2)?;
+    thread::sleep(Duration::from_millis(200));
+    let start = Instant::now();
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.ensure_code(0)?.ensure_output("debug console\ndebug console\n")?;
+    ensure!(start.elapsed() < Duration::from_millis(500), "took {:?}", start.elapsed());
+    Ok(())
+}
+
+fn fault_d7_20_restarts_cost_no_descriptor_and_no_thread() -> Result<()> {
+    const LIFE: &str = "rings 00002710\n";
+    let counts = |vm: &mut RunningVm, lives: usize| -> Result<_> {
+        vm.wait_for_lines(LIFE, lives)?;
+        // Between two lives nothing of a machine is left, so what there is belongs to the process.
+        thread::sleep(Duration::from_millis(400));
+        Ok((vm.process().descriptors()?, vm.process().threads()?))
+    };
+    let vm = TestVm::guest("doorbell").args("--selftest --cpus 2 --on-reset restart");
+    let mut vm = vm.deadline(Duration::from_secs(90)).spawn()?;
+    let after_one = counts(&mut vm, 1)?;
+    let after_many = counts(&mut vm, 21)?;
+    ensure!(after_one == after_many, "{after_one:?} after the first life, {after_many:?} after 20 more");
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
+}
