@@ -96,7 +96,7 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
 }
 
 /// Takes the signals that have arrived; returns the one that has stopped the machine, if one has.
-fn serve_signals(events: &VmEvents, signals: &Signals, console: &Console) -> Option<Signal> {
+fn serve_signals(events: &VmEvents, signals: &Signals, console: &mut Console) -> Option<Signal> {
     while let Some(asked) = signals.next() {
         match asked {
             Asked::Continued => console.continued(),

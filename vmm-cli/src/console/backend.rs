@@ -208,11 +208,24 @@ impl Backend {
         let _ = client.stream.shutdown(Shutdown::Both);
     }
 
-    /// The raw mode that is held, if it is.
-    pub(super) fn raw_mode(&self) -> Option<&RawMode> {
-        match self {
-            Self::Stdin { raw, .. } => raw.as_ref(),
-            _ => None,
+    /// Whether the guest has a terminal.
+    pub(super) fn has_terminal(&self) -> bool {
+        matches!(self, Self::Stdin { raw: Some(_), .. })
+    }
+
+    /// The process was stopped and goes on, perhaps in the foreground of its terminal for the first time.
+    pub(super) fn continued(&mut self) {
+        let Self::Stdin { open, raw, .. } = self else { return };
+        match raw {
+            Some(raw) => raw.renew(),
+            None => match RawMode::enter() {
+                Ok(None) => {}
+                Ok(entered) => {
+                    *raw = entered;
+                    *open = true;
+                }
+                Err(error) => tracing::warn!(%error, "cannot set the terminal to raw mode"),
+            },
         }
     }
 }

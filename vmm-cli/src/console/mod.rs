@@ -47,7 +47,7 @@ impl Console {
         let drained = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| OpenError::Host { what: "an eventfd", source: errno.into() })?;
         let (backend, output) = Backend::open(mode)?;
-        let keys = backend.raw_mode().map(|_| Keys::default());
+        let keys = backend.has_terminal().then(Keys::default);
         Ok(Self { backend, output, drained: Arc::new(drained), pending: Vec::new(), keys })
     }
 
@@ -136,9 +136,10 @@ impl Console {
     }
 
     /// After the process was stopped and continued.
-    pub(crate) fn continued(&self) {
-        if let Some(raw) = self.backend.raw_mode() {
-            raw.renew();
+    pub(crate) fn continued(&mut self) {
+        self.backend.continued();
+        if self.keys.is_none() && self.backend.has_terminal() {
+            self.keys = Some(Keys::default());
         }
     }
 
