@@ -4,6 +4,7 @@
 //! held while a device runs.
 
 use std::slice;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_core::{LogLimit, Published, Retired};
@@ -136,14 +137,20 @@ impl Ranges {
 pub struct Bus {
     name: &'static str,
     ranges: Published<Ranges>,
-    unclaimed: LogLimit,
+    unclaimed: AtomicU64,
+    unclaimed_log: LogLimit,
 }
 
 impl Bus {
     /// An empty bus; `name` is for the log.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
-        Self { name, ranges: Published::new(Ranges::default()), unclaimed: LogLimit::default() }
+        Self {
+            name,
+            ranges: Published::new(Ranges::default()),
+            unclaimed: AtomicU64::new(0),
+            unclaimed_log: LogLimit::default(),
+        }
     }
 
     /// Lets `device` answer at `length` addresses from `start`. Accesses that begin after the return reach it.
@@ -215,14 +222,14 @@ impl Bus {
     /// A read that is not inside one range: each piece goes where it belongs, holes stay all ones.
     #[cold]
     fn read_pieces(&self, ranges: &Ranges, mut address: u64, mut data: &mut [u8]) {
-        self.log_unclaimed("read", address, data.len());
         while !data.is_empty() {
             let (range, length) = piece(ranges, address, data.len());
             let Some((head, tail)) = data.split_at_mut_checked(length) else {
                 return;
             };
-            if let Some(range) = range {
-                range.device.read(address.wrapping_sub(range.start), head);
+            match range {
+                Some(range) => range.device.read(address.wrapping_sub(range.start), head),
+                None => self.note_unclaimed("read", address, length),
             }
             data = tail;
             address = address.wrapping_add(length as u64);
@@ -232,23 +239,30 @@ impl Bus {
     /// A write that is not inside one range: each piece goes where it belongs, what falls into holes is lost.
     #[cold]
     fn write_pieces(&self, ranges: &Ranges, mut address: u64, mut data: &[u8]) {
-        self.log_unclaimed("write", address, data.len());
         while !data.is_empty() {
             let (range, length) = piece(ranges, address, data.len());
             let Some((head, tail)) = data.split_at_checked(length) else {
                 return;
             };
-            if let Some(range) = range {
-                range.device.write(address.wrapping_sub(range.start), head);
+            match range {
+                Some(range) => range.device.write(address.wrapping_sub(range.start), head),
+                None => self.note_unclaimed("write", address, length),
             }
             data = tail;
             address = address.wrapping_add(length as u64);
         }
     }
 
-    fn log_unclaimed(&self, access: &str, address: u64, length: usize) {
+    /// How many accesses, or pieces of one, have fallen into holes.
+    #[must_use]
+    pub fn unclaimed(&self) -> u64 {
+        self.unclaimed.load(Ordering::Relaxed)
+    }
+
+    fn note_unclaimed(&self, access: &str, address: u64, length: usize) {
+        self.unclaimed.fetch_add(1, Ordering::Relaxed);
         if tracing::enabled!(tracing::Level::DEBUG)
-            && let Some(left_out) = self.unclaimed.permit()
+            && let Some(left_out) = self.unclaimed_log.permit()
         {
             let bus = self.name;
             tracing::debug!(
@@ -319,10 +333,11 @@ mod tests {
     }
 
     #[test]
-    fn unclaimed_addresses_read_as_all_ones() {
+    fn unclaimed_accesses_read_as_all_ones_and_are_counted() {
         let bus = Bus::new("test");
         assert_eq!(read(&bus, 0x80, 4), [0xff; 4]);
         bus.write(0x80, 4, &[0; 4]);
+        assert_eq!(bus.unclaimed(), 2);
     }
 
     #[test]

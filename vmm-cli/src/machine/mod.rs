@@ -32,7 +32,7 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
-    _exits: Arc<Exits>,
+    exits: Arc<Exits>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
@@ -79,7 +79,7 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
-        Ok(Self { vcpus, serial, _exits: exits, _lines: lines, _memory: memory })
+        Ok(Self { vcpus, serial, exits, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
@@ -99,6 +99,10 @@ impl Drop for Machine {
         // All are asked before the first is waited for.
         self.vcpus.iter().for_each(VcpuThread::request_stop);
         self.vcpus.clear();
+        let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        if ports + mmio != 0 {
+            tracing::debug!(ports, mmio, "accesses to addresses without a device");
+        }
     }
 }
 
