@@ -1,6 +1,6 @@
 //! Messages: what this program says to the person who runs it, on standard error.
 //!
-//! They go through a [`Sink`], because the one who says something may be a vCPU's thread, and standard error may be a
+//! They go through a bounded buffer and a thread, because the one who says something may be a vCPU's thread, and standard error may be a
 //! pipe that nobody reads. Its thread is started by the first message.
 
 use std::fmt;
