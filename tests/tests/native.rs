@@ -6,6 +6,7 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod console;
+    pub mod embed;
     pub mod ends;
     pub mod images;
     pub mod io;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::console::trials(),
+        native::embed::trials(),
         native::ends::trials(),
         native::images::trials(),
         native::io::trials(),

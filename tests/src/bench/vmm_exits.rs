@@ -7,26 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image};
-use vmm_core::seam::MemorySlots;
-use vmm_core::{Kvm, Vm};
 use vmm_devices::BusDevice;
-use vmm_memory::{AddressSpace, RamRange};
-use vmm_vcpu::x86_64::CpuidTemplate;
+use vmm_memory::AddressSpace;
 use vmm_vcpu::{ExitHandler, KickCell, Requests, Vcpu, VcpuEnd, run};
 
 use crate::bench::buses::{Buses, Status};
 use crate::bench::raw_exits::{ExitKind, Step};
 use crate::bench::scripted_exits::NoTarget;
-
-/// As vmm-cli has them.
-const TSS: u32 = 0xfffb_d000;
-const IDENTITY_MAP: u64 = 0xfffb_c000;
-const CONVENTIONAL_END: u64 = 0x9_fc00;
-const EXTENDED_START: u64 = 0x10_0000;
-
-/// As the raw baseline has it.
-const RAM_SIZE: u64 = 128 << 20;
+use crate::small_machine::SmallMachine;
 
 /// A guest that exits for ever.
 pub struct VmmLoop {
@@ -43,18 +31,7 @@ impl VmmLoop {
     ///
     /// Whatever the parts refuse.
     pub fn new(kind: ExitKind, guests: &Path) -> anyhow::Result<Self> {
-        let kvm = Kvm::open(Path::new("/dev/kvm"))?;
-        let vm = Arc::new(Vm::create(&kvm)?);
-        vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
-        let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
-        memory.map(&[RamRange { start: 0, size: RAM_SIZE }])?;
-        vm.create_irqchip()?;
-        let kernel = Image::open(&kind.guest(guests))?;
-        let source = BootSource { kernel, initrd: None, cmdline: "" };
-        let boot = boot::load(&*memory.memory(), &memory_map(), &source)?;
-        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
-        let vcpu = Vcpu::create(&kvm, &vm, 0)?;
-        vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;
+        let SmallMachine { vcpu, memory } = SmallMachine::boot(&kind.guest(guests))?;
         let device: Arc<dyn BusDevice> = Arc::new(Status::default());
         let handler = Counted::new(kind, Buses::new(&device).context("buses")?);
         Ok(Self { vcpu, handler, _memory: memory })
@@ -79,18 +56,6 @@ impl VmmLoop {
         ensure!(!handler.stray.load(Ordering::Relaxed), "an exit of another kind came");
         Ok(Step { elapsed, elements: handler.elements(exits) })
     }
-}
-
-fn memory_map() -> [E820Entry; 3] {
-    [
-        E820Entry { start: 0, size: CONVENTIONAL_END, kind: E820Kind::Ram },
-        E820Entry {
-            start: CONVENTIONAL_END,
-            size: EXTENDED_START - CONVENTIONAL_END,
-            kind: E820Kind::Reserved,
-        },
-        E820Entry { start: EXTENDED_START, size: RAM_SIZE - EXTENDED_START, kind: E820Kind::Ram },
-    ]
 }
 
 /// The buses, and a stop after a number of exits.
