@@ -2,6 +2,8 @@
 
 /// Ctrl-A.
 const PREFIX: u8 = 0x01;
+/// Ctrl-C, which a terminal in raw mode hands on like any other key.
+const INTERRUPT: u8 = 0x03;
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +12,12 @@ pub(super) enum Escape {
     Quit,
     /// Ctrl-A H: say which keys there are.
     Help,
+    /// The first Ctrl-C: it goes to the guest, and the user may have meant the monitor.
+    Interrupt,
 }
+
+/// The text for [`Escape::Interrupt`].
+pub(super) const INTERRUPT_HINT: &str = "\r\n[Ctrl-C goes to the guest; Ctrl-A X ends the machine]\r\n";
 
 /// The text for [`Escape::Help`].
 pub(super) const HELP: &str = "\r\n\
@@ -22,6 +29,7 @@ pub(super) const HELP: &str = "\r\n\
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     after_prefix: bool,
+    interrupted: bool,
 }
 
 impl Keys {
@@ -33,7 +41,12 @@ impl Keys {
                 (false, PREFIX) => self.after_prefix = true,
                 (true, b'x' | b'X') => escapes.push(Escape::Quit),
                 (true, b'h' | b'H') => escapes.push(Escape::Help),
-                (true, PREFIX) | (false, _) => guest.push(byte),
+                (true, PREFIX) | (false, _) => {
+                    guest.push(byte);
+                    if byte == INTERRUPT && !std::mem::replace(&mut self.interrupted, true) {
+                        escapes.push(Escape::Interrupt);
+                    }
+                }
                 // An unknown key after Ctrl-A is nobody's.
                 (true, _) => {}
             }
@@ -62,6 +75,11 @@ mod tests {
     #[test]
     fn ctrl_a_twice_sends_one() {
         assert_eq!(filter(&[b"\x01\x01x"]), (b"\x01x".to_vec(), vec![]));
+    }
+
+    #[test]
+    fn ctrl_c_reaches_the_guest_and_is_explained_once() {
+        assert_eq!(filter(&[b"\x03\x03", b"\x03"]), (b"\x03\x03\x03".to_vec(), vec![Escape::Interrupt]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use vmm_devices::legacy::Serial;
 
 use backend::Backend;
 pub(crate) use backend::OpenError;
-use escape::{Escape, HELP, Keys};
+use escape::{Escape, HELP, INTERRUPT_HINT, Keys};
 pub(crate) use terminal::{is_raw, restore_now};
 
 use crate::config::SerialMode;
@@ -120,9 +120,14 @@ impl Console {
             // Keys that a guest does not read are lost at some point, as a terminal loses them too.
             self.pending.truncate(TYPED_AHEAD);
         }
-        if escapes.contains(&Escape::Help) {
+        for escape in &escapes {
+            let text = match escape {
+                Escape::Help => HELP,
+                Escape::Interrupt => INTERRUPT_HINT,
+                Escape::Quit => continue,
+            };
             // The writer takes everything.
-            let _ = self.output.pen().write_all(HELP.as_bytes());
+            let _ = self.output.pen().write_all(text.as_bytes());
         }
         self.offer(serial);
         escapes.contains(&Escape::Quit)
