@@ -38,6 +38,7 @@ pub(crate) fn run(events: &VmEvents, signals: &Signals, console: &mut Console, s
     // What waited for the guest of an earlier life.
     console.on_fifo_empty(serial);
     loop {
+        console.look_for_terminal();
         let ready = match wait(events, signals, console) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => continue,
@@ -74,6 +75,7 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
         if left.is_zero() {
             return None;
         }
+        console.look_for_terminal();
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(console.input());
         // Rounded up: a wait of a fraction of a millisecond must not become a busy one.
@@ -121,7 +123,7 @@ fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready
         fds.push(readable(fd));
         fds.len() - 1
     });
-    poll(&mut fds, PollTimeout::NONE)?;
+    poll(&mut fds, console.patience())?;
     // Errors and hang-ups count as ready: the read that follows tells which it is.
     let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
     Ok(Ready {

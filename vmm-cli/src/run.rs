@@ -39,30 +39,32 @@ pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
 fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> {
     vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
+    // Before anything is opened for writing, or built.
+    boot::inspect(&layout::e820(config.memory.size.bytes()), &source).map_err(Failure::bad_input)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
-    let ended = loop {
+    let (ended, machine) = loop {
         let started = Instant::now();
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
         let machine = Machine::build(&kvm, config, &source, &console, &events)?;
         machine.resume();
         let ended = event_loop::run(&events, &signals, &mut console, machine.serial());
         if !matches!(ended.event, VmEvent::Reset(_)) || config.machine.on_reset == OnReset::Exit {
-            let code = outcome::exit_code(&ended.event);
-            signals.watch_over_teardown(ended.signal, config.machine.grace_time, code);
-            drop(machine);
-            break ended;
+            break (ended, Some(machine));
         }
         tracing::info!(event = ?ended.event, "restart");
         drop(machine);
         let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
         if let Some(ended) = event_loop::pause(&signals, &mut console, left) {
-            break ended;
+            break (ended, None);
         }
     };
+    let code = outcome::exit_code(&ended.event);
+    signals.watch_over_teardown(ended.signal, config.machine.grace_time, code);
+    drop(machine);
     drop(console);
     tell_end(&ended.event);
-    Ok(ExitCode::from(outcome::exit_code(&ended.event)))
+    Ok(ExitCode::from(code))
 }
 
 /// Checks what `vmm-cli check` can check without KVM: that the images can be loaded.

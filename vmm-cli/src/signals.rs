@@ -18,9 +18,9 @@ use crate::outcome;
 const STOP: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 
 /// Would end or stop the process by default and are no reason to: a closed pipe or terminal, a file at its limit, a
-/// soft limit of CPU time, a terminal that was taken away a moment before its mode is restored.
-const IGNORED: [Signal; 5] =
-    [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGTTOU];
+/// soft limit of CPU time, a terminal that was taken away a moment before it is read or its mode restored.
+const IGNORED: [Signal; 6] =
+    [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// The signals that the event loop takes.
 #[derive(Debug)]

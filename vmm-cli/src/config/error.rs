@@ -44,6 +44,13 @@ pub enum ConfigError {
         show(path)
     )]
     SocketPathTooLong { key: &'static str, path: PathBuf, length: usize, limit: usize },
+    #[error(
+        "{}: {} is also {}, and would be written over",
+        keys::with_flag(key),
+        show(path),
+        keys::with_flag(image)
+    )]
+    OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,

@@ -14,6 +14,7 @@ mod testing;
 pub(crate) mod value;
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -227,6 +228,18 @@ impl VmConfig {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
             }
         }
+        let serial = match &self.console.serial {
+            SerialMode::File(path) => Some(path),
+            _ => None,
+        };
+        for (key, output) in [("console.serial", serial), ("log.file", self.log.file.as_ref())] {
+            let Some(path) = output else { continue };
+            let same =
+                |image: &&Option<PathBuf>| image.as_ref().is_some_and(|image| is_same_file(image, path));
+            if let Some(&(image, _)) = images.iter().find(|(_, image)| same(image)) {
+                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
+            }
+        }
         if let SerialMode::Unix(path) = &self.console.serial {
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
@@ -246,6 +259,12 @@ impl VmConfig {
         ];
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))
     }
+}
+
+/// Whether both paths lead to the same file now.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {

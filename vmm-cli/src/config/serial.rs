@@ -18,7 +18,7 @@ pub enum SerialMode {
     Null,
     /// Output to this file; there is no input.
     File(PathBuf),
-    /// A new pseudo-terminal, whose name is logged.
+    /// A new pseudo-terminal, whose name is printed on standard error.
     Pty,
     /// A stream socket that listens at this path.
     Unix(PathBuf),

@@ -265,6 +265,19 @@ fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
 }
 
 #[test]
+fn an_output_that_is_an_image_is_refused_by_whatever_name() {
+    let scratch = Scratch::new();
+    let kernel = scratch.file("kernel", "precious");
+    std::os::unix::fs::symlink(&kernel, scratch.path("other-name")).unwrap();
+    let kernel = kernel.display();
+    for output in ["--serial=file=", "--log-file="] {
+        let output = format!("{output}{}", scratch.path("other-name").display());
+        let error = message(load([format!("--kernel={kernel}"), output]).unwrap_err());
+        assert!(error.ends_with("is also boot.kernel (--kernel), and would be written over"), "{error}");
+    }
+}
+
+#[test]
 fn every_setting_has_its_flag_and_every_flag_its_setting() {
     for command in Args::command().get_subcommands() {
         let mut flags: Vec<String> = command

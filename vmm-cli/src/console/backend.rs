@@ -4,16 +4,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
-use super::terminal::RawMode;
+use super::stdin::Stdin;
 use crate::config::SerialMode;
 use crate::messages;
 use crate::sink::Sink;
@@ -31,7 +31,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Something is at the path of the socket, and it is not a socket that was left behind.
-    #[error("--serial: {path} exists and is {what}; remove it or choose another path")]
+    #[error("--serial: {path} exists and is {what}; choose another path, or remove it if nobody needs it")]
     Occupied {
         /// The path.
         path: PathBuf,
@@ -59,13 +59,7 @@ pub(super) enum Backend {
     /// No input.
     OutputOnly,
     /// Standard input, until it ends.
-    Stdin {
-        stdin: io::Stdin,
-        /// Whether it has not ended yet.
-        open: bool,
-        /// Held while the guest has the terminal.
-        raw: Option<RawMode>,
-    },
+    Stdin(Stdin),
     /// The master of a pseudo-terminal.
     Pty {
         master: OwnedFd,
@@ -94,10 +88,20 @@ pub(super) struct Client {
 pub(super) struct Listener {
     socket: UnixListener,
     path: PathBuf,
+    /// What was at the path when it was bound: somebody may have put another socket there since.
+    identity: Option<(u64, u64)>,
+}
+
+/// Device and inode of what is at `path`.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        if identity(&self.path) != self.identity {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
@@ -113,11 +117,7 @@ impl Backend {
             SerialMode::Stdio => {
                 let stdout = io::stdout().as_fd().try_clone_to_owned();
                 let output = start(Some(stdout.map_err(host("a copy of standard output"))?))?;
-                let raw = RawMode::enter().map_err(host("raw mode"))?;
-                // A background process that reads its terminal is stopped.
-                let stdin = io::stdin();
-                let open = raw.is_some() || !io::IsTerminal::is_terminal(&stdin);
-                Ok((Self::Stdin { stdin, open, raw }, output))
+                Ok((Self::Stdin(Stdin::open().map_err(host("raw mode"))?), output))
             }
             SerialMode::File(path) => {
                 let file =
@@ -139,7 +139,7 @@ impl Backend {
     /// Where input comes from now, if it comes.
     pub(super) fn input(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Stdin { stdin, open: true, .. } => Some(stdin.as_fd()),
+            Self::Stdin(stdin) => stdin.input(),
             Self::Pty { master, .. } => Some(master.as_fd()),
             Self::Unix { client: Some(Client { stream, sends: true }), .. } => Some(stream.as_fd()),
             _ => None,
@@ -189,7 +189,7 @@ impl Backend {
     /// The source of the input has ended.
     pub(super) fn end_of_input(&mut self) {
         match self {
-            Self::Stdin { open, .. } => *open = false,
+            Self::Stdin(stdin) => stdin.end(),
             Self::Unix { client: Some(client), .. } => client.sends = false,
             Self::Unix { client: None, .. } | Self::Pty { .. } | Self::OutputOnly => {}
         }
@@ -208,24 +208,19 @@ impl Backend {
         let _ = client.stream.shutdown(Shutdown::Both);
     }
 
-    /// Whether the guest has a terminal.
-    pub(super) fn has_terminal(&self) -> bool {
-        matches!(self, Self::Stdin { raw: Some(_), .. })
+    /// Standard input, if that is what the guest has.
+    pub(super) fn stdin(&self) -> Option<&Stdin> {
+        match self {
+            Self::Stdin(stdin) => Some(stdin),
+            _ => None,
+        }
     }
 
-    /// The process was stopped and goes on, perhaps in the foreground of its terminal for the first time.
-    pub(super) fn continued(&mut self) {
-        let Self::Stdin { open, raw, .. } = self else { return };
-        match raw {
-            Some(raw) => raw.renew(),
-            None => match RawMode::enter() {
-                Ok(None) => {}
-                Ok(entered) => {
-                    *raw = entered;
-                    *open = true;
-                }
-                Err(error) => tracing::warn!(%error, "cannot set the terminal to raw mode"),
-            },
+    /// As [`stdin`](Self::stdin).
+    pub(super) fn stdin_mut(&mut self) -> Option<&mut Stdin> {
+        match self {
+            Self::Stdin(stdin) => Some(stdin),
+            _ => None,
         }
     }
 }
@@ -260,14 +255,18 @@ fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// Listens at `path`, which only this user can connect to. A socket that nobody listens on any more is replaced.
 fn listen(path: &Path) -> Result<Listener, OpenError> {
     let failed = |source| OpenError::Path { path: path.into(), source };
+    let occupied = |what| Err(OpenError::Occupied { path: path.into(), what });
+    // Two that start at once must not take each other's socket for a stale one. Where the directory cannot be locked,
+    // that is left to chance.
+    let directory = path.parent().and_then(|parent| File::open(parent).ok());
+    let _turn = directory.and_then(|directory| Flock::lock(directory, FlockArg::LockExclusive).ok());
     if let Ok(metadata) = path.symlink_metadata() {
-        let occupied = |what| Err(OpenError::Occupied { path: path.into(), what });
         if !metadata.file_type().is_socket() {
             return occupied("not a socket");
         }
         // Not connected to where that can be helped: whoever listens would take this process for a client.
         if is_bound(path) || UnixStream::connect(path).is_ok() {
-            return occupied("in use by another program");
+            return occupied(IN_USE);
         }
         std::fs::remove_file(path).map_err(failed)?;
     }
@@ -275,10 +274,17 @@ fn listen(path: &Path) -> Result<Listener, OpenError> {
     let umask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
     let bound = UnixListener::bind(path);
     nix::sys::stat::umask(umask);
-    let listener = Listener { socket: bound.map_err(failed)?, path: path.into() };
+    let socket = match bound {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return occupied(IN_USE),
+        bound => bound.map_err(failed)?,
+    };
+    let listener = Listener { socket, path: path.into(), identity: identity(path) };
     listener.socket.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
+
+/// Why a socket is left alone.
+const IN_USE: &str = "in use by another program";
 
 /// The offset with which preadv2 reads like read.
 const CURRENT_POSITION: u64 = u64::MAX;
@@ -329,7 +335,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = listen(&path).unwrap();
-        assert!(matches!(listen(&path), Err(OpenError::Occupied { what: "in use by another program", .. })));
+        assert!(matches!(listen(&path), Err(OpenError::Occupied { what: IN_USE, .. })));
         drop(listener);
         assert!(!path.exists());
     }

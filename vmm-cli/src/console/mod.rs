@@ -4,19 +4,21 @@
 
 mod backend;
 mod escape;
+mod stdin;
 mod terminal;
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_devices::legacy::Serial;
 
 use backend::Backend;
 pub(crate) use backend::OpenError;
 use escape::{Escape, HELP, INTERRUPT_HINT, Keys};
+use stdin::Stdin;
 pub(crate) use terminal::{is_raw, restore_now};
 
 use crate::config::SerialMode;
@@ -27,6 +29,9 @@ const CHUNK: usize = 64;
 
 /// Most bytes of input that wait for a guest that does not read, as a terminal keeps them (`MAX_CANON`, termios(3)).
 const TYPED_AHEAD: usize = 4096;
+
+/// How often a process in the background looks for its terminal, in ms.
+const LOOK_FOR_TERMINAL: u16 = 500;
 
 /// The open console. Dropped, it has written what can be written and the terminal is as it was.
 #[derive(Debug)]
@@ -47,7 +52,7 @@ impl Console {
         let drained = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| OpenError::Host { what: "an eventfd", source: errno.into() })?;
         let (backend, output) = Backend::open(mode)?;
-        let keys = backend.has_terminal().then(Keys::default);
+        let keys = backend.stdin().is_some_and(Stdin::has_terminal).then(Keys::default);
         Ok(Self { backend, output, drained: Arc::new(drained), pending: Vec::new(), keys })
     }
 
@@ -107,6 +112,7 @@ impl Console {
         };
         let Some(bytes) = backend::receive(fd, &mut buffer) else {
             self.backend.end_of_input();
+            self.look_for_terminal();
             return false;
         };
         let escapes = match &mut self.keys {
@@ -140,11 +146,29 @@ impl Console {
         self.offer(Some(serial));
     }
 
-    /// After the process was stopped and continued.
+    /// After the process was stopped and continued: the shell has had the terminal meanwhile.
     pub(crate) fn continued(&mut self) {
-        self.backend.continued();
-        if self.keys.is_none() && self.backend.has_terminal() {
+        if let Some(stdin) = self.backend.stdin_mut() {
+            stdin.take_terminal();
+        }
+        self.look_for_terminal();
+    }
+
+    /// Looks whether the terminal is ours. To be called before each wait.
+    pub(crate) fn look_for_terminal(&mut self) {
+        let Some(stdin) = self.backend.stdin_mut() else { return };
+        stdin.look();
+        if self.keys.is_none() && stdin.has_terminal() {
             self.keys = Some(Keys::default());
+        }
+    }
+
+    /// How long a wait may last: for ever, but for a process in the background of its terminal, which nothing tells that
+    /// it has come to the foreground.
+    pub(crate) fn patience(&self) -> PollTimeout {
+        match self.backend.stdin() {
+            Some(stdin) if stdin.is_away() => PollTimeout::from(LOOK_FOR_TERMINAL),
+            _ => PollTimeout::NONE,
         }
     }
 
@@ -159,7 +183,10 @@ impl Drop for Console {
     fn drop(&mut self) {
         let dropped = self.output.flush();
         if dropped != 0 {
-            tracing::warn!(bytes = dropped, "serial output was dropped: its reader was too slow or gone");
+            tracing::warn!(
+                bytes = dropped,
+                "serial output was lost: its reader was slow, gone or never there, or its file full"
+            );
         }
     }
 }

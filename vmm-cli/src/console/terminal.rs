@@ -44,7 +44,7 @@ impl RawMode {
     /// Puts the terminal on standard input into raw mode. `None`: it is no terminal, or this process is in the
     /// background, where changing it would stop the process.
     pub(super) fn enter() -> io::Result<Option<Self>> {
-        if !is_foreground_terminal() {
+        if !is_foreground() {
             return Ok(None);
         }
         let saved = current()?;
@@ -56,13 +56,14 @@ impl RawMode {
         Ok(Some(guard))
     }
 
-    /// Sets raw mode again after the process was stopped and continued: the shell has had the terminal meanwhile.
-    pub(super) fn renew(&self) {
-        if is_foreground_terminal()
-            && let Some(saved) = SAVED.get()
-            && let Err(error) = set(&raw(saved))
-        {
-            tracing::warn!(%error, "cannot set the terminal to raw mode again");
+    /// Sets raw mode again: the shell may have had the terminal meanwhile. Nothing happens in the background.
+    pub(super) fn renew(&self) -> io::Result<()> {
+        match SAVED.get() {
+            Some(saved) if is_foreground() => {
+                RAW.store(true, Ordering::SeqCst);
+                set(&raw(saved))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -77,7 +78,7 @@ impl Drop for RawMode {
 /// background has set its own. Safe to call from a signal handler and more than once.
 pub fn restore_now() {
     if RAW.swap(false, Ordering::SeqCst)
-        && is_foreground_terminal()
+        && is_foreground()
         && let Some(saved) = SAVED.get()
     {
         // A terminal that is gone needs nothing.
@@ -87,7 +88,7 @@ pub fn restore_now() {
 
 /// Whether standard input is a terminal on which this process is in the foreground. On a terminal that is not the
 /// controlling one there is no background.
-fn is_foreground_terminal() -> bool {
+pub(super) fn is_foreground() -> bool {
     // SAFETY:
     // - isatty, tcgetpgrp and getpgrp take and return integers.
     let terminal = unsafe { libc::isatty(STDIN) } == 1;
@@ -127,12 +128,15 @@ pub(crate) fn is_raw() -> bool {
     RAW.load(Ordering::SeqCst)
 }
 
-/// Every key goes to the guest as it is typed, and every byte of the guest to the terminal as it is written.
+/// Every key goes to the guest as it is typed, and every byte of the guest to the terminal as it is written. A read gives
+/// what is there, which may be nothing: it never waits.
 fn raw(saved: &libc::termios) -> libc::termios {
     let mut mode = *saved;
     // SAFETY:
     // - cfmakeraw changes the structure it is given and nothing else.
     unsafe { libc::cfmakeraw(&raw mut mode) };
+    mode.c_cc[libc::VMIN] = 0;
+    mode.c_cc[libc::VTIME] = 0;
     mode
 }
 

@@ -102,6 +102,16 @@ impl Uart {
         }
     }
 
+    fn clear_receiver(&mut self) {
+        // The data register is behind the divisor latch while that is open.
+        let line_control = self.inner.read(LINE_CONTROL);
+        let _ = self.inner.write(LINE_CONTROL, line_control & !DIVISOR_LATCH);
+        while self.has_data() {
+            self.inner.read(DATA);
+        }
+        let _ = self.inner.write(LINE_CONTROL, line_control);
+    }
+
     /// The pending interrupt of the highest priority.
     fn identify(&mut self) -> u8 {
         // vm-superio forgets both with this read.
@@ -118,11 +128,7 @@ impl Uart {
     fn write(&mut self, register: u8, value: u8) {
         match register {
             INTERRUPT_ENABLE if !self.latch_is_open() => self.interrupts_enabled = value,
-            FIFO_CONTROL if value & CLEAR_RECEIVER != 0 && !self.latch_is_open() => {
-                while self.has_data() {
-                    self.inner.read(DATA);
-                }
-            }
+            FIFO_CONTROL if value & CLEAR_RECEIVER != 0 => self.clear_receiver(),
             _ => {}
         }
         // Output that has nowhere to go is counted by the sink.
@@ -288,7 +294,9 @@ mod tests {
     fn clearing_the_receiver_empties_the_fifo_and_asks_for_more() {
         let f = fixture();
         f.serial.input(b"stale");
+        f.serial.write(LINE_CONTROL.into(), &[DIVISOR_LATCH]);
         f.serial.write(FIFO_CONTROL.into(), &[0x01 | CLEAR_RECEIVER]);
+        assert_eq!(read(&f.serial, LINE_CONTROL), DIVISOR_LATCH);
         assert_eq!(read(&f.serial, LINE_STATUS) & DATA_READY, 0);
         assert_eq!(f.drained.load(Ordering::Relaxed), 1);
     }
