@@ -185,7 +185,7 @@ impl Drop for Console {
         if dropped != 0 {
             tracing::warn!(
                 bytes = dropped,
-                "serial output was lost: its reader was slow, gone or never there, or its file full"
+                "serial output was dropped: its reader was slow, gone or never there, or its file full"
             );
         }
     }
