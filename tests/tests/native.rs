@@ -12,6 +12,7 @@ mod native {
     pub mod io;
     pub mod lifecycle;
     pub mod limits;
+    pub mod outputs;
     pub mod smp;
     pub mod terminal;
 }
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         native::io::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),
+        native::outputs::trials(),
         native::smp::trials(),
         native::terminal::trials(),
     ];
