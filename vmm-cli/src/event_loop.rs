@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use vmm_core::{VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 
 use crate::console::Console;
-use crate::signals::{Asked, Signals};
+use crate::signals::{Asked, Signals, at_least};
 
 /// The keys with which a user ends the machine.
 const CTRL_A_X: &str = "Ctrl-A X";
@@ -78,10 +78,8 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
         console.look_for_terminal();
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(console.input());
-        // Rounded up: a wait of a fraction of a millisecond must not become a busy one.
-        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         // A failure leaves nothing ready; the time passes all the same.
-        let _ = poll(&mut fds, timeout);
+        let _ = poll(&mut fds, at_least(left));
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
         let (signal, input) = (ready(0), ready(1));
         match signal.then(|| signals.next()).flatten() {

@@ -1,4 +1,4 @@
-//! `Outcome` and `Failure`: how a run ends, and the exit code that says so. `docs/exit-codes.md` is the user's page.
+//! `Failure`, and the exit codes: how a run ends, and the number that says so. `docs/exit-codes.md` is the user's page.
 
 use std::fmt;
 use std::io;
@@ -28,7 +28,7 @@ pub struct Failure {
 
 /// Whose it is to mend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
+enum FailureKind {
     /// This program's.
     Internal,
     /// The user's: arguments, configuration, images.
@@ -53,12 +53,6 @@ impl Failure {
     /// A failure that the host's administrator mends.
     pub fn host_cannot(error: impl Into<anyhow::Error>) -> Self {
         Self { kind: FailureKind::HostCannot, error: error.into() }
-    }
-
-    /// Whose it is to mend.
-    #[must_use]
-    pub fn kind(&self) -> FailureKind {
-        self.kind
     }
 
     /// The exit code.

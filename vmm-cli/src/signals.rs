@@ -56,7 +56,7 @@ impl Signals {
     }
 
     /// Sleeps for `time`, or until a signal asks for the end of the machine.
-    pub(crate) fn sleep(&self, time: Duration) -> Option<Signal> {
+    fn sleep(&self, time: Duration) -> Option<Signal> {
         let deadline = Instant::now() + time;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -99,9 +99,7 @@ impl Signals {
 
     /// Whether a signal has arrived within `time`.
     fn wait(&self, time: Duration) -> io::Result<bool> {
-        // Rounded up: a wait of a fraction of a millisecond must not become a busy one.
-        let timeout = PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], at_least(time)) {
             Ok(count) => Ok(count != 0),
             Err(Errno::EINTR) => Ok(true),
             Err(errno) => Err(errno.into()),
@@ -113,6 +111,11 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A timeout of `time`, rounded up: a wait of a fraction of a millisecond must not become a busy one.
+pub(crate) fn at_least(time: Duration) -> PollTimeout {
+    PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
 }
 
 #[expect(unsafe_code, reason = "a signal disposition")]

@@ -112,7 +112,6 @@ impl Console {
         };
         let Some(bytes) = backend::receive(fd, &mut buffer) else {
             self.backend.end_of_input();
-            self.look_for_terminal();
             return false;
         };
         let escapes = match &mut self.keys {
