@@ -11,7 +11,7 @@ use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 use crate::boot::{self, BootSource, Image};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Console, OpenError};
-use crate::event_loop;
+use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
@@ -48,8 +48,9 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
         let machine = Machine::build(&kvm, config, &source, &console, &events)?;
         machine.resume();
-        let ended = event_loop::run(&events, &signals, &mut console, machine.serial());
-        if !matches!(ended.event, VmEvent::Reset(_)) || config.machine.on_reset == OnReset::Exit {
+        let ended = event_loop::run(&events, &signals, &mut console, &machine, config.machine.grace_time);
+        let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
+        if !lives_again || config.machine.on_reset == OnReset::Exit {
             break (ended, Some(machine));
         }
         tracing::info!(event = ?ended.event, "restart");
@@ -59,11 +60,11 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             break (ended, None);
         }
     };
-    let code = outcome::exit_code(&ended.event);
-    signals.watch_over_teardown(ended.signal, config.machine.grace_time, code);
+    let code = ended.forced.map_or_else(|| outcome::exit_code(&ended.event), outcome::forced);
+    signals.watch_over_teardown(ended.asked, config.machine.grace_time, code);
     drop(machine);
     drop(console);
-    tell_end(&ended.event);
+    tell_end(&ended);
     Ok(ExitCode::from(code))
 }
 
@@ -117,11 +118,14 @@ fn console_failure(error: OpenError) -> Failure {
 }
 
 /// Tells the user about an end that is not an ordinary one.
-fn tell_end(event: &VmEvent) {
-    match event {
+fn tell_end(ended: &Ended) {
+    match &ended.event {
         VmEvent::GuestCrash(report) => messages::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
         VmEvent::Internal(report) => messages::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
-        VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
+        VmEvent::UserStop(by) if ended.forced.is_some() => {
+            messages::tell(format_args!("vmm-cli: stop forced by {by}: the guest has not shut down\n"));
+        }
+        event @ (VmEvent::Shutdown(_) | VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_)) => {
             tracing::info!(?event, "the machine has ended");
         }
     }
