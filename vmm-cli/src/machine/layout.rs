@@ -10,7 +10,10 @@ const HOLE_END: u64 = 4 << 30;
 
 /// The ACPI tables, in what was the place of a PC's BIOS.
 pub(crate) const ACPI_START: u64 = 0xe_0000;
-pub(crate) const ACPI_END: u64 = EXTENDED_START;
+pub(crate) const ACPI_END: u64 = RESET_VECTOR;
+
+/// f000:fff0, where the BIOS of a PC begins.
+pub(super) const RESET_VECTOR: u64 = EXTENDED_START - 16;
 
 /// Ports, as on a PC.
 pub(crate) const COM1: u16 = 0x3f8;

@@ -8,11 +8,13 @@ mod exits;
 pub(crate) mod layout;
 mod power;
 mod report;
+mod reset_vector;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use anyhow::anyhow;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqLine;
 use vmm_core::seam::MemorySlots;
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
@@ -72,6 +74,10 @@ impl Machine {
         }
         let power_button = devices.add_acpi(&vm, events)?;
         acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
+        memory
+            .memory()
+            .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
+            .map_err(Failure::internal)?;
         let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
