@@ -20,7 +20,7 @@ use vmm_memory::AddressSpace;
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Vcpu, VcpuEnd, VcpuThread};
 
-use crate::boot::{self, BootError, BootSource};
+use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
@@ -66,7 +66,8 @@ impl Machine {
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
-        let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
+        let platform = Platform { map: &layout::e820(size), rsdp: None };
+        let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let ends =
