@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 
-use crate::boot::{self, BootSource, Image};
+use crate::acpi;
+use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Console, OpenError};
 use crate::event_loop::{self, Ended};
@@ -40,7 +41,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     // Before anything is opened for writing, or built.
-    boot::inspect(&layout::e820(config.memory.size.bytes()), &source).map_err(Failure::bad_input)?;
+    inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
     let (ended, machine) = loop {
@@ -74,8 +75,12 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
 /// The first thing at fault.
 pub fn check(config: &VmConfig) -> Result<(), Failure> {
     let source = open_images(config)?;
-    boot::inspect(&layout::e820(config.memory.size.bytes()), &source).map_err(Failure::bad_input)?;
-    Ok(())
+    inspect(config, &source)
+}
+
+fn inspect(config: &VmConfig, source: &BootSource<'_>) -> Result<(), Failure> {
+    let platform = Platform { map: &layout::e820(config.memory.size.bytes()), rsdp: Some(acpi::RSDP) };
+    boot::inspect(&platform, source).map(drop).map_err(Failure::bad_input)
 }
 
 fn open_images(config: &VmConfig) -> Result<BootSource<'_>, Failure> {

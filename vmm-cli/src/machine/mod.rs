@@ -24,7 +24,7 @@ use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Vcpu, VcpuEnd, VcpuThread};
 
 use crate::acpi;
-use crate::boot::{self, BootError, BootSource};
+use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
@@ -78,7 +78,8 @@ impl Machine {
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
             .map_err(Failure::internal)?;
-        let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
+        let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
+        let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let ends =
