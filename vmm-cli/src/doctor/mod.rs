@@ -1,6 +1,6 @@
 //! `doctor`: whether this host can run machines, how well, and what mends it. `docs/doctor.md` is the user's page.
 //!
-//! Each check is a small function that gives a [`Finding`]; [`look`] is the list of them. Nothing on the host is changed,
+//! Each check is a small function that gives a `Finding`; `look` is the list of them. Nothing on the host is changed,
 //! and nothing is opened that `run` does not open: what would load a module is only asked about.
 
 mod capabilities;
