@@ -219,6 +219,14 @@ mod tests {
     }
 
     #[test]
+    fn doctor_takes_no_configuration() {
+        let parse = |args: &[&str]| Args::try_parse_from(["vmm-cli", "doctor"].iter().chain(args));
+        assert!(matches!(parse(&[]).unwrap().command, Command::Doctor(DoctorArgs { json: false })));
+        assert!(matches!(parse(&["--json"]).unwrap().command, Command::Doctor(DoctorArgs { json: true })));
+        assert_eq!(parse(&["vm.toml"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
     fn the_help_of_run_lists_every_exit_code() {
         for code in ["  0 ", "  1 ", "  2 ", "  3 ", "  4 ", "  130, 143 ", "64 + (v & 63)"] {
             assert!(RUN_HELP.contains(code), "{code}");

@@ -71,9 +71,12 @@ impl fmt::Display for Failure {
     /// The error and its causes on one line, with what to do where that is the same for every place it comes from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.error)?;
-        match advice::about(&self.error) {
-            Some(advice) => write!(f, "; {advice}"),
-            None => Ok(()),
+        if let Some(advice) = advice::about(&self.error) {
+            write!(f, "; {advice}")?;
+        }
+        match self.kind {
+            FailureKind::HostCannot => f.write_str("; `vmm-cli doctor` says what this host can do"),
+            FailureKind::Internal | FailureKind::BadInput => Ok(()),
         }
     }
 }
@@ -117,6 +120,8 @@ mod tests {
             |errno| Failure::bad_input(anyhow::Error::new(io::Error::from_raw_os_error(errno)).context("x"));
         assert_eq!(failure(libc::EMFILE).exit_code(), 3);
         assert!(failure(libc::EMFILE).to_string().contains("ulimit -n"));
+        assert!(failure(libc::EMFILE).to_string().contains("vmm-cli doctor"));
+        assert!(!failure(libc::ENOENT).to_string().contains("vmm-cli doctor"));
         assert_eq!(failure(libc::ENOENT).exit_code(), 2);
     }
 

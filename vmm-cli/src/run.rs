@@ -92,8 +92,7 @@ fn open_images(config: &VmConfig) -> Result<BootSource<'_>, Failure> {
 fn kvm_failure(error: KvmOpenError) -> Failure {
     let advice =
         advice::about_kvm(&error, host::extension()).map_or_else(String::new, |text| format!("; {text}"));
-    let context = format!("KVM cannot be used{advice}; `vmm-cli doctor` looks at the whole host");
-    Failure::host_cannot(anyhow::Error::new(error).context(context))
+    Failure::host_cannot(anyhow::Error::new(error).context(format!("KVM cannot be used{advice}")))
 }
 
 fn console_failure(error: OpenError) -> Failure {

@@ -87,6 +87,9 @@ fn a_host_that_runs_guests_works() -> Result<()> {
     );
     ensure!(report.findings.is_sorted_by_key(rank), "the worst is not first: {report:?}");
     let names: BTreeSet<_> = report.findings.iter().map(|finding| &finding.id).collect();
+    let page = include_str!("../../../docs/doctor.md");
+    let missing = names.iter().find(|name| !page.contains(&format!("`{name}`")));
+    ensure!(missing.is_none(), "{missing:?} is not in docs/doctor.md");
     ensure!(names.len() == report.findings.len(), "a name is used twice: {report:?}");
     Ok(())
 }

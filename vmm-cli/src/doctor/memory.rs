@@ -52,7 +52,11 @@ fn cgroup(files: &Files) -> Finding {
     {
         return Finding::note(ID, "not known: memory is under the older cgroups (version 1)");
     }
-    let limits = cgroup_directories(&membership, &mounts).into_iter().filter_map(|directory| {
+    let directories = cgroup_directories(&membership, &mounts);
+    if directories.is_empty() {
+        return Finding::note(ID, "not known: no cgroups (version 2) are mounted");
+    }
+    let limits = directories.into_iter().filter_map(|directory| {
         let path = format!("{directory}/memory.max");
         Some((files.number(&path).ok()?, path))
     });
@@ -191,7 +195,8 @@ mod tests {
             cgroup_directories("0::/a/b", MOUNTS),
             ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup"]
         );
-        assert!(cgroup_directories("0::/a", "no mounts").is_empty());
+        let unmounted = Fixture::new(&[("/proc/self/cgroup", "0::/a\n"), ("/proc/self/mountinfo", "")]);
+        assert!(cgroup(&unmounted.files).found.starts_with("not known: "));
     }
 
     #[test]

@@ -82,7 +82,10 @@ impl Facts<'_> {
         match (self.virtualization(), self.extension) {
             (Virtualization::Vmx, _) => Finding::ok(ID, "VMX (Intel), module kvm_intel"),
             (Virtualization::Svm, _) => Finding::ok(ID, "SVM (AMD), module kvm_amd"),
-            (Virtualization::Pvm, _) => Finding::note(ID, "KVM-PVM, module kvm_pvm: neither VMX nor SVM"),
+            (Virtualization::Pvm, None) => Finding::note(ID, "KVM-PVM, module kvm_pvm: neither VMX nor SVM"),
+            (Virtualization::Pvm, Some(extension)) => {
+                Finding::note(ID, format!("KVM-PVM, module kvm_pvm; {} is not used", name(extension)))
+            }
             (Virtualization::Unknown, _) => {
                 Finding::note(ID, "a KVM without VMX, SVM and the module of KVM-PVM")
             }
@@ -117,9 +120,11 @@ impl Facts<'_> {
             Execution::Interpreted => {
                 Finding::degraded(ID, "KVM's emulator executes the code of guest kernels")
                     .lost("unmodified Linux kernels do not boot; small guests run, slowly")
-                    .mend_by(match self.extension {
-                        Some(_) => "use the module kvm_intel or kvm_amd instead of kvm_pvm",
-                        None => self.where_to_turn_it_on(),
+                    .mend(match self.extension {
+                        Some(extension) => {
+                            format!("`sudo modprobe -r kvm_pvm && sudo modprobe {}`", extension.module())
+                        }
+                        None => self.where_to_turn_it_on().into(),
                     })
             }
         })
@@ -234,6 +239,8 @@ mod tests {
         let finding = facts(&none, None, Some(Execution::Interpreted)).stock_linux().unwrap();
         assert_eq!(finding.state, State::Degraded);
         assert!(finding.mend.unwrap().contains("firmware"));
+        let finding = facts(&none, Some(Extension::Vmx), Some(Execution::Interpreted)).stock_linux().unwrap();
+        assert_eq!(finding.mend.unwrap(), "`sudo modprobe -r kvm_pvm && sudo modprobe kvm_intel`");
     }
 
     #[test]
@@ -244,6 +251,9 @@ mod tests {
         let off = kind(Some(Extension::Vmx));
         assert_eq!(off.state, State::Broken);
         assert!(off.found.contains("turned off"), "{off:?}");
+        assert_eq!(kind(None).state, State::Note, "what /sys would say is not known");
+        fixture.write("/sys/module/kvm/version", "");
+        assert_eq!(kind(None).state, State::Broken);
         assert!(kind(None).found.contains("neither VMX nor SVM"));
     }
 
