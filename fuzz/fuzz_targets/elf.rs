@@ -7,7 +7,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm_cli::boot::{BootSource, E820Entry, E820Kind, Image, inspect, load};
+use vmm_cli::boot::{BootSource, E820Entry, E820Kind, Image, Platform, inspect, load};
 use vmm_vcpu::x86_64::BootRegs;
 
 const CONVENTIONAL: usize = 0xa_0000;
@@ -24,16 +24,17 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let source =
         BootSource { kernel, initrd: Image::from_bytes("initrd", &[1; 100]).ok(), cmdline: "console=ttyS0" };
+    let platform = Platform { map: &MAP, rsdp: None };
     let regions = [(GuestAddress(0), CONVENTIONAL), (GuestAddress(0x10_0000), EXTENDED)];
     let memory = GuestMemoryMmap::<()>::from_ranges(&regions).expect("guest memory");
-    match (inspect(&MAP, &source), load(&memory, &MAP, &source)) {
+    match (inspect(&platform, &source), load(&memory, &platform, &source)) {
         (Ok(inspection), Ok(entry)) => {
             assert_eq!(inspection.entry, entry);
             let address = match entry {
                 BootRegs::Pvh { entry, .. } => u64::from(entry),
                 BootRegs::Linux64 { entry, .. } => entry,
             };
-            assert!(inspection.kernel.contains(&address), "entry {address:#x}");
+            assert!(inspection.taken.iter().any(|range| range.contains(&address)), "entry {address:#x}");
         }
         (Err(inspected), Err(loaded)) => assert_eq!(inspected.to_string(), loaded.to_string()),
         (inspected, loaded) => panic!("inspect gives {inspected:?}, load gives {loaded:?}"),

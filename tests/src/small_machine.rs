@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image};
+use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
 use vmm_core::seam::MemorySlots;
 use vmm_core::{Kvm, Vm};
 use vmm_memory::{AddressSpace, RamRange};
@@ -43,7 +43,8 @@ impl SmallMachine {
         memory.map(&[RamRange { start: 0, size: RAM_SIZE }])?;
         vm.create_irqchip()?;
         let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
-        let boot = boot::load(&*memory.memory(), &memory_map(), &source)?;
+        let platform = Platform { map: &memory_map(), rsdp: None };
+        let boot = boot::load(&*memory.memory(), &platform, &source)?;
         let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
         let vcpu = Vcpu::create(&kvm, &vm, 0)?;
         vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;

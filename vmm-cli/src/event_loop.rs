@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vmm_core::{VmEvent, VmEvents};
-use vmm_devices::legacy::Serial;
 
 use crate::console::Console;
+use crate::machine::Machine;
 use crate::signals::{Asked, Signals, at_least};
 
 /// The keys with which a user ends the machine.
@@ -20,7 +20,16 @@ pub(crate) struct Ended {
     /// The reason of the machine's end.
     pub(crate) event: VmEvent,
     /// The signal that asked for it, if one did.
-    pub(crate) signal: Option<Signal>,
+    pub(crate) asked: Option<Signal>,
+    /// The signal that forced it, on a guest that had been asked to shut down and had not done so.
+    pub(crate) forced: Option<Signal>,
+}
+
+/// A guest that has been asked to shut down by its power button.
+#[derive(Clone, Copy)]
+struct Asking {
+    by: Signal,
+    until: Instant,
 }
 
 /// What to look at after one wait.
@@ -33,13 +42,24 @@ struct Ready {
 }
 
 /// Serves everything until the machine has a reason to end.
-pub(crate) fn run(events: &VmEvents, signals: &Signals, console: &mut Console, serial: &Serial) -> Ended {
-    let mut stopped_by = None;
+///
+/// A signal that asks for the end presses the power button of a guest that listens to it, and ends the machine of one
+/// that does not. A second signal, or `grace` after the first, ends it in any case.
+pub(crate) fn run(
+    events: &VmEvents,
+    signals: &Signals,
+    console: &mut Console,
+    machine: &Machine,
+    grace: Duration,
+) -> Ended {
+    let serial = machine.serial();
+    let (mut asked, mut forced) = (None, None);
+    let mut asking: Option<Asking> = None;
     // What waited for the guest of an earlier life.
     console.on_fifo_empty(serial);
     loop {
         console.look_for_terminal();
-        let ready = match wait(events, signals, console) {
+        let ready = match wait(events, signals, console, asking) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => continue,
             Err(errno) => {
@@ -50,10 +70,24 @@ pub(crate) fn run(events: &VmEvents, signals: &Signals, console: &mut Console, s
         if ready.ended
             && let Some(event) = events.get()
         {
-            return Ended { event: event.clone(), signal: stopped_by };
+            return Ended { event: event.clone(), asked, forced };
         }
-        if ready.signal {
-            stopped_by = serve_signals(events, signals, console);
+        if ready.signal
+            && let Some(signal) = next_stop(signals, console)
+        {
+            if asking.is_some() {
+                forced = events.send(VmEvent::UserStop(signal.as_str())).then_some(signal);
+            } else if machine.power_button().press() {
+                tracing::info!(signal = signal.as_str(), ?grace, "the power button is pressed");
+                asked = Some(signal);
+                asking = Some(Asking { by: signal, until: Instant::now() + grace });
+            } else if events.send(VmEvent::UserStop(signal.as_str())) {
+                asked = Some(signal);
+            }
+        }
+        if let Some(Asking { by, .. }) = asking.filter(|asking| asking.until <= Instant::now()) {
+            forced = events.send(VmEvent::UserStop("the end of the grace time")).then_some(by);
+            asking = None;
         }
         if ready.fifo_empty {
             console.on_fifo_empty(serial);
@@ -84,33 +118,37 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
         let (signal, input) = (ready(0), ready(1));
         match signal.then(|| signals.next()).flatten() {
             Some(Asked::Stop(signal)) => {
-                return Some(Ended { event: VmEvent::UserStop(signal.as_str()), signal: Some(signal) });
+                let event = VmEvent::UserStop(signal.as_str());
+                return Some(Ended { event, asked: Some(signal), forced: None });
             }
             Some(Asked::Continued) => console.continued(),
             None => {}
         }
         if input && console.receive(None) {
-            return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), signal: None });
+            return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), asked: None, forced: None });
         }
     }
 }
 
-/// Takes the signals that have arrived; returns the one that has stopped the machine, if one has.
-fn serve_signals(events: &VmEvents, signals: &Signals, console: &mut Console) -> Option<Signal> {
+/// Takes the signals that have arrived up to the first that asks for the end; the next is left for the one who watches
+/// over it.
+fn next_stop(signals: &Signals, console: &mut Console) -> Option<Signal> {
     while let Some(asked) = signals.next() {
         match asked {
             Asked::Continued => console.continued(),
-            Asked::Stop(signal) => {
-                // A second signal is left for the one who watches over the stop.
-                return events.send(VmEvent::UserStop(signal.as_str())).then_some(signal);
-            }
+            Asked::Stop(signal) => return Some(signal),
         }
     }
     None
 }
 
-/// Sleeps until something is ready.
-fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready, Errno> {
+/// Sleeps until something is ready, or the guest's time to shut down is over.
+fn wait(
+    events: &VmEvents,
+    signals: &Signals,
+    console: &Console,
+    asking: Option<Asking>,
+) -> Result<Ready, Errno> {
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
     let mut fds = vec![readable(events.as_fd()), readable(signals.as_fd()), readable(console.drained())];
     let input = console.input().map(|fd| {
@@ -121,7 +159,9 @@ fn wait(events: &VmEvents, signals: &Signals, console: &Console) -> Result<Ready
         fds.push(readable(fd));
         fds.len() - 1
     });
-    poll(&mut fds, console.patience())?;
+    let left = asking.map(|asking| asking.until.saturating_duration_since(Instant::now()));
+    let timeout = [left, console.patience()].into_iter().flatten().min();
+    poll(&mut fds, timeout.map_or(PollTimeout::NONE, at_least))?;
     // Errors and hang-ups count as ready: the read that follows tells which it is.
     let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
     Ok(Ready {

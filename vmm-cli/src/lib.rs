@@ -2,6 +2,7 @@
 //!
 //! `main` parses [`args::Args`] and calls [`run::run`]; tests and other programs can do the same.
 
+mod acpi;
 mod advice;
 pub mod args;
 pub mod boot;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use nix::sys::signal::Signal;
 use vmm_core::VmEvent;
 
 use crate::advice;
@@ -14,10 +15,10 @@ const GUEST_CRASHED: u8 = 4;
 /// Non-zero values of the debug-exit port come out from here on.
 const DEBUG_EXIT: u8 = 64;
 
-/// The exit code of a stop that was forced after signal `number`, as shells count it.
+/// The exit code of a stop that was forced after `signal`, as shells count it.
 #[must_use]
-pub fn forced(number: i32) -> i32 {
-    128 + number
+pub(crate) fn forced(signal: Signal) -> u8 {
+    128 + signal as u8
 }
 
 /// Why something could not be done, by whose it is to mend.
@@ -85,7 +86,7 @@ impl fmt::Display for Failure {
 #[must_use]
 pub fn exit_code(event: &VmEvent) -> u8 {
     match event {
-        VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
+        VmEvent::Shutdown(_) | VmEvent::Reset(_) | VmEvent::UserStop(_) | VmEvent::DebugExit(0) => 0,
         VmEvent::DebugExit(value) => DEBUG_EXIT + (value & 63) as u8,
         VmEvent::GuestCrash(_) => GUEST_CRASHED,
         VmEvent::Internal(_) => INTERNAL,
@@ -101,6 +102,7 @@ mod tests {
     #[test]
     fn each_end_has_the_documented_code() {
         for (event, code) in [
+            (VmEvent::Shutdown("ACPI S5"), 0),
             (VmEvent::Reset("i8042"), 0),
             (VmEvent::UserStop("SIGTERM"), 0),
             (VmEvent::DebugExit(0), 0),

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
 
-use crate::boot::{self, BootSource, Image};
+use crate::acpi;
+use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Console, OpenError};
-use crate::event_loop;
+use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
@@ -41,7 +42,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     // Before anything is opened for writing, or built.
-    boot::inspect(&layout::e820(config.memory.size.bytes()), &source).map_err(Failure::bad_input)?;
+    inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
     let (ended, machine) = loop {
@@ -49,8 +50,9 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
         let machine = Machine::build(&kvm, config, &source, &console, &events)?;
         machine.resume();
-        let ended = event_loop::run(&events, &signals, &mut console, machine.serial());
-        if !matches!(ended.event, VmEvent::Reset(_)) || config.machine.on_reset == OnReset::Exit {
+        let ended = event_loop::run(&events, &signals, &mut console, &machine, config.machine.grace_time);
+        let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
+        if !lives_again || config.machine.on_reset == OnReset::Exit {
             break (ended, Some(machine));
         }
         tracing::info!(event = ?ended.event, "restart");
@@ -60,11 +62,11 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             break (ended, None);
         }
     };
-    let code = outcome::exit_code(&ended.event);
-    signals.watch_over_teardown(ended.signal, config.machine.grace_time, code);
+    let code = ended.forced.map_or_else(|| outcome::exit_code(&ended.event), outcome::forced);
+    signals.watch_over_teardown(ended.asked, config.machine.grace_time, code);
     drop(machine);
     drop(console);
-    tell_end(&ended.event);
+    tell_end(&ended);
     Ok(ExitCode::from(code))
 }
 
@@ -74,8 +76,12 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
 /// The first thing at fault.
 pub fn check(config: &VmConfig) -> Result<(), Failure> {
     let source = open_images(config)?;
-    boot::inspect(&layout::e820(config.memory.size.bytes()), &source).map_err(Failure::bad_input)?;
-    Ok(())
+    inspect(config, &source)
+}
+
+fn inspect(config: &VmConfig, source: &BootSource<'_>) -> Result<(), Failure> {
+    let platform = Platform { map: &layout::e820(config.memory.size.bytes()), rsdp: Some(acpi::RSDP) };
+    boot::inspect(&platform, source).map(drop).map_err(Failure::bad_input)
 }
 
 fn open_images(config: &VmConfig) -> Result<BootSource<'_>, Failure> {
@@ -103,11 +109,14 @@ fn console_failure(error: OpenError) -> Failure {
 }
 
 /// Tells the user about an end that is not an ordinary one.
-fn tell_end(event: &VmEvent) {
-    match event {
+fn tell_end(ended: &Ended) {
+    match &ended.event {
         VmEvent::GuestCrash(report) => messages::tell(format_args!("vmm-cli: the guest crashed\n{report}\n")),
         VmEvent::Internal(report) => messages::tell(format_args!("vmm-cli: internal failure\n{report}\n")),
-        VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_) => {
+        VmEvent::UserStop(by) if ended.forced.is_some() => {
+            messages::tell(format_args!("vmm-cli: stop forced by {by}: the guest has not shut down\n"));
+        }
+        event @ (VmEvent::Shutdown(_) | VmEvent::Reset(_) | VmEvent::DebugExit(_) | VmEvent::UserStop(_)) => {
             tracing::info!(?event, "the machine has ended");
         }
     }

@@ -83,14 +83,14 @@ impl Signals {
             let left = || deadline.saturating_duration_since(Instant::now());
             let first = asked.or_else(|| self.sleep(left()));
             let (why, code) = match (first, first.and_then(|_| self.sleep(left()))) {
-                (_, Some(second)) => (second.as_str(), outcome::forced(second as i32)),
-                (Some(first), None) => ("the end of the grace time", outcome::forced(first as i32)),
-                (None, None) => ("the end of the grace time", i32::from(late)),
+                (_, Some(second)) => (second.as_str(), outcome::forced(second)),
+                (Some(first), None) => ("the end of the grace time", outcome::forced(first)),
+                (None, None) => ("the end of the grace time", late),
             };
             console::restore_now();
             messages::tell(format_args!("vmm-cli: stop forced by {why}\n"));
             logging::flush();
-            std::process::exit(code);
+            std::process::exit(i32::from(code));
         };
         if let Err(error) = std::thread::Builder::new().name("teardown-watch".into()).spawn(watch) {
             tracing::warn!(%error, "nobody watches over the teardown: signals will be ignored");

@@ -9,6 +9,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 /// Why a machine ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmEvent {
+    /// The guest turned its machine off, by the named means (`ACPI S5`).
+    Shutdown(&'static str),
     /// The guest asked for a reset, by the named means (`i8042`, `port 0xcf9`, `triple fault`).
     Reset(&'static str),
     /// The guest wrote this value to the debug-exit port.

@@ -3,8 +3,9 @@
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
-    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
-    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd,
+    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqchip,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -37,6 +38,23 @@ impl Vm {
     /// afterwards. GSIs 0–15 reach PIC and I/O APIC, 16–23 the I/O APIC.
     pub fn create_irqchip(&self) -> Result<(), IoctlError> {
         self.fd.create_irq_chip().map_err(IoctlError::of("KVM_CREATE_IRQCHIP"))
+    }
+
+    /// Whether the guest has masked `pin` of the in-kernel I/O APIC, as it is after a reset. A pin that does not exist
+    /// counts as masked.
+    #[expect(unsafe_code, reason = "the state of an irqchip is a union")]
+    pub fn ioapic_pin_masked(&self, pin: u32) -> Result<bool, IoctlError> {
+        const MASK: u64 = 1 << 16;
+        let mut irqchip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        self.fd.get_irqchip(&mut irqchip).map_err(IoctlError::of("KVM_GET_IRQCHIP"))?;
+        // SAFETY:
+        // - the kernel filled the variant that `chip_id` names;
+        // - every bit pattern of it is a value.
+        let ioapic = unsafe { irqchip.chip.ioapic };
+        let entry = usize::try_from(pin).ok().and_then(|pin| ioapic.redirtbl.get(pin));
+        // SAFETY:
+        // - both variants of the entry have 64 bits, and each bit pattern is a value.
+        Ok(entry.is_none_or(|entry| unsafe { entry.bits } & MASK != 0))
     }
 
     /// Makes the in-kernel i8254 timer, with its gate and output at port 0x61. Needs the irqchip.

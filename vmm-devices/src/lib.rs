@@ -9,12 +9,15 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)
 )]
 
+pub mod acpi;
 mod bus;
 mod doorbell;
 pub mod legacy;
+mod pvpanic;
 pub mod selftest;
 mod worker;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut, BusError};
 pub use doorbell::{Doorbell, DoorbellError};
+pub use pvpanic::Pvpanic;
 pub use worker::{Worker, WorkerError};

@@ -16,18 +16,29 @@ pub fn in_ci() -> bool {
 
 /// Makes sure that `program` is on the path; root installs its Debian `package`, anyone else is told how.
 pub fn need(program: &str, package: &str) -> Result<()> {
-    if succeeds(Command::new(program).arg("--version")) {
+    need_all(&[(program, package)])
+}
+
+/// The same for several programs, each with its package, at once.
+pub fn need_all(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !succeeds(Command::new(program).arg("--version")));
+    let (missing, packages): (Vec<_>, Vec<_>) = missing.copied().unzip();
+    if missing.is_empty() {
         return Ok(());
     }
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    let missing = format!("{} missing", missing.join(", "));
+    let packages = packages.join(" ");
     if !is_root || !succeeds(Command::new("apt-get").arg("--version")) {
-        bail!("{program} is missing: sudo apt-get install {package}");
+        bail!("{missing}: sudo apt-get install {packages}");
     }
-    run(Command::new("apt-get").args(["update", "--quiet"]))
+    run(Command::new("apt-get").args(["update", "--quiet"]).stdout(std::io::stderr()))
         .and_then(|()| {
-            run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", package]))
+            let mut install = Command::new("apt-get");
+            install.args(["install", "--yes", "--no-install-recommends"]).args(packages.split(' '));
+            run(install.stdout(std::io::stderr()))
         })
-        .with_context(|| format!("{program} is missing: apt-get install {package}"))
+        .with_context(|| format!("{missing}: apt-get install {packages}"))
 }
 
 /// Makes sure that `cargo SUBCOMMAND`, which comes with the rustup component `component`, can be called.

@@ -13,6 +13,7 @@ mod host;
 mod loom;
 mod metadata;
 mod miri;
+mod nested;
 mod process;
 mod report;
 mod suites;
@@ -50,6 +51,10 @@ enum Task {
     },
     /// Assembles the guest programs.
     Guests,
+    /// Runs a command in an emulated host with a hardware-style /dev/kvm.
+    ///
+    /// Ends as the command does: 124 if it is not done in time, 125 if the nested host fails.
+    Nested(nested::NestedArgs),
     /// Measures, and compares with a baseline in the same run.
     Bench(bench::BenchArgs),
     /// Model checks of the lock-free protocols.
@@ -70,11 +75,12 @@ fn main() -> ExitCode {
     let task = Task::parse();
     let mut report = Report::default();
     let result = run(&task, &mut report);
-    report.close(&result);
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    report.close(result.as_ref().err());
+    result.unwrap_or(ExitCode::FAILURE)
 }
 
-fn run(task: &Task, report: &mut Report) -> Result<()> {
+fn run(task: &Task, report: &mut Report) -> Result<ExitCode> {
+    let caller = std::env::current_dir().context("no working directory")?;
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     std::env::set_current_dir(root).with_context(|| format!("cannot enter {root}"))?;
     match task {
@@ -90,9 +96,11 @@ fn run(task: &Task, report: &mut Report) -> Result<()> {
         Task::Guests => {
             report.step("guests", "cargo xtask guests", |_| guests::build().map(|()| Outcome::Passed))
         }
+        Task::Nested(args) => return Ok(nested::main(args, &caller)),
         Task::Bench(args) => bench::run(args),
         Task::Loom => loom::run_all(report),
         Task::Miri => miri::run_all(report, miri::Missing::Fails),
         Task::Fuzz { target, seconds } => fuzz::run_all(report, target.as_deref(), *seconds),
     }
+    .map(|()| ExitCode::SUCCESS)
 }

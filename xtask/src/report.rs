@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 
 use crate::suites::{Suite, closing_line};
 
@@ -59,7 +59,7 @@ impl Report {
     }
 
     /// Prints the table of steps, what did not run, the failure if there is one, and the test counts as the last line.
-    pub fn close(&self, result: &Result<()>) {
+    pub fn close(&self, failure: Option<&Error>) {
         if !self.records.is_empty() {
             println!("\n{}", self.table());
         }
@@ -69,7 +69,7 @@ impl Report {
         for sentence in &self.not_run {
             println!("{sentence}");
         }
-        if let Err(error) = result {
+        if let Some(error) = failure {
             println!("error: {error:#}");
         }
         if !self.suites.is_empty() {

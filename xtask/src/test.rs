@@ -20,7 +20,7 @@ pub enum Host {
 }
 
 // The target directory is said because the path of the built binary is handed on.
-const MONITOR: [&str; 6] = ["build", "--release", "--target-dir", "target", "-p", "vmm-cli"];
+pub const MONITOR: [&str; 6] = ["build", "--release", "--target-dir", "target", "-p", "vmm-cli"];
 const NATIVE: [&str; 8] =
     ["test", "--release", "--target-dir", "target", "-p", "vmm-tests", "--test", "native"];
 

@@ -12,6 +12,14 @@ pub enum CmdlineError {
         /// Length in bytes.
         length: usize,
     },
+    /// Longer than this kernel keeps.
+    #[error("is {length} bytes long; the limit of this kernel is {limit} (cmdline_size)")]
+    KernelLimit {
+        /// Length in bytes.
+        length: usize,
+        /// `cmdline_size`.
+        limit: u32,
+    },
     /// A NUL would end it early, other bytes have no agreed meaning.
     #[error("has {found:?} at byte {at}; printable ASCII is allowed")]
     NotPrintable {

@@ -9,9 +9,11 @@ use elf::parse::{ParseAt, ParseError};
 use elf::segment::{ProgramHeader, SegmentTable};
 
 use super::image::{Image, ReadError};
+use super::kernel::{EntryPoint, Kernel, KernelError, Segment};
 use super::linux64::MAPPED;
 use super::note::{self, NoteError};
-use super::place::{Layout, Occupant, PlaceError};
+use super::place::{Layout, Occupant};
+use super::setup_header::SetupHeader;
 
 /// Most program headers taken; the table then stays below 64 KiB. `PN_XNUM` (0xffff) is above it on purpose.
 const MAX_PROGRAM_HEADERS: u16 = 1024;
@@ -157,104 +159,29 @@ pub enum ElfError {
         /// The entry point.
         entry: u64,
     },
-    /// A segment has no place in RAM.
-    #[error("program header {index}: p_paddr {address:#x}, p_memsz {size:#x}")]
-    Place {
-        /// Number of the program header.
-        index: usize,
-        /// `p_paddr`.
-        address: u64,
-        /// `p_memsz`.
-        size: u64,
-        /// Why it has none.
-        source: PlaceError,
-    },
     /// The 64-bit Linux boot protocol starts on page tables that map 4 GiB.
-    #[error(
-        "program header {index}: the segment ends at {end:#x}, above the 4 GiB that are mapped at the start"
-    )]
+    #[error("{segment}: the segment ends at {end:#x}, above the 4 GiB that are mapped at the start")]
     AboveMapped {
-        /// Number of the program header.
-        index: usize,
+        /// Its program header.
+        segment: Occupant,
         /// Address after the segment.
         end: u64,
     },
 }
 
-/// Where and how the kernel is entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EntryPoint {
-    Pvh(u32),
-    Linux64(u64),
-}
-
-/// One loadable segment.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    /// Number of its program header.
-    pub index: usize,
-    /// Its bytes in the file, perhaps none.
-    pub file: Range<u64>,
-    /// Its guest-physical addresses, at least as many as bytes in the file and at least one.
-    pub memory: Range<u64>,
-}
-
-/// An ELF kernel whose fields agree with each other and with the file.
-#[derive(Debug)]
-pub(super) struct Kernel {
-    /// Not empty.
-    pub segments: Vec<Segment>,
-    pub entry: EntryPoint,
-}
-
-impl Kernel {
-    /// Takes the RAM of every segment.
-    pub(super) fn claim(&self, layout: &mut Layout) -> Result<(), ElfError> {
-        for Segment { index, memory, .. } in &self.segments {
-            layout.claim(memory.clone(), Occupant::Segment(*index)).map_err(|source| ElfError::Place {
-                index: *index,
-                address: memory.start,
-                size: memory.end - memory.start,
-                source,
-            })?;
-        }
-        Ok(())
+/// Checks `image` and takes the RAM of its segments.
+pub(super) fn load(image: &Image<'_>, layout: &mut Layout) -> Result<Kernel, KernelError> {
+    let kernel = parse(image)?;
+    for Segment { occupant, memory, .. } in &kernel.segments {
+        layout
+            .claim(memory.clone(), *occupant)
+            .map_err(|source| KernelError::Place { occupant: *occupant, source })?;
     }
-
-    /// From the first to the last byte.
-    pub(super) fn span(&self) -> Range<u64> {
-        let start = self.segments.iter().map(|segment| segment.memory.start).min();
-        let end = self.segments.iter().map(|segment| segment.memory.end).max();
-        start.unwrap_or(0)..end.unwrap_or(0)
-    }
-
-    fn check_entry(&self) -> Result<(), ElfError> {
-        match self.entry {
-            EntryPoint::Pvh(entry) => self.check_code("XEN_ELFNOTE_PHYS32_ENTRY", u64::from(entry)),
-            EntryPoint::Linux64(entry) => {
-                if let Some(segment) = self.segments.iter().find(|segment| segment.memory.end > MAPPED) {
-                    return Err(ElfError::AboveMapped { index: segment.index, end: segment.memory.end });
-                }
-                self.check_code("e_entry", entry)
-            }
-        }
-    }
-
-    /// `entry` must be a byte from the file: in the BSS there is no code yet.
-    fn check_code(&self, field: &'static str, entry: u64) -> Result<(), ElfError> {
-        let holds_entry = |Segment { file, memory, .. }: &Segment| {
-            entry.checked_sub(memory.start).is_some_and(|offset| offset < file.end - file.start)
-        };
-        if self.segments.iter().any(holds_entry) {
-            Ok(())
-        } else {
-            Err(ElfError::EntryOutside { field, entry })
-        }
-    }
+    Ok(kernel)
 }
 
 /// Reads and checks the headers and notes of `image`.
-pub(super) fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
+fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
     let header = read_header(image)?;
     let table = read_table(image, &header)?;
     let mut segments = Vec::new();
@@ -272,13 +199,33 @@ pub(super) fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
     let entry = match pvh {
         Some(entry) => EntryPoint::Pvh(entry),
         None if header.class == Class::ELF64 && header.e_machine == EM_X86_64 => {
-            EntryPoint::Linux64(header.e_entry)
+            EntryPoint::Linux64 { entry: header.e_entry, header: SetupHeader::of_vmlinux() }
         }
         None => return Err(ElfError::NoEntry),
     };
-    let kernel = Kernel { segments, entry };
-    kernel.check_entry()?;
-    Ok(kernel)
+    check_entry(&segments, entry)?;
+    Ok(Kernel { segments, entry })
+}
+
+fn check_entry(segments: &[Segment], entry: EntryPoint) -> Result<(), ElfError> {
+    match entry {
+        EntryPoint::Pvh(entry) => check_code(segments, "XEN_ELFNOTE_PHYS32_ENTRY", u64::from(entry)),
+        EntryPoint::Linux64 { entry, .. } => {
+            if let Some(Segment { occupant, memory, .. }) = segments.iter().find(|it| it.memory.end > MAPPED)
+            {
+                return Err(ElfError::AboveMapped { segment: *occupant, end: memory.end });
+            }
+            check_code(segments, "e_entry", entry)
+        }
+    }
+}
+
+/// `entry` must be a byte from the file: in the BSS there is no code yet.
+fn check_code(segments: &[Segment], field: &'static str, entry: u64) -> Result<(), ElfError> {
+    let holds_entry = |Segment { file, memory, .. }: &Segment| {
+        entry.checked_sub(memory.start).is_some_and(|offset| offset < file.end - file.start)
+    };
+    if segments.iter().any(holds_entry) { Ok(()) } else { Err(ElfError::EntryOutside { field, entry }) }
 }
 
 fn read_header(image: &Image<'_>) -> Result<FileHeader<LittleEndian>, ElfError> {
@@ -333,7 +280,7 @@ fn loadable(image: &Image<'_>, index: usize, program: &ProgramHeader) -> Result<
     }
     let file = file_range(image, index, program)?;
     let end = address.checked_add(memory).ok_or(ElfError::Wraps { index, address, size: memory })?;
-    Ok((memory > 0).then_some(Segment { index, file, memory: address..end }))
+    Ok((memory > 0).then_some(Segment { occupant: Occupant::Segment(index), file, memory: address..end }))
 }
 
 /// The PVH entry in the notes of a `PT_NOTE`.

@@ -6,13 +6,16 @@ use super::image::{Image, ReadError};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Elf,
+    BzImage,
     /// Nothing that can be booted; the text completes "the kernel is …".
     Other(String),
 }
 
-/// Offset, bytes, and what a file that has them there is. First match wins: a bzImage may begin with `MZ` too.
-const SIGNATURES: [(usize, &[u8], &str); 11] = [
-    (0x202, b"HdrS", "a Linux bzImage"),
+/// The magic of a bzImage, which may begin with `MZ` too, and its offset.
+const BZIMAGE: (usize, &[u8]) = (0x202, b"HdrS");
+
+/// Offset, bytes, and what a file that has them there is.
+const SIGNATURES: [(usize, &[u8], &str); 10] = [
     (0, b"\x1f\x8b", "gzip-compressed"),
     (0, b"\xfd7zXZ\0", "xz-compressed"),
     (0, b"\x28\xb5\x2f\xfd", "zstd-compressed"),
@@ -36,6 +39,9 @@ pub(super) fn sniff(image: &Image<'_>) -> Result<Format, ReadError> {
     image.read_at(0, head)?;
     if head.starts_with(b"\x7fELF") {
         return Ok(Format::Elf);
+    }
+    if head.get(BZIMAGE.0..) == Some(BZIMAGE.1) {
+        return Ok(Format::BzImage);
     }
     let known =
         SIGNATURES.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
@@ -74,7 +80,9 @@ mod tests {
         let mut file = vec![0; 0x400];
         file[..2].copy_from_slice(b"MZ");
         file[0x202..0x206].copy_from_slice(b"HdrS");
-        assert_eq!(sniffed(&file), Format::Other("a Linux bzImage".to_owned()));
+        assert_eq!(sniffed(&file), Format::BzImage);
+        file[0x203] = b'D';
+        assert_eq!(sniffed(&file), Format::Other("a PE executable".to_owned()));
     }
 
     #[test]

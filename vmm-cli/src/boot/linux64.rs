@@ -1,19 +1,17 @@
 //! The 64-bit Linux boot protocol: `boot_params`, identity-mapped page tables and the GDT.
 //!
-//! Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol", and `zero-page.rst`.
+//! Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol".
 
-use std::mem::offset_of;
 use std::ops::Range;
 
-use linux_loader::bootparam::{boot_e820_entry, boot_params};
-
-use super::place::{Layout, PAGE};
-use super::{Blob, BootError, BootRegs, E820Entry, Prepared, Request};
+use super::cmdline::CmdlineError;
+use super::place::{Layout, Occupant, PAGE, PlaceError};
+use super::setup_header::SetupHeader;
+use super::zero_page::{self, ZeroPage};
+use super::{Blob, BootError, BootRegs, Prepared, Request};
 
 /// Guest-physical addresses from 0 that are mapped onto themselves at the start.
 pub(super) const MAPPED: u64 = 1 << 32;
-/// Limit for the initrd: the protocol's `initrd_addr_max` for a kernel that does not name one is 0x37ffffff.
-const INITRD_BELOW: u64 = 0x3800_0000;
 
 const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE_PAGE: u64 = 1 << 7;
@@ -28,23 +26,27 @@ const TABLES: usize = 2 + DIRECTORIES;
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const GDT_LIMIT: u16 = 8 * 4 - 1;
 
-const BOOT_FLAG: u16 = 0xaa55;
-/// Protocol 2.12, the first that describes a 64-bit entry.
-const VERSION: u16 = 0x020c;
-/// A loader without a number of its own; a kernel ignores the initrd of loader 0.
-const TYPE_OF_LOADER: u8 = 0xff;
-
-/// Lays out `boot_params`, page tables, GDT, command line and the initrd.
-pub(super) fn prepare(entry: u64, layout: &mut Layout, request: &Request<'_>) -> Result<Prepared, BootError> {
+/// Lays out `boot_params`, page tables, GDT, command line and the initrd, within the limits of `header`.
+pub(super) fn prepare(
+    entry: u64,
+    header: SetupHeader,
+    layout: &mut Layout,
+    request: &Request<'_>,
+) -> Result<Prepared, BootError> {
+    let (length, limit) = (request.cmdline.len() - 1, header.cmdline_size());
+    if u32::try_from(length).map_or(true, |length| length > limit) {
+        return Err(CmdlineError::KernelLimit { length, limit }.into());
+    }
     let mut lowest =
         |size: usize, align, name| layout.lowest(size as u64, align, name).map_err(BootError::Structures);
-    let boot_params = u64::from(lowest(size_of::<boot_params>(), PAGE, "boot_params")?);
+    let boot_params = u64::from(lowest(zero_page::SIZE, PAGE, "boot_params")?);
     let page_table = u64::from(lowest(TABLES * TABLE_ENTRIES * 8, PAGE, "the page tables")?);
     let gdt = u64::from(lowest(size_of_val(&GDT), 8, "the GDT")?);
     let cmdline = lowest(request.cmdline.len(), 1, "the command line")?;
-    let initrd = request.place_initrd(layout, INITRD_BELOW)?;
+    let initrd = request.place_initrd(|size| place_initrd(&header, layout, size))?;
+    let zero_page = ZeroPage { header, cmdline, initrd: initrd.as_ref(), platform: request.platform };
     let blobs = vec![
-        Blob { address: boot_params, bytes: zero_page(layout, request.map, cmdline, initrd.as_ref()) },
+        Blob { address: boot_params, bytes: zero_page.into_bytes() },
         Blob { address: page_table, bytes: page_tables(page_table) },
         Blob { address: gdt, bytes: words(&GDT) },
         Blob { address: u64::from(cmdline), bytes: request.cmdline.clone() },
@@ -53,28 +55,15 @@ pub(super) fn prepare(entry: u64, layout: &mut Layout, request: &Request<'_>) ->
     Ok(Prepared { entry, blobs, initrd })
 }
 
-/// The bytes of `boot_params`. Written field by field: linux-loader gives the structure no safe view as bytes.
-fn zero_page(layout: &Layout, map: &[E820Entry], cmdline: u32, initrd: Option<&Range<u64>>) -> Vec<u8> {
-    let mut page = vec![0; size_of::<boot_params>()];
-    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-    put(offset_of!(boot_params, hdr.boot_flag), &BOOT_FLAG.to_le_bytes());
-    put(offset_of!(boot_params, hdr.header), b"HdrS");
-    put(offset_of!(boot_params, hdr.version), &VERSION.to_le_bytes());
-    put(offset_of!(boot_params, hdr.type_of_loader), &[TYPE_OF_LOADER]);
-    put(offset_of!(boot_params, hdr.cmd_line_ptr), &cmdline.to_le_bytes());
-    if let Some(Range { start, end }) = initrd {
-        // Both are below INITRD_BELOW: their upper halves, which have fields of their own, stay 0.
-        put(offset_of!(boot_params, hdr.ramdisk_image), &start.to_le_bytes()[..4]);
-        put(offset_of!(boot_params, hdr.ramdisk_size), &(end - start).to_le_bytes()[..4]);
+/// Below the kernel's limit by preference, and where that has no room above 4 GiB if the kernel allows it.
+fn place_initrd(header: &SetupHeader, layout: &mut Layout, size: u64) -> Result<Range<u64>, PlaceError> {
+    let limit = u64::from(header.initrd_addr_max()) + 1;
+    match layout.highest(size, limit, Occupant::Initrd) {
+        Err(no_room) if header.takes_initrd_above_4_gib() => {
+            layout.highest(size, u64::MAX, Occupant::Initrd).map_err(|_| no_room)
+        }
+        placed => placed,
     }
-    put(offset_of!(boot_params, e820_entries), &[layout.map_entries()]);
-    for (index, entry) in map.iter().enumerate() {
-        let at = offset_of!(boot_params, e820_table) + index * size_of::<boot_e820_entry>();
-        put(at + offset_of!(boot_e820_entry, addr), &entry.start.to_le_bytes());
-        put(at + offset_of!(boot_e820_entry, size), &entry.size.to_le_bytes());
-        put(at + offset_of!(boot_e820_entry, r#type), &entry.kind.number().to_le_bytes());
-    }
-    page
 }
 
 /// PML4, page directory pointers and directories at `base`, in this order: 4 GiB in pages of 2 MiB.

@@ -1,11 +1,11 @@
 //! Boot: puts a kernel, its initrd and its command line into guest RAM and says where the first vCPU starts.
 //!
-//! Two protocols, told apart by the content of the kernel image, never by its name:
+//! Two protocols and two formats of a kernel, told apart by the content of its file, never by its name:
 //!
 //! - **PVH**: an ELF file, 32- or 64-bit, with the note `XEN_ELFNOTE_PHYS32_ENTRY`. The vCPU starts in 32-bit
 //!   protected mode without paging, ebx = `hvm_start_info` (Xen `docs/misc/pvh.pandoc` and
 //!   `include/public/arch-x86/hvm/start_info.h`).
-//! - **Linux64**: an ELF64 file without that note. The vCPU starts in long mode on identity-mapped page tables,
+//! - **Linux64**: an ELF64 file without that note, or a bzImage with a 64-bit entry. The vCPU starts in long mode on identity-mapped page tables,
 //!   rsi = `boot_params` (Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
 //!
 //! Loading is two steps. A plan reads the headers, checks every field against the file and the RAM map, and gives
@@ -14,35 +14,42 @@
 //! is not in the file (`p_memsz > p_filesz`, the BSS). Guest RAM is fresh anonymous memory at every load, a restart
 //! included, so the BSS reads as zero without touching, and paying for, its pages.
 //!
-//! linux-loader lends its structures but not its ELF loader: that one takes ELF64 only, does not bound `p_memsz`,
-//! accepts overlapping segments and entry points outside RAM, and cuts an 8-byte PVH entry to 4.
+//! linux-loader lends its structures but not its loaders. That for ELF takes ELF64 only, does not bound `p_memsz`,
+//! accepts overlapping segments and entry points outside RAM, and cuts an 8-byte PVH entry to 4; that for bzImage takes
+//! kernels without a 64-bit entry and ignores `init_size`.
 
+mod bzimage;
 mod cmdline;
 mod elf;
 mod format;
 mod image;
+mod kernel;
 mod linux64;
 mod note;
 mod place;
 mod pvh;
+mod setup_header;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod zero_page;
 
 use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 use vmm_vcpu::x86_64::BootRegs;
 
+pub use bzimage::BzImageError;
 pub use cmdline::CmdlineError;
 pub use elf::ElfError;
 pub use image::{Image, OpenError, ReadError};
+pub use kernel::KernelError;
 pub use note::NoteError;
 pub use place::{Occupant, PlaceError};
 
-use elf::EntryPoint;
 use format::Format;
+use kernel::{EntryPoint, Kernel, Segment};
 use place::Layout;
 
 /// What a range of guest-physical addresses is to the guest.
@@ -75,6 +82,16 @@ pub struct E820Entry {
     pub kind: E820Kind,
 }
 
+/// The machine as a kernel is told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Platform<'a> {
+    /// The memory map, at most 128 entries.
+    pub map: &'a [E820Entry],
+    /// Guest-physical address of the ACPI root pointer (RSDP). Multiboot has no field for it: such a kernel finds it by
+    /// the scan of 0xe0000 to 0xfffff that the ACPI specification describes.
+    pub rsdp: Option<u64>,
+}
+
 /// What is to be booted.
 #[derive(Debug)]
 pub struct BootSource<'a> {
@@ -91,10 +108,11 @@ pub struct BootSource<'a> {
 pub struct Inspection {
     /// The entry state that [`load`] would give.
     pub entry: BootRegs,
-    /// From the first to the last byte of the kernel's segments, gaps and BSS included.
-    pub kernel: Range<u64>,
     /// The bytes of the initrd.
     pub initrd: Option<Range<u64>>,
+    /// Every range that is taken, by address: the kernel's segments with their BSS, the protocol's structures, the
+    /// initrd.
+    pub taken: Vec<Range<u64>>,
 }
 
 /// Why a guest cannot be loaded. The command line, the images and the amount of RAM are the user's to mend.
@@ -114,21 +132,21 @@ pub enum BootError {
         /// What happened.
         source: ReadError,
     },
-    /// The kernel is not an ELF file.
-    #[error("kernel {image} is {found}; this version boots ELF kernels (vmlinux) only")]
+    /// The kernel is in no format that can be booted.
+    #[error("kernel {image} is {found}; it must be a bzImage (vmlinuz) or an ELF file (vmlinux)")]
     Format {
         /// Name of the image.
         image: String,
         /// What it is instead.
         found: String,
     },
-    /// The kernel is an ELF file that cannot be loaded.
+    /// The kernel cannot be loaded.
     #[error("kernel {image}")]
     Kernel {
         /// Name of the image.
         image: String,
         /// The field at fault.
-        source: ElfError,
+        source: KernelError,
     },
     /// The initrd has no place in RAM.
     #[error("initrd {image}")]
@@ -153,17 +171,17 @@ pub enum BootError {
 
 /// Loads `source` into `memory`.
 ///
-/// `map` is the memory map that the guest is given: all writes stay inside its RAM entries, which `memory` must
-/// cover and which must read as zero. The images are read only now; each may be loaded again for a restart.
+/// All writes stay inside the RAM entries of `platform`'s memory map, which `memory` must cover and which must read as
+/// zero. The images are read only now; each may be loaded again for a restart.
 ///
 /// # Errors
 ///
 /// [`BootError`]; guest memory is written only when everything but the images' contents has been checked.
-pub fn load<M>(memory: &M, map: &[E820Entry], source: &BootSource<'_>) -> Result<BootRegs, BootError>
+pub fn load<M>(memory: &M, platform: &Platform<'_>, source: &BootSource<'_>) -> Result<BootRegs, BootError>
 where
     M: GuestMemory + ?Sized,
 {
-    let plan = Plan::new(map, source)?;
+    let plan = Plan::new(platform, source)?;
     plan.write(memory, source)?;
     Ok(plan.prepared.entry)
 }
@@ -173,9 +191,13 @@ where
 /// # Errors
 ///
 /// [`BootError`], as [`load`] would give it.
-pub fn inspect(map: &[E820Entry], source: &BootSource<'_>) -> Result<Inspection, BootError> {
-    let plan = Plan::new(map, source)?;
-    Ok(Inspection { entry: plan.prepared.entry, kernel: plan.kernel.span(), initrd: plan.prepared.initrd })
+pub fn inspect(platform: &Platform<'_>, source: &BootSource<'_>) -> Result<Inspection, BootError> {
+    let plan = Plan::new(platform, source)?;
+    let mut taken: Vec<_> = plan.segments.into_iter().map(|segment| segment.memory).collect();
+    taken.extend(plan.prepared.blobs.iter().map(|blob| blob.address..blob.address + blob.bytes.len() as u64));
+    taken.extend(plan.prepared.initrd.clone());
+    taken.sort_unstable_by_key(|range| range.start);
+    Ok(Inspection { entry: plan.prepared.entry, initrd: plan.prepared.initrd, taken })
 }
 
 /// Bytes with their guest-physical address.
@@ -196,19 +218,21 @@ struct Prepared {
 /// What a protocol has to hand to the kernel.
 #[derive(Debug)]
 struct Request<'a> {
-    map: &'a [E820Entry],
+    platform: &'a Platform<'a>,
     /// With its NUL.
     cmdline: Vec<u8>,
     initrd: Option<&'a Image<'a>>,
 }
 
 impl Request<'_> {
-    /// Places the initrd, if there is one, as high as possible below `below`.
-    fn place_initrd(&self, layout: &mut Layout, below: u64) -> Result<Option<Range<u64>>, BootError> {
+    /// Places the initrd, if there is one, by its size.
+    fn place_initrd(
+        &self,
+        place: impl FnOnce(u64) -> Result<Range<u64>, PlaceError>,
+    ) -> Result<Option<Range<u64>>, BootError> {
         self.initrd
             .map(|image| {
-                layout
-                    .highest(image.len(), below, Occupant::Initrd)
+                place(image.len())
                     .map_err(|source| BootError::Initrd { image: image.name().to_owned(), source })
             })
             .transpose()
@@ -218,37 +242,31 @@ impl Request<'_> {
 /// Every range that a load writes, and the entry state.
 #[derive(Debug)]
 struct Plan {
-    kernel: elf::Kernel,
+    segments: Vec<Segment>,
     prepared: Prepared,
 }
 
 impl Plan {
-    fn new(map: &[E820Entry], source: &BootSource<'_>) -> Result<Self, BootError> {
-        let mut layout = Layout::new(map).map_err(BootError::Map)?;
-        let request =
-            Request { map, cmdline: cmdline::terminated(source.cmdline)?, initrd: source.initrd.as_ref() };
-        let image = || source.kernel.name().to_owned();
-        match format::sniff(&source.kernel).map_err(|source| BootError::Read { image: image(), source })? {
-            Format::Elf => {}
-            Format::Other(found) => {
-                return Err(BootError::Format { image: image(), found });
-            }
-        }
-        let kernel = elf::parse(&source.kernel)
-            .and_then(|kernel| kernel.claim(&mut layout).map(|()| kernel))
-            .map_err(|source| BootError::Kernel { image: image(), source })?;
-        let prepared = match kernel.entry {
-            EntryPoint::Pvh(entry) => pvh::prepare(entry, &mut layout, &request)?,
-            EntryPoint::Linux64(entry) => linux64::prepare(entry, &mut layout, &request)?,
+    fn new(platform: &Platform<'_>, source: &BootSource<'_>) -> Result<Self, BootError> {
+        let mut layout = Layout::new(platform.map).map_err(BootError::Map)?;
+        let request = Request {
+            platform,
+            cmdline: cmdline::terminated(source.cmdline)?,
+            initrd: source.initrd.as_ref(),
         };
-        Ok(Self { kernel, prepared })
+        let Kernel { segments, entry } = kernel(&source.kernel, &mut layout)?;
+        let prepared = match entry {
+            EntryPoint::Pvh(entry) => pvh::prepare(entry, &mut layout, &request)?,
+            EntryPoint::Linux64 { entry, header } => linux64::prepare(entry, header, &mut layout, &request)?,
+        };
+        Ok(Self { segments, prepared })
     }
 
     fn write<M>(&self, memory: &M, source: &BootSource<'_>) -> Result<(), BootError>
     where
         M: GuestMemory + ?Sized,
     {
-        for segment in &self.kernel.segments {
+        for segment in &self.segments {
             copy(&source.kernel, segment.file.clone(), memory, segment.memory.start)?;
         }
         if let (Some(image), Some(range)) = (&source.initrd, &self.prepared.initrd) {
@@ -261,6 +279,17 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Reads the headers of a kernel of any format and takes its RAM.
+fn kernel(image: &Image<'_>, layout: &mut Layout) -> Result<Kernel, BootError> {
+    let name = || image.name().to_owned();
+    let kernel = match format::sniff(image).map_err(|source| BootError::Read { image: name(), source })? {
+        Format::Elf => elf::load(image, layout),
+        Format::BzImage => bzimage::load(image, layout).map_err(KernelError::from),
+        Format::Other(found) => return Err(BootError::Format { image: name(), found }),
+    };
+    kernel.map_err(|source| BootError::Kernel { image: name(), source })
 }
 
 /// Copies a range of an image to a guest-physical address.

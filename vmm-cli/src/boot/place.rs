@@ -7,8 +7,8 @@ use super::{E820Entry, E820Kind};
 
 /// Bytes in a page.
 pub(super) const PAGE: u64 = 0x1000;
-/// Entries that both protocols can carry: `E820_MAX_ENTRIES_ZEROPAGE`.
-const MAX_MAP_ENTRIES: u8 = 128;
+/// Entries that every protocol can carry: `E820_MAX_ENTRIES_ZEROPAGE`.
+const MAX_MAP_ENTRIES: usize = 128;
 /// Where structures go by preference, from the address other loaders start at to the end of conventional memory…
 const STRUCTURES: Range<u64> = 0x6000..0xa_0000;
 /// … and, when that is full, the pages before it. Page 0 is never used: an address of 0 means "not present".
@@ -19,6 +19,8 @@ const SPARE: Range<u64> = PAGE..STRUCTURES.start;
 pub enum Occupant {
     /// Not for the guest to use.
     Reserved,
+    /// A kernel in one piece.
+    Kernel,
     /// The kernel segment of this program header.
     Segment(usize),
     /// A structure of the boot protocol.
@@ -31,6 +33,7 @@ impl fmt::Display for Occupant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reserved => write!(f, "a reserved range"),
+            Self::Kernel => write!(f, "the kernel"),
             Self::Segment(index) => write!(f, "program header {index}"),
             Self::Structure(name) => write!(f, "{name}"),
             Self::Initrd => write!(f, "the initrd"),
@@ -94,7 +97,6 @@ pub enum PlaceError {
 /// RAM and its occupants. Occupied ranges never overlap.
 #[derive(Debug)]
 pub(super) struct Layout {
-    map_entries: u8,
     /// Sorted by address.
     ram: Vec<Range<u64>>,
     taken: Vec<(Range<u64>, Occupant)>,
@@ -103,11 +105,10 @@ pub(super) struct Layout {
 impl Layout {
     /// The RAM of `map`, with the reserved ranges taken.
     pub(super) fn new(map: &[E820Entry]) -> Result<Self, PlaceError> {
-        let map_entries = u8::try_from(map.len())
-            .ok()
-            .filter(|entries| *entries <= MAX_MAP_ENTRIES)
-            .ok_or(PlaceError::TooManyEntries { entries: map.len() })?;
-        let mut layout = Self { map_entries, ram: Vec::new(), taken: Vec::new() };
+        if map.len() > MAX_MAP_ENTRIES {
+            return Err(PlaceError::TooManyEntries { entries: map.len() });
+        }
+        let mut layout = Self { ram: Vec::new(), taken: Vec::new() };
         for &E820Entry { start, size, kind } in map {
             let end =
                 start.checked_add(size).filter(|_| size > 0).ok_or(PlaceError::BadEntry { start, size })?;
@@ -118,11 +119,6 @@ impl Layout {
         }
         layout.ram.sort_unstable_by_key(|ram| ram.start);
         Ok(layout)
-    }
-
-    /// Number of entries in the memory map, at most 128.
-    pub(super) fn map_entries(&self) -> u8 {
-        self.map_entries
     }
 
     /// Takes `range`, which must be free and inside one RAM region.
@@ -155,6 +151,23 @@ impl Layout {
             .ok_or(PlaceError::NoRoom { occupant, size, below: STRUCTURES.end })?;
         self.taken.push((range, occupant));
         Ok(address)
+    }
+
+    /// Takes the lowest free `size` bytes of `window` at a multiple of `align`.
+    pub(super) fn lowest_in(
+        &mut self,
+        window: &Range<u64>,
+        size: u64,
+        align: u64,
+        occupant: Occupant,
+    ) -> Result<Range<u64>, PlaceError> {
+        let range = self.first_fit(size, align, window).ok_or(PlaceError::NoRoom {
+            occupant,
+            size,
+            below: window.end,
+        })?;
+        self.taken.push((range.clone(), occupant));
+        Ok(range)
     }
 
     /// Takes the highest free `size` bytes, from a page boundary on, that end at or below `below`.

@@ -7,23 +7,25 @@ use linux_loader::start_info::{
 };
 use vm_memory::ByteValued;
 
-use super::place::Layout;
+use super::place::{Layout, Occupant};
 use super::{Blob, BootError, BootRegs, Prepared, Request};
 
 /// The initrd may be anywhere in the address space of 32-bit code.
 const INITRD_BELOW: u64 = 1 << 32;
 
 /// Lays out one block (start info, memory map, module list, command line) and the initrd.
+#[expect(clippy::cast_possible_truncation, reason = "the map has at most 128 entries")]
 pub(super) fn prepare(entry: u32, layout: &mut Layout, request: &Request<'_>) -> Result<Prepared, BootError> {
     let modules = usize::from(request.initrd.is_some());
+    let map = request.platform.map;
     let map_at = size_of::<hvm_start_info>();
-    let modules_at = map_at + request.map.len() * size_of::<hvm_memmap_table_entry>();
+    let modules_at = map_at + map.len() * size_of::<hvm_memmap_table_entry>();
     let cmdline_at = modules_at + modules * size_of::<hvm_modlist_entry>();
     let size = cmdline_at + request.cmdline.len();
     let start_info = layout
         .lowest(size as u64, align_of::<hvm_start_info>() as u64, "hvm_start_info")
         .map_err(BootError::Structures)?;
-    let initrd = request.place_initrd(layout, INITRD_BELOW)?;
+    let initrd = request.place_initrd(|size| layout.highest(size, INITRD_BELOW, Occupant::Initrd))?;
 
     let address = u64::from(start_info);
     let info = hvm_start_info {
@@ -32,12 +34,13 @@ pub(super) fn prepare(entry: u32, layout: &mut Layout, request: &Request<'_>) ->
         nr_modules: u32::from(initrd.is_some()),
         modlist_paddr: if initrd.is_some() { address + modules_at as u64 } else { 0 },
         cmdline_paddr: address + cmdline_at as u64,
+        rsdp_paddr: request.platform.rsdp.unwrap_or(0),
         memmap_paddr: address + map_at as u64,
-        memmap_entries: u32::from(layout.map_entries()),
+        memmap_entries: map.len() as u32,
         ..Default::default()
     };
     let mut bytes = info.as_slice().to_vec();
-    for entry in request.map {
+    for entry in map {
         let entry = hvm_memmap_table_entry {
             addr: entry.start,
             size: entry.size,

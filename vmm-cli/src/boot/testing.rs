@@ -8,7 +8,7 @@ use elf::file::{Class, FileHeader};
 use elf::segment::ProgramHeader;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{E820Entry, E820Kind};
+use super::{E820Entry, E820Kind, Platform};
 
 /// Where the writer puts the first segment's bytes; the headers lie before it.
 pub const DATA: usize = 0x200;
@@ -150,6 +150,68 @@ pub fn pvh_kernel(class: Class) -> TestElf {
 /// A kernel without a note, entered 8 bytes into its code.
 pub fn linux64_kernel() -> TestElf {
     sample(Class::ELF64).entry(0x10_0008)
+}
+
+/// Where the fields of the setup header are in a bzImage, as boot.rst has them.
+pub mod field {
+    pub const SETUP_SECTS: usize = 0x1f1;
+    pub const SYSSIZE: usize = 0x1f4;
+    pub const BOOT_FLAG: usize = 0x1fe;
+    pub const JUMP_LENGTH: usize = 0x201;
+    pub const HEADER: usize = 0x202;
+    pub const VERSION: usize = 0x206;
+    pub const LOADFLAGS: usize = 0x211;
+    pub const CODE32_START: usize = 0x214;
+    pub const INITRD_ADDR_MAX: usize = 0x22c;
+    pub const KERNEL_ALIGNMENT: usize = 0x230;
+    pub const RELOCATABLE_KERNEL: usize = 0x234;
+    pub const MIN_ALIGNMENT: usize = 0x235;
+    pub const XLOADFLAGS: usize = 0x236;
+    pub const CMDLINE_SIZE: usize = 0x238;
+    pub const PREF_ADDRESS: usize = 0x258;
+    pub const INIT_SIZE: usize = 0x260;
+}
+
+/// A bzImage in the making. Tests change its fields before they take its bytes.
+#[derive(Clone)]
+pub struct TestBzImage(pub Vec<u8>);
+
+impl TestBzImage {
+    /// Bytes of the kernel proper, the sample's code at its 64-bit entry.
+    pub const CODE_SIZE: usize = 0x400;
+    /// Where it starts in the file.
+    pub const CODE: usize = 0x400;
+
+    /// Protocol 2.15, relocatable, with a 64-bit entry; prefers 1 MiB and needs 32 KiB there.
+    pub fn new() -> Self {
+        let mut file = vec![0xcc; Self::CODE + Self::CODE_SIZE];
+        file[0x1f1..0x268].fill(0);
+        file[Self::CODE + 0x200..][..CODE.len()].copy_from_slice(&CODE);
+        Self(file)
+            .with(field::SETUP_SECTS, [1])
+            .with(field::SYSSIZE, 0x40_u32.to_le_bytes())
+            .with(field::BOOT_FLAG, [0x55, 0xaa, 0xeb, 0x6a])
+            .with(field::HEADER, *b"HdrS\x0f\x02")
+            .with(field::LOADFLAGS, [1])
+            .with(field::CODE32_START, 0x10_0000_u32.to_le_bytes())
+            .with(field::INITRD_ADDR_MAX, 0x7fff_ffff_u32.to_le_bytes())
+            .with(field::KERNEL_ALIGNMENT, 0x1_0000_u32.to_le_bytes())
+            .with(field::RELOCATABLE_KERNEL, [1, 12])
+            .with(field::XLOADFLAGS, [3, 0])
+            .with(field::CMDLINE_SIZE, 2047_u32.to_le_bytes())
+            .with(field::PREF_ADDRESS, 0x10_0000_u64.to_le_bytes())
+            .with(field::INIT_SIZE, 0x8000_u32.to_le_bytes())
+    }
+
+    pub fn with<const N: usize>(mut self, at: usize, bytes: [u8; N]) -> Self {
+        self.0[at..at + N].copy_from_slice(&bytes);
+        self
+    }
+}
+
+/// The platform of `map`, without ACPI.
+pub const fn platform(map: &[E820Entry]) -> Platform<'_> {
+    Platform { map, rsdp: None }
 }
 
 pub const fn ram(start: u64, size: u64) -> E820Entry {

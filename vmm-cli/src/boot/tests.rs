@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::tempfile::TempFile;
 
-use super::elf::Segment;
+use super::kernel::Segment;
 use super::testing::{
-    CODE, DATA_BYTES, Guest, SMALL_MAP, TestElf, linux64_kernel, pvh_kernel, ram, reserved,
+    CODE, DATA_BYTES, Guest, SMALL_MAP, TestBzImage, TestElf, field, linux64_kernel, platform, pvh_kernel,
+    ram, reserved,
 };
 use super::*;
 
@@ -26,16 +27,16 @@ fn source<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>, cmdline: &'a str) -> B
 /// Loads into fresh memory; both the entry that `load` gives and the plan of `inspect` must agree.
 fn loaded(map: &[E820Entry], source: &BootSource<'_>) -> (Guest, Inspection) {
     let guest = Guest::new(map);
-    let inspection = inspect(map, source).unwrap();
-    assert_eq!(load(&guest.memory, map, source).unwrap(), inspection.entry);
+    let inspection = inspect(&platform(map), source).unwrap();
+    assert_eq!(load(&guest.memory, &platform(map), source).unwrap(), inspection.entry);
     assert!(guest.only_ram_was_written());
     (guest, inspection)
 }
 
 fn error(map: &[E820Entry], source: &BootSource<'_>) -> BootError {
     let guest = Guest::new(map);
-    let error = load(&guest.memory, map, source).unwrap_err();
-    assert_eq!(inspect(map, source).unwrap_err().to_string(), error.to_string());
+    let error = load(&guest.memory, &platform(map), source).unwrap_err();
+    assert_eq!(inspect(&platform(map), source).unwrap_err().to_string(), error.to_string());
     let end = usize::try_from(map.iter().map(|entry| entry.start + entry.size).max().unwrap()).unwrap();
     let written = guest.bytes(0, end).iter().any(|byte| !matches!(byte, 0 | 0xa5));
     assert!(!written, "a refused load wrote guest memory");
@@ -86,7 +87,7 @@ fn pvh_hands_over_start_info_memory_map_module_and_command_line() {
         let (guest, inspection) = loaded(&SMALL_MAP, &source(&kernel, Some(&initrd), "console=ttyS0"));
         let BootRegs::Pvh { entry, start_info } = inspection.entry else { panic!("{:?}", inspection.entry) };
         assert_eq!((entry, start_info), (0x10_0004, 0x6000));
-        assert_eq!(inspection.kernel, 0x10_0000..0x10_6000);
+        assert_eq!(inspection.taken[1..3], [0x10_0000..0x10_0018, 0x10_4000..0x10_6000]);
 
         // Offsets from Xen's start_info.h.
         let info = u64::from(start_info);
@@ -133,7 +134,7 @@ fn linux64_hands_over_boot_params() {
     // Offsets from zero-page.rst and boot.rst.
     let at = |offset| boot_params + offset;
     assert_eq!(guest.bytes(at(0x1fe), 2), [0x55, 0xaa]);
-    assert_eq!(guest.bytes(at(0x202), 6), *b"HdrS\x0c\x02");
+    assert_eq!(guest.bytes(at(0x202), 6), *b"HdrS\x0e\x02");
     assert_eq!(guest.bytes(at(0x210), 1), [0xff]);
     assert_eq!(guest.bytes(u64::from(guest.u32(at(0x228))), 14), b"root=/dev/vda\0");
     let start = 0x20_0000 - 0x2000;
@@ -149,6 +150,103 @@ fn linux64_hands_over_boot_params() {
     }
     assert!(guest.bytes(at(0x2d0 + 60), 0x1000 - 0x2d0 - 60).iter().all(|byte| *byte == 0));
     assert_sample_is_loaded(&guest);
+}
+
+#[test]
+fn a_bzimage_gets_its_own_header_back_in_boot_params() {
+    let initrd = [0xee; 0x1234];
+    let image = TestBzImage::new();
+    let (guest, inspection) = loaded(&SMALL_MAP, &source(&image.0, Some(&initrd), "root=/dev/vda"));
+    let BootRegs::Linux64 { entry, boot_params, .. } = inspection.entry else {
+        panic!("{:?}", inspection.entry)
+    };
+    assert_eq!((entry, boot_params), (0x10_0200, 0x6000));
+    assert_eq!(guest.bytes(entry, CODE.len()), CODE);
+    assert_eq!(guest.bytes(0x10_0000, TestBzImage::CODE_SIZE), image.0[TestBzImage::CODE..]);
+
+    let start = 0x20_0000 - 0x2000;
+    assert_eq!(inspection.initrd, Some(start..start + 0x1234));
+    assert_eq!(guest.bytes(start, 0x1234), initrd);
+    let cmdline = guest.u32(boot_params + 0x228);
+    assert_eq!(guest.bytes(u64::from(cmdline), 14), b"root=/dev/vda\0");
+    let expected = image
+        .with(0x210, [0xff])
+        .with(0x218, (start as u32).to_le_bytes())
+        .with(0x21c, 0x1234_u32.to_le_bytes())
+        .with(0x228, cmdline.to_le_bytes());
+    assert_eq!(guest.bytes(boot_params + 0x1f1, 0x26c - 0x1f1), expected.0[0x1f1..0x26c]);
+    assert!(guest.bytes(boot_params, 0x1e8).iter().all(|byte| *byte == 0));
+    assert_eq!(guest.bytes(boot_params + 0x1e8, 9), [3, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(guest.bytes(boot_params + 0x26c, 0x2d0 - 0x26c).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn fault_c7_init_size_is_kept_free_of_initrd_and_structures() {
+    let image = TestBzImage::new()
+        .with(field::PREF_ADDRESS, 0x6000_u64.to_le_bytes())
+        .with(field::KERNEL_ALIGNMENT, 0x1000_u32.to_le_bytes())
+        .with(field::INIT_SIZE, 0x8_0000_u32.to_le_bytes());
+    let map = [ram(0, 0x9_f000)];
+    let (guest, inspection) = loaded(&map, &source(&image.0, Some(&[0xee; 0x1000]), "abc"));
+    assert_eq!(inspection.taken[0], 0x6000..0x8_6000);
+    assert!(guest.bytes(0x6400, 0x8_0000 - 0x400).iter().all(|byte| *byte == 0));
+    let error = error(&map, &source(&image.0, Some(&vec![0xee; 0x1_9000]), "abc"));
+    assert!(matches!(error, BootError::Initrd { .. }), "{error}");
+}
+
+#[test]
+fn fault_c8_the_initrd_of_a_bzimage_keeps_to_the_limit_of_its_header() {
+    let map = [ram(0, 0xa_0000), ram(0x10_0000, 0xf_0000), ram(1 << 32, 1 << 20)];
+    let placed = |image: TestBzImage, size| {
+        inspect(&platform(&map), &source(&image.0, Some(&vec![1; size]), "")).map(|plan| plan.initrd.unwrap())
+    };
+    let low = TestBzImage::new().with(field::INITRD_ADDR_MAX, 0x17_ffff_u32.to_le_bytes());
+    let only_64 = |image: TestBzImage| image.with(field::XLOADFLAGS, [1, 0]);
+    assert_eq!(placed(low.clone(), 0x1001).unwrap(), 0x17_e000..0x17_f001);
+    assert_eq!(placed(TestBzImage::new(), 0x1001).unwrap(), 0x1e_e000..0x1e_f001);
+    assert_eq!(placed(low.clone(), 0x9_0000).unwrap(), 0x1_0000..0xa_0000);
+    assert_eq!(placed(low.clone(), 0xa_0000).unwrap(), 0x1_0006_0000..0x1_0010_0000);
+    let text = chain(&placed(only_64(low), 0xa_0000).unwrap_err());
+    assert_eq!(text, "initrd initrd: no free RAM below 0x180000 for the 0xa0000 bytes of the initrd");
+}
+
+#[test]
+fn an_initrd_above_4_gib_is_told_in_both_halves() {
+    let map = [ram(0, 0xa_0000), ram(0x10_0000, 0x10_0000), ram(1 << 32, 1 << 20)];
+    let image = TestBzImage::new().with(field::INITRD_ADDR_MAX, [0; 4]);
+    let source = source(&image.0, Some(&[0xee; 0x1001]), "");
+    let plan = Plan::new(&platform(&map), &source).unwrap();
+    assert_eq!(plan.prepared.initrd, Some(0x1_000f_e000..0x1_000f_f001));
+    let page = &plan.prepared.blobs[0].bytes;
+    let word = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap());
+    assert_eq!((word(0x218), word(0xc0)), (0x000f_e000, 1));
+    assert_eq!((word(0x21c), word(0xc4)), (0x1001, 0));
+}
+
+#[test]
+fn fault_c8_a_command_line_longer_than_this_kernel_takes_is_refused() {
+    let image = TestBzImage::new().with(field::CMDLINE_SIZE, 255_u32.to_le_bytes());
+    loaded(&SMALL_MAP, &source(&image.0, None, &"a".repeat(255)));
+    let error = error(&SMALL_MAP, &source(&image.0, None, &"a".repeat(256)));
+    assert_eq!(
+        chain(&error),
+        "the kernel command line: is 256 bytes long; the limit of this kernel is 255 (cmdline_size)"
+    );
+}
+
+#[test]
+fn the_acpi_root_pointer_is_told_where_the_protocol_has_a_field_for_it() {
+    let rsdp = 0xe_0040;
+    let platform = Platform { map: &SMALL_MAP, rsdp: Some(rsdp) };
+    for (kernel, offset) in [
+        (pvh_kernel(Class::ELF32).build(), 32),
+        (linux64_kernel().build(), 0x70),
+        (TestBzImage::new().0, 0x70),
+    ] {
+        let guest = Guest::new(&SMALL_MAP);
+        load(&guest.memory, &platform, &source(&kernel, None, "")).unwrap();
+        assert_eq!(guest.u64(0x6000 + offset), rsdp);
+    }
 }
 
 #[test]
@@ -204,8 +302,9 @@ fn a_guest_of_1_mib_boots_by_both_protocols() {
 #[test]
 fn the_initrd_of_pvh_is_below_4_gib_and_that_of_linux64_below_0x38000000() {
     let map = [ram(0, 0xa_0000), ram(0x10_0000, 0xbff0_0000), ram(1 << 32, 1 << 32)];
-    let initrd =
-        |kernel: TestElf| inspect(&map, &source(&kernel.build(), Some(&[1; 0x1001]), "")).unwrap().initrd;
+    let initrd = |kernel: TestElf| {
+        inspect(&platform(&map), &source(&kernel.build(), Some(&[1; 0x1001]), "")).unwrap().initrd
+    };
     assert_eq!(initrd(pvh_kernel(Class::ELF64)), Some(0xbfff_e000..0xbfff_f001));
     assert_eq!(initrd(linux64_kernel()), Some(0x37ff_e000..0x37ff_f001));
 }
@@ -256,7 +355,7 @@ fn fault_c6_a_message_names_the_file_the_field_and_the_end_of_ram() {
     let pvh = kernel.pvh(&0x10_0000_u32.to_le_bytes()).build();
     assert_eq!(
         chain(&error(&SMALL_MAP, &source(&pvh, None, ""))),
-        "kernel kernel: program header 1: p_paddr 0x104000, p_memsz 0x4000000000000000: \
+        "kernel kernel: program header 1: \
          0x104000..0x4000000000104000 is not inside one region of RAM (RAM ends at 0x200000)"
     );
 }
@@ -266,7 +365,7 @@ fn a_file_that_is_no_elf_is_refused_by_what_it_is() {
     let message = |bytes: &[u8]| chain(&error(&SMALL_MAP, &source(bytes, None, "")));
     assert_eq!(
         message(b"\x1f\x8b\x08\0"),
-        "kernel kernel is gzip-compressed; this version boots ELF kernels (vmlinux) only"
+        "kernel kernel is gzip-compressed; it must be a bzImage (vmlinuz) or an ELF file (vmlinux)"
     );
     assert!(message(&[7; 100]).contains("it begins with [07, 07, 07, 07]"));
 }
@@ -275,7 +374,7 @@ fn a_file_that_is_no_elf_is_refused_by_what_it_is() {
 fn a_memory_map_that_cannot_be_handed_over_is_refused() {
     let kernel = linux64_kernel().build();
     for map in [vec![ram(0, 0)], vec![ram(u64::MAX, 2)], vec![reserved(0, 1); 129]] {
-        let error = inspect(&map, &source(&kernel, None, "")).unwrap_err();
+        let error = inspect(&platform(&map), &source(&kernel, None, "")).unwrap_err();
         assert!(matches!(error, BootError::Map(_)), "{error}");
     }
 }
@@ -286,7 +385,7 @@ fn guest_memory_that_lacks_the_ram_of_the_map_is_an_error() {
     let kernel = linux64_kernel().build();
     for (size, address) in [(0x10_0000_usize, 0x10_0000), (0x10_5000, 0x1f_f000)] {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), size)]).unwrap();
-        let error = load(&memory, &map, &source(&kernel, Some(&[1; 0x1000]), "")).unwrap_err();
+        let error = load(&memory, &platform(&map), &source(&kernel, Some(&[1; 0x1000]), "")).unwrap_err();
         let expected = matches!(
             error,
             BootError::Read { source: ReadError::Memory { address: found, .. }, .. } if found == address
@@ -294,7 +393,7 @@ fn guest_memory_that_lacks_the_ram_of_the_map_is_an_error() {
         assert!(expected, "{error:?}");
     }
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x10_0000), 0x10_0000)]).unwrap();
-    let error = load(&memory, &map, &source(&kernel, None, "")).unwrap_err();
+    let error = load(&memory, &platform(&map), &source(&kernel, None, "")).unwrap_err();
     assert!(matches!(error, BootError::Memory { address: 0x6000, .. }), "{error:?}");
 }
 
@@ -327,7 +426,7 @@ fn fault_c6_a_kernel_cut_while_it_is_open_is_an_error() {
     for length in [0x210, 0x100, 0x20, 0] {
         file.as_file().set_len(length).unwrap();
         let guest = Guest::new(&SMALL_MAP);
-        let text = chain(&load(&guest.memory, &SMALL_MAP, &source).unwrap_err());
+        let text = chain(&load(&guest.memory, &platform(&SMALL_MAP), &source).unwrap_err());
         assert!(text.contains("the file ended before"), "{length:#x}: {text}");
         assert!(guest.only_ram_was_written());
     }
@@ -339,6 +438,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         Just(pvh_kernel(Class::ELF32).build()),
         Just(pvh_kernel(Class::ELF64).build()),
         Just(linux64_kernel().build()),
+        Just(TestBzImage::new().0),
     ];
     let byte = prop_oneof![Just(0), Just(1), Just(0x10), Just(0x7f), Just(0x80), Just(0xff), any::<u8>()];
     (valid, prop::collection::vec((any::<prop::sample::Index>(), byte), 0..6), 0..64_usize).prop_map(
@@ -355,19 +455,19 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn fault_c6_whatever_the_image_says_only_ram_is_written_and_segments_are_whole(
+    fn fault_c6_c7_whatever_the_image_says_only_ram_is_written_and_segments_are_whole(
         image in mutated(),
         initrd in prop::option::of(1..0x3000_usize),
     ) {
         let initrd = initrd.map(|size| vec![0xee; size]);
         let guest = Guest::new(&SMALL_MAP);
         let source = source(&image, initrd.as_deref(), "console=ttyS0");
-        let plan = Plan::new(&SMALL_MAP, &source);
-        match load(&guest.memory, &SMALL_MAP, &source) {
+        let plan = Plan::new(&platform(&SMALL_MAP), &source);
+        match load(&guest.memory, &platform(&SMALL_MAP), &source) {
             Ok(entry) => {
                 let plan = plan.unwrap();
                 prop_assert_eq!(plan.prepared.entry, entry);
-                for Segment { file, memory, .. } in plan.kernel.segments {
+                for Segment { file, memory, .. } in plan.segments {
                     let mut expected = image[file.start as usize..file.end as usize].to_vec();
                     expected.resize((memory.end - memory.start) as usize, 0);
                     prop_assert!(guest.bytes(memory.start, expected.len()) == expected, "{:#x?}", memory);

@@ -10,8 +10,9 @@ mod terminal;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_devices::legacy::Serial;
 
@@ -30,8 +31,8 @@ const CHUNK: usize = 64;
 /// Most bytes of input that wait for a guest that does not read, as a terminal keeps them (`MAX_CANON`, termios(3)).
 const TYPED_AHEAD: usize = 4096;
 
-/// How often a process in the background looks for its terminal, in ms.
-const LOOK_FOR_TERMINAL: u16 = 500;
+/// How often a process in the background looks for its terminal.
+const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(500);
 
 /// The open console. Dropped, it has written what can be written and the terminal is as it was.
 #[derive(Debug)]
@@ -164,11 +165,8 @@ impl Console {
 
     /// How long a wait may last: for ever, but for a process in the background of its terminal, which nothing tells that
     /// it has come to the foreground.
-    pub(crate) fn patience(&self) -> PollTimeout {
-        match self.backend.stdin() {
-            Some(stdin) if stdin.is_away() => PollTimeout::from(LOOK_FOR_TERMINAL),
-            _ => PollTimeout::NONE,
-        }
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.backend.stdin().filter(|stdin| stdin.is_away()).map(|_| LOOK_FOR_TERMINAL)
     }
 
     /// Gives the guest as much of what waits as it takes.

@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex};
 use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
 use vmm_core::seam::{DoorbellFds, IrqFds};
 use vmm_core::{Kvm, Vm, VmEvents};
-use vmm_devices::BusDevice;
+use vmm_devices::acpi::{GenericEvents, PowerControl};
 use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, I8042, I8042Data, ResetControl, Serial};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
+use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
-use super::layout::{SELFTEST_BASE, SELFTEST_PORTS};
+use super::layout::{
+    COM1, EVENTS_LINE, EVENTS_PORT, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE, SELFTEST_PORTS,
+    SERIAL_LINE,
+};
+use super::power::PowerButton;
 use crate::console::Console;
 use crate::outcome::Failure;
 
-/// Irqchip pins, as on a PC.
-const SERIAL_LINE: u32 = 4;
-const SELFTEST_LINE: u32 = 5;
-
 /// Ports, as on a PC.
-const COM1: u64 = 0x3f8;
 const I8042_DATA_PORT: u64 = 0x60;
 const I8042_COMMAND_PORT: u64 = 0x64;
 const CMOS_PORTS: (u64, u64) = (0x70, 2);
@@ -48,7 +48,7 @@ impl Devices {
     ) -> Result<Arc<Serial>, Failure> {
         let interrupt = self.line(SERIAL_LINE, "serial")?;
         let serial = Arc::new(Serial::new(interrupt, console.output(), console.on_drained()));
-        self.port((COM1, Serial::PORTS), "serial", Arc::clone(&serial) as Arc<dyn BusDevice>)?;
+        self.port((COM1.into(), Serial::PORTS), "serial", Arc::clone(&serial) as Arc<dyn BusDevice>)?;
         self.port((I8042_DATA_PORT, 1), "i8042 data", Arc::new(I8042Data))?;
         self.port((I8042_COMMAND_PORT, 1), "i8042 command", Arc::new(I8042::new(events.clone())))?;
         self.port(CMOS_PORTS, "cmos", Arc::new(Mutex::new(Cmos::default())))?;
@@ -58,16 +58,24 @@ impl Devices {
         Ok(serial)
     }
 
+    /// Adds the devices that the ACPI tables describe beside the serial port; returns the power button.
+    pub(super) fn add_acpi(&mut self, vm: &Arc<Vm>, events: &VmEvents) -> Result<PowerButton, Failure> {
+        let power = Arc::new(PowerControl::new(events.clone()));
+        self.port((POWER_PORTS.into(), PowerControl::LENGTH), "acpi power", power)?;
+        let generic = Arc::new(GenericEvents::new(self.line(EVENTS_LINE, "acpi events")?));
+        self.port((EVENTS_PORT.into(), GenericEvents::LENGTH), "acpi events", Arc::clone(&generic) as _)?;
+        let pvpanic = Arc::new(Pvpanic::new(events.clone()));
+        self.mmio((PVPANIC_BASE.into(), Pvpanic::LENGTH), "pvpanic", pvpanic)?;
+        Ok(PowerButton::new(generic, Arc::clone(vm), EVENTS_LINE))
+    }
+
     /// Adds the self-test device.
     pub(super) fn add_selftest(&mut self, kvm: &Kvm, vm: &Arc<Vm>, events: &VmEvents) -> Result<(), Failure> {
         let trigger = self.line(SELFTEST_LINE, "selftest")?;
         let placement = Placement { base: SELFTEST_BASE, ports: SELFTEST_PORTS, line: SELFTEST_LINE };
         let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(vm) as Arc<dyn DoorbellFds>);
         let device = Selftest::new(placement, trigger, doorbells, events).map_err(Failure::host_cannot)?;
-        self.exits
-            .mmio
-            .insert(SELFTEST_BASE, selftest::MMIO_LENGTH, "selftest", Arc::new(device))
-            .map_err(Failure::internal)?;
+        self.mmio((SELFTEST_BASE, selftest::MMIO_LENGTH), "selftest", Arc::new(device))?;
         let ports = (u64::from(SELFTEST_PORTS), selftest::PORTS);
         self.port(ports, "selftest ports", Arc::new(SelftestPorts::default()))
     }
@@ -86,5 +94,14 @@ impl Devices {
         device: Arc<dyn BusDevice>,
     ) -> Result<(), Failure> {
         self.exits.pio.insert(start, length, name, device).map_err(Failure::internal)
+    }
+
+    fn mmio(
+        &mut self,
+        (start, length): (u64, u64),
+        name: &'static str,
+        device: Arc<dyn BusDevice>,
+    ) -> Result<(), Failure> {
+        self.exits.mmio.insert(start, length, name, device).map_err(Failure::internal)
     }
 }

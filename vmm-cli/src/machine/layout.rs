@@ -8,9 +8,31 @@ use crate::boot::{E820Entry, E820Kind};
 const HOLE_START: u64 = 3 << 30;
 const HOLE_END: u64 = 4 << 30;
 
+/// The ACPI tables, in what was the place of a PC's BIOS.
+pub(crate) const ACPI_START: u64 = 0xe_0000;
+pub(crate) const ACPI_END: u64 = RESET_VECTOR;
+
+/// f000:fff0, where the BIOS of a PC begins.
+pub(super) const RESET_VECTOR: u64 = EXTENDED_START - 16;
+
+/// Ports, as on a PC.
+pub(crate) const COM1: u16 = 0x3f8;
+
+/// Ports of the ACPI registers.
+pub(crate) const POWER_PORTS: u16 = 0x600;
+pub(crate) const EVENTS_PORT: u16 = 0x604;
+
+/// Irqchip pins; the first is that of a PC, the second that of its SCI.
+pub(crate) const SERIAL_LINE: u32 = 4;
+pub(crate) const EVENTS_LINE: u32 = 9;
+
+/// The panic device.
+pub(crate) const PVPANIC_BASE: u32 = 0xd000_1000;
+
 /// The self-test device.
 pub(super) const SELFTEST_BASE: u64 = 0xd000_0000;
 pub(super) const SELFTEST_PORTS: u16 = 0xd00;
+pub(super) const SELFTEST_LINE: u32 = 5;
 
 /// Pages for KVM's own use on VMX hosts, below the firmware's place at the end of the hole.
 pub(crate) const IDENTITY_MAP: u64 = 0xfffb_c000;

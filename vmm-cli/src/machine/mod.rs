@@ -6,12 +6,15 @@
 mod devices;
 mod exits;
 pub(crate) mod layout;
+mod power;
 mod report;
+mod reset_vector;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use anyhow::anyhow;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqLine;
 use vmm_core::seam::MemorySlots;
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
@@ -20,18 +23,21 @@ use vmm_memory::AddressSpace;
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Vcpu, VcpuEnd, VcpuThread};
 
-use crate::boot::{self, BootError, BootSource};
+use crate::acpi;
+use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
 use devices::Devices;
 use exits::Exits;
+pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
+    power_button: PowerButton,
     exits: Arc<Exits>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
@@ -66,7 +72,14 @@ impl Machine {
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
-        let boot = boot::load(&*memory.memory(), &layout::e820(size), source).map_err(boot_failure)?;
+        let power_button = devices.add_acpi(&vm, events)?;
+        acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
+        memory
+            .memory()
+            .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
+            .map_err(Failure::internal)?;
+        let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
+        let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let ends =
@@ -79,12 +92,18 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
-        Ok(Self { vcpus, serial, exits, _lines: lines, _memory: memory })
+        Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
         self.vcpus.iter().for_each(VcpuThread::resume);
+    }
+
+    /// The guest's power button.
+    #[must_use]
+    pub fn power_button(&self) -> &PowerButton {
+        &self.power_button
     }
 
     /// The guest's serial port.

@@ -19,6 +19,13 @@ const NO_HARDWARE_HINT: &str = "\n  \
     instruction emulator, which lacks many instructions (most SSE, BMI2, …). Stock kernels do not run here;\n  \
     use a host with hardware virtualization.";
 
+/// For a triple fault whose registers are those of a reset.
+const RESET_HINT: &str = "\n  \
+    hint: on this host (SVM) a triple fault loses the guest's registers: these are the values after a reset";
+
+/// Base of the code segment and instruction pointer of a processor that was just reset.
+const RESET_STATE: (u64, u64) = (0xffff_0000, 0xfff0);
+
 /// What KVM's internal errors are called (`include/uapi/linux/kvm.h`).
 fn suberror_name(suberror: u32) -> &'static str {
     match suberror {
@@ -57,6 +64,9 @@ pub(super) fn report(vcpu: &Vcpu, end: &VcpuEnd, memory: &AddressSpace) -> Strin
             if fetched && matches!(end, VcpuEnd::InternalError { .. }) && !host::has_hardware_virtualization()
             {
                 text.push_str(NO_HARDWARE_HINT);
+            }
+            if matches!(end, VcpuEnd::TripleFault) && (sregs.cs.base, regs.rip) == RESET_STATE {
+                text.push_str(RESET_HINT);
             }
         }
         (Err(error), _) | (_, Err(error)) => {

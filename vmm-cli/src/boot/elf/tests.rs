@@ -2,6 +2,8 @@
 
 use elf::abi::{ET_CORE, ET_REL, PT_NULL};
 
+use super::super::E820Entry;
+use super::super::place::PlaceError;
 use super::super::testing::{CODE, DATA, SMALL_MAP, TestElf, linux64_kernel, pvh_kernel};
 use super::*;
 
@@ -18,12 +20,19 @@ fn error(class: Class, change: impl FnOnce(&mut TestElf)) -> ElfError {
     parse_bytes(&elf.build()).unwrap_err()
 }
 
-/// The error of claiming the RAM of a Linux64 kernel after `change`.
-fn claim_error(change: impl FnOnce(&mut TestElf)) -> ElfError {
+/// The error of a load into the RAM of `map`, which parsing alone does not give.
+fn load_error(elf: &TestElf, map: &[E820Entry]) -> KernelError {
+    let file = elf.build();
+    let image = Image::from_bytes("kernel", &file).unwrap();
+    parse(&image).unwrap();
+    load(&image, &mut Layout::new(map).unwrap()).unwrap_err()
+}
+
+/// The same of a Linux64 kernel after `change`, loaded into the small map.
+fn claim_error(change: impl FnOnce(&mut TestElf)) -> KernelError {
     let mut elf = linux64_kernel();
     change(&mut elf);
-    let kernel = parse_bytes(&elf.build()).unwrap();
-    kernel.claim(&mut Layout::new(&SMALL_MAP).unwrap()).unwrap_err()
+    load_error(&elf, &SMALL_MAP)
 }
 
 #[test]
@@ -32,17 +41,21 @@ fn segments_and_entry_of_both_classes_are_read() {
     for class in CLASSES {
         let kernel = parse_bytes(&pvh_kernel(class).build()).unwrap();
         assert_eq!(kernel.entry, EntryPoint::Pvh(0x10_0004));
-        let code = Segment { index: 0, file: data..data + 24, memory: 0x10_0000..0x10_0018 };
-        let bss = Segment { index: 1, file: data + 24..data + 29, memory: 0x10_4000..0x10_6000 };
+        let code =
+            Segment { occupant: Occupant::Segment(0), file: data..data + 24, memory: 0x10_0000..0x10_0018 };
+        let bss = Segment {
+            occupant: Occupant::Segment(1),
+            file: data + 24..data + 29,
+            memory: 0x10_4000..0x10_6000,
+        };
         assert_eq!(kernel.segments, [code, bss]);
-        assert_eq!(kernel.span(), 0x10_0000..0x10_6000);
     }
 }
 
 #[test]
 fn an_elf64_without_a_note_is_entered_by_its_header() {
     let kernel = parse_bytes(&linux64_kernel().build()).unwrap();
-    assert_eq!(kernel.entry, EntryPoint::Linux64(0x10_0008));
+    assert_eq!(kernel.entry, EntryPoint::Linux64 { entry: 0x10_0008, header: SetupHeader::of_vmlinux() });
 }
 
 #[test]
@@ -57,7 +70,10 @@ fn a_segment_without_bytes_in_the_file_may_have_any_offset() {
     let mut elf = linux64_kernel().load(0x11_0000, b"", 0x1000);
     elf.programs[2].p_offset = u64::MAX;
     let kernel = parse_bytes(&elf.build()).unwrap();
-    assert_eq!(kernel.segments[2], Segment { index: 2, file: 0..0, memory: 0x11_0000..0x11_1000 });
+    assert_eq!(
+        kernel.segments[2],
+        Segment { occupant: Occupant::Segment(2), file: 0..0, memory: 0x11_0000..0x11_1000 }
+    );
 }
 
 #[test]
@@ -208,7 +224,10 @@ fn fault_c6_a_segment_must_lie_in_one_region_of_ram() {
         });
         let expected = matches!(
             error,
-            ElfError::Place { index: 1, source: PlaceError::NotRam { ram_end: 0x20_0000, .. }, .. }
+            KernelError::Place {
+                occupant: Occupant::Segment(1),
+                source: PlaceError::NotRam { ram_end: 0x20_0000, .. }
+            }
         );
         assert!(expected, "{error:?}");
     }
@@ -218,9 +237,15 @@ fn fault_c6_a_segment_must_lie_in_one_region_of_ram() {
 fn fault_c6_a_memsz_of_2_to_the_62_is_refused() {
     let mut elf = pvh_kernel(Class::ELF64);
     elf.programs[1].p_memsz = 1 << 62;
-    let kernel = parse_bytes(&elf.build()).unwrap();
-    let error = kernel.claim(&mut Layout::new(&SMALL_MAP).unwrap()).unwrap_err();
-    assert!(matches!(error, ElfError::Place { index: 1, size: 0x4000_0000_0000_0000, .. }), "{error}");
+    let error = load_error(&elf, &SMALL_MAP);
+    let expected = matches!(
+        error,
+        KernelError::Place {
+            occupant: Occupant::Segment(1),
+            source: PlaceError::NotRam { end: 0x4000_0000_0010_4000, .. }
+        }
+    );
+    assert!(expected, "{error:?}");
 }
 
 #[test]
@@ -229,7 +254,10 @@ fn fault_c6_segments_must_not_overlap() {
         let error = claim_error(|elf| elf.programs[1].p_paddr = address);
         let expected = matches!(
             error,
-            ElfError::Place { index: 1, source: PlaceError::Overlap { other: Occupant::Segment(0), .. }, .. }
+            KernelError::Place {
+                occupant: Occupant::Segment(1),
+                source: PlaceError::Overlap { other: Occupant::Segment(0), .. }
+            }
         );
         assert!(expected, "{error:?}");
     }
@@ -240,11 +268,10 @@ fn fault_c6_a_segment_must_keep_out_of_reserved_ranges() {
     let mut elf = linux64_kernel();
     elf.programs[1].p_paddr = 0x5000;
     let map = [SMALL_MAP[0], SMALL_MAP[2], super::super::testing::reserved(0x6fff, 1)];
-    let kernel = parse_bytes(&elf.build()).unwrap();
-    let error = kernel.claim(&mut Layout::new(&map).unwrap()).unwrap_err();
+    let error = load_error(&elf, &map);
     let expected = matches!(
         error,
-        ElfError::Place { source: PlaceError::Overlap { other: Occupant::Reserved, .. }, .. }
+        KernelError::Place { source: PlaceError::Overlap { other: Occupant::Reserved, .. }, .. }
     );
     assert!(expected, "{error:?}");
 }
@@ -317,7 +344,10 @@ fn a_32_bit_kernel_needs_the_note() {
 fn a_linux64_segment_above_the_mapped_4_gib_is_refused_and_a_pvh_one_is_not() {
     let high = |elf: TestElf| parse_bytes(&elf.load(0xffff_f000, b"", 0x1001).build());
     let error = high(linux64_kernel()).unwrap_err();
-    assert!(matches!(error, ElfError::AboveMapped { index: 2, end: 0x1_0000_0001 }), "{error}");
+    assert!(
+        matches!(error, ElfError::AboveMapped { segment: Occupant::Segment(2), end: 0x1_0000_0001 }),
+        "{error}"
+    );
     assert!(high(pvh_kernel(Class::ELF64)).is_ok());
 }
 

@@ -1,0 +1,53 @@
+//! The kernel: the segments that are copied to guest memory, and how it is entered.
+
+use std::ops::Range;
+
+use super::bzimage::BzImageError;
+use super::elf::ElfError;
+use super::place::{Occupant, PlaceError};
+use super::setup_header::SetupHeader;
+
+/// Why a kernel of a known format cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The ELF file is at fault.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// The bzImage is at fault.
+    #[error(transparent)]
+    BzImage(#[from] BzImageError),
+    /// A segment has no place in RAM.
+    #[error("{occupant}")]
+    Place {
+        /// The segment.
+        occupant: Occupant,
+        /// Why it has none.
+        source: PlaceError,
+    },
+}
+
+/// Where and how the kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EntryPoint {
+    Pvh(u32),
+    Linux64 { entry: u64, header: SetupHeader },
+}
+
+/// One piece of the kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// What it is called in messages.
+    pub occupant: Occupant,
+    /// Its bytes in the file, perhaps none.
+    pub file: Range<u64>,
+    /// Its guest-physical addresses, at least as many as bytes in the file and at least one.
+    pub memory: Range<u64>,
+}
+
+/// A kernel whose fields agree with each other and with the file.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// Not empty.
+    pub segments: Vec<Segment>,
+    pub entry: EntryPoint,
+}

@@ -1,0 +1,165 @@
+//! Images: kernels and first file systems, made from packages once and kept below one directory.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::archive::Archive;
+use super::modules;
+use super::packages::{Packages, Version};
+use super::payload;
+use crate::host::need_all;
+use crate::process::capture;
+
+/// Where everything of the nested host is kept.
+pub const DIRECTORY: &str = "target/nested";
+/// Where the kernels for guests are, below it.
+pub const GUESTS: &str = "target/nested/guests";
+
+/// The script that the nested host runs as its first program.
+const HOST_INIT: &str = include_str!("init.sh");
+/// The script that a Linux guest of the test suites runs as its first program.
+const GUEST_INIT: &str = "tests/linux/init";
+/// What a Linux guest loads: the power button, how it is told of it, and the way it tells of a panic.
+const GUEST_MODULES: [&str; 3] = ["button", "evdev", "pvpanic-mmio"];
+/// The hypervisor of the CPU that is emulated.
+const HOST_MODULE: &str = "kvm-amd";
+
+/// Programs that are needed, each with its Debian package.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("apt-get", "apt"),
+    ("dpkg", "dpkg"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    ("lz4", "lz4"),
+    ("ldd", "libc-bin"),
+    ("setpriv", "util-linux"),
+];
+
+/// The kernel and the first file system that the nested host starts with.
+#[derive(Debug)]
+pub struct HostImages {
+    pub kernel: PathBuf,
+    pub base: PathBuf,
+}
+
+/// Makes, where they are missing, the images of a nested host with `modules` beside those of KVM.
+///
+/// Runs at the same time wait for each other.
+pub fn host(version: Version, modules: &[String]) -> Result<HostImages> {
+    need_all(&PROGRAMS)?;
+    let (_lock, packages) = lock()?;
+    let kernel = guest_in(&packages, version)?.join("vmlinux");
+    let mut names = vec![HOST_MODULE];
+    names.extend(modules.iter().map(String::as_str));
+    let package = packages.kernel(version)?;
+    let inputs = hash(&(HOST_INIT, release(&package)?, &names));
+    let base = Path::new(DIRECTORY).join(format!("base-{}-{inputs:016x}.cpio", version.name()));
+    if !base.exists() {
+        let mut archive = system(&packages, "/init", HOST_INIT.as_bytes())?;
+        let mut order = String::new();
+        for module in modules::load(&package, &names)? {
+            order += &format!("{}\n", module.name);
+            archive.file(&module_path(&module.name), 0o644, &module.content)?;
+        }
+        archive.file(Path::new("/etc/nested/modules"), 0o644, order.as_bytes())?;
+        write(&base, &archive.finish()?)?;
+    }
+    Ok(HostImages { kernel, base })
+}
+
+/// Makes, where they are missing, `bzImage`, `vmlinux` and `initrd` for Linux guests; the directory they are in.
+pub fn guest(version: Version) -> Result<PathBuf> {
+    need_all(&PROGRAMS)?;
+    let (_lock, packages) = lock()?;
+    guest_in(&packages, version)
+}
+
+fn guest_in(packages: &Packages, version: Version) -> Result<PathBuf> {
+    let directory = Path::new(GUESTS).join(version.name());
+    let package = packages.kernel(version)?;
+    let init = fs::read(GUEST_INIT).with_context(|| format!("cannot read {GUEST_INIT}"))?;
+    let release = release(&package)?;
+    let stamp = directory.join("stamp");
+    let inputs = format!("{release} {:016x}\n", hash(&init));
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == inputs) {
+        return Ok(directory);
+    }
+    let image = package.join(format!("boot/vmlinuz-{release}"));
+    let image = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+    write(&directory.join("vmlinux"), &payload::unpack(&image)?)?;
+    write(&directory.join("bzImage"), &image)?;
+    let mut archive = system(packages, "/init", &init)?;
+    for module in modules::load(&package, &GUEST_MODULES)? {
+        archive.file(&module_path(&module.name), 0o644, &module.content)?;
+    }
+    write(&directory.join("initrd"), &archive.finish()?)?;
+    write(&stamp, inputs.as_bytes())?;
+    Ok(directory)
+}
+
+/// The cache, which nobody else changes while the file is held.
+fn lock() -> Result<(fs::File, Packages)> {
+    fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
+    let packages = Packages::new(&Path::new(DIRECTORY).join("packages"))?;
+    let lock = packages.lock()?;
+    Ok((lock, packages))
+}
+
+/// Busybox with a link for each of its programs, and `init` at `path`.
+fn system(packages: &Packages, path: &str, init: &[u8]) -> Result<Archive<Vec<u8>>> {
+    let busybox = packages.busybox()?;
+    let mut archive = Archive::new(Vec::new());
+    for directory in ["/dev", "/proc", "/root", "/run", "/sys", "/tmp"] {
+        archive.directory(Path::new(directory))?;
+    }
+    archive.copy(&busybox, Path::new("/bin/busybox"))?;
+    for program in capture(Command::new(&busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
+        archive.link(&Path::new("/bin").join(program), OsStr::new("busybox"))?;
+    }
+    archive.link(Path::new("/usr/bin/env"), OsStr::new("/bin/busybox"))?;
+    archive.file(Path::new("/etc/passwd"), 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
+    archive.file(Path::new("/etc/group"), 0o644, b"root:x:0:\n")?;
+    archive.file(Path::new(path), 0o755, init)?;
+    Ok(archive)
+}
+
+fn module_path(name: &str) -> PathBuf {
+    format!("/lib/modules/{name}.ko").into()
+}
+
+/// The release of the kernel in a package, as `uname -r` says it.
+fn release(package: &Path) -> Result<String> {
+    let directory = package.join("lib/modules");
+    let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut names = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+    match (names.pop().and_then(|name| name.into_string().ok()), names.pop()) {
+        (Some(name), None) => Ok(name),
+        _ => bail!("{} does not have the modules of one kernel", directory.display()),
+    }
+}
+
+/// Writes a file that is there as a whole or not at all.
+pub fn write(path: &Path, content: &[u8]) -> Result<()> {
+    let write = || {
+        let directory = path.parent().context("no directory")?;
+        fs::create_dir_all(directory)?;
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        file.write_all(content)?;
+        file.persist(path)?;
+        anyhow::Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn hash(inputs: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    inputs.hash(&mut hasher);
+    hasher.finish()
+}

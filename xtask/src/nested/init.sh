@@ -1,0 +1,59 @@
+#!/bin/busybox sh
+# The first program of the nested host: makes a system around /dev/kvm, runs the one command, and says how it ended.
+#
+# Ports of the virtio console: 1 the command's standard input, 2 its output, 3 its errors, 4 what this program says.
+# Behind all output comes the mark, by which the other side knows that it has everything.
+
+export PATH=/bin
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm /run /tmp /root
+mount -t devpts -o ptmxmode=0666 devpts /dev/pts
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+chmod 1777 /tmp
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+ln -sf pts/ptmx /dev/ptmx
+hostname nested
+ip link set lo up
+for size in /sys/kernel/mm/hugepages/hugepages-*kB; do
+    size=${size##*-}
+    mkdir -p "/dev/hugepages-$size"
+    mount -t hugetlbfs -o "pagesize=${size%B}" hugetlbfs "/dev/hugepages-$size"
+done
+
+# The ports are announced by messages, so they are there only after a moment.
+while [ ! -c /dev/vport0p4 ]; do usleep 1000; done
+exec 4>/dev/vport0p4
+
+while read -r module; do
+    insmod "/lib/modules/$module.ko" 2>/run/insmod || echo "failed $(cat /run/insmod)" >&4
+done </etc/nested/modules
+echo ready >&4
+
+# Pipes, which every program can use as such: a port can be opened once, a pipe again by /dev/stdout.
+mkfifo /run/stdin /run/stdout /run/stderr
+for port in 2/stdout 3/stderr; do
+    { cat "/run/${port#*/}" && cat /etc/nested/mark; } >"/dev/vport0p${port%/*}" &
+    keep="$keep $!"
+done
+cat /dev/vport0p1 >/run/stdin &
+stdin=$!
+(. /etc/nested/command) </run/stdin >/run/stdout 2>/run/stderr 4>&-
+status=$?
+
+# What the command has left behind ends with it.
+for process in /proc/[0-9]*; do
+    process=${process#/proc/}
+    case " $keep 1 " in
+    *" $process "*) ;;
+    *) kill -9 "$process" ;;
+    esac
+done 2>/dev/null
+echo "status $status" >&4
+wait
+while :; do sleep 60; done

@@ -1,0 +1,117 @@
+//! The nested host: a Linux system with a hardware-style `/dev/kvm`, emulated by QEMU, in which one command runs.
+
+mod archive;
+mod contents;
+mod images;
+mod libraries;
+mod machine;
+mod modules;
+mod packages;
+mod payload;
+mod run;
+mod streams;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::guests;
+use crate::process::{cargo, run as run_process};
+use contents::{Carried, InnerCommand, inside_path};
+use machine::MachineArgs;
+use packages::Version;
+use run::{End, Run};
+
+/// The time limit was reached, as `timeout` says it.
+const TIMED_OUT: u8 = 124;
+/// The nested host could not be started or did not live as long as the command, as container runtimes say it.
+const HOST_FAILED: u8 = 125;
+
+/// The command line of `cargo xtask nested`.
+#[derive(Args, Debug)]
+pub struct NestedArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// The kernel that it runs.
+    #[arg(long, value_enum, default_value_t = Version::V6_12)]
+    kernel: Version,
+    /// Another kernel module to load, with those it needs; any number of times.
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// A file or directory to carry in, a program with its libraries; any number of times.
+    #[arg(long = "file", value_name = "HOST[:INSIDE]", value_parser = Carried::parse)]
+    files: Vec<Carried>,
+    /// Carry in kernel images and an initrd for guests, to /guests/linux/VERSION; several with commas between.
+    #[arg(long, value_enum, value_name = "VERSION", value_delimiter = ',')]
+    guest_kernels: Vec<Version>,
+    /// A variable of the command's environment; any number of times.
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    environment: Vec<(String, String)>,
+    /// Seconds that it may take, from start to end.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// The command and its words. A path to a file of this machine carries that file in.
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !is_name || name.is_empty() || name.as_bytes()[0].is_ascii_digit() {
+        return Err(format!("{name:?} is no name of a variable"));
+    }
+    Ok((name.into(), value.into()))
+}
+
+/// Runs the command in a nested host, and ends as it does. `caller` is the directory the task was called from.
+pub fn main(args: &NestedArgs, caller: &Path) -> ExitCode {
+    match run(args, caller) {
+        Ok(End::Status(status)) => status.into(),
+        Ok(End::TimedOut) => {
+            eprintln!("error: not done after {} seconds; see {}", args.timeout, run::LAST_CONSOLE);
+            TIMED_OUT.into()
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            HOST_FAILED.into()
+        }
+    }
+}
+
+fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
+    build_monitor()?;
+    let images = images::host(args.kernel, &args.modules)?;
+    let mut carried = vec![Carried::new("target/release/vmm-cli", "/bin/vmm-cli")];
+    if Path::new(guests::OUTPUT).is_dir() {
+        carried.push(Carried::new(guests::OUTPUT, "/guests"));
+    }
+    for version in &args.guest_kernels {
+        let inside = format!("/guests/linux/{}", version.name());
+        carried.push(Carried::new(images::guest(*version)?, inside));
+    }
+    carried.extend(args.files.iter().cloned());
+    carried.extend(program(&args.command, caller)?);
+    let command = InnerCommand { words: args.command.clone(), environment: args.environment.clone() };
+    let timeout = Duration::from_secs(args.timeout);
+    Run { machine: &args.machine, images: &images, command: &command, carried: &carried, timeout }.run()
+}
+
+/// The file that the command's first word names by a path, if this machine has it. Inside, the working directory is
+/// the root, so that the same word finds it.
+fn program(command: &[OsString], caller: &Path) -> Result<Option<Carried>> {
+    let word = Path::new(&command[0]);
+    let here = caller.join(word);
+    if word.components().count() < 2 || word.starts_with("/bin") || !here.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(Carried::new(here, inside_path(word)?)))
+}
+
+fn build_monitor() -> Result<()> {
+    run_process(cargo().args(["build", "--quiet"]).args(&crate::test::MONITOR[1..]))
+}
