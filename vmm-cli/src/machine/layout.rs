@@ -26,6 +26,9 @@ pub(crate) const EVENTS_PORT: u16 = 0xb04;
 pub(crate) const SERIAL_LINE: u32 = 4;
 pub(crate) const EVENTS_LINE: u32 = 9;
 
+/// The place of a PC's firmware: 16 MiB below 4 GiB. The pages that KVM uses for itself are in it.
+pub(super) const FLASH: (u64, u64) = (0xff00_0000, HOLE_END - 0xff00_0000);
+
 /// The panic device.
 pub(crate) const PVPANIC_BASE: u32 = 0xd000_1000;
 
