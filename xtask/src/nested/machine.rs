@@ -66,7 +66,8 @@ impl MachineArgs {
     pub fn command(&self, images: &Images<'_>, ports: &[&Port]) -> Result<Command> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        command.args(["-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max"]);
+        command.args(["-M", "q35", "-cpu", "max,xsave=off,la57=off"]);
+        command.args(["-accel", &std::env::var("ACCEL").unwrap_or("tcg,thread=multi".into())]);
         command.args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory)]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(self.nodes()?);
