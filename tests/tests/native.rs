@@ -6,6 +6,7 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod console;
+    pub mod doctor;
     pub mod embed;
     pub mod ends;
     pub mod images;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::console::trials(),
+        native::doctor::trials(),
         native::embed::trials(),
         native::ends::trials(),
         native::images::trials(),

@@ -24,6 +24,14 @@ Exit codes:
   0  the configuration is valid
   2  it is not; the message says what, where and how to mend it";
 
+const DOCTOR_HELP: &str = "\
+Problems come first, each with what mends it. Nothing on the host is changed. The JSON form is described in
+docs/doctor.md.
+
+Exit codes:
+  0  `vmm-cli run` works here
+  3  it cannot work here";
+
 /// A virtual machine monitor for KVM.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "vmm-cli", version)]
@@ -42,6 +50,17 @@ pub enum Command {
     /// Check a configuration and print it with every default, as TOML
     #[command(after_help = CHECK_HELP)]
     Check(VmArgs),
+    /// Look whether this host can run machines, and how well
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
+}
+
+/// How the command `doctor` reports.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The configuration file and the flags that go over it. A flag's path is relative to the current directory.
@@ -133,6 +152,7 @@ mod tests {
         let args = ["vmm-cli", "run"].iter().chain(args);
         Args::try_parse_from(args).map(|args| match args.command {
             Command::Run(args) | Command::Check(args) => args,
+            Command::Doctor(_) => panic!("not run"),
         })
     }
 
@@ -196,6 +216,14 @@ mod tests {
         for flag in ["--kernel=", "--initrd=", "--log-file=", ""] {
             assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 2, "{flag}");
         }
+    }
+
+    #[test]
+    fn doctor_takes_no_configuration() {
+        let parse = |args: &[&str]| Args::try_parse_from(["vmm-cli", "doctor"].iter().chain(args));
+        assert!(matches!(parse(&[]).unwrap().command, Command::Doctor(DoctorArgs { json: false })));
+        assert!(matches!(parse(&["--json"]).unwrap().command, Command::Doctor(DoctorArgs { json: true })));
+        assert_eq!(parse(&["vm.toml"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

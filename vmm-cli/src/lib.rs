@@ -3,11 +3,13 @@
 //! `main` parses [`args::Args`] and calls [`run::run`]; tests and other programs can do the same.
 
 mod acpi;
+mod advice;
 pub mod args;
 pub mod boot;
 pub mod config;
 mod console;
 mod default_guest;
+pub mod doctor;
 mod event_loop;
 mod host;
 mod logging;

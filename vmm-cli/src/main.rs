@@ -7,7 +7,7 @@ use clap::Parser;
 use vmm_cli::args::{Args, Command};
 use vmm_cli::config::VmConfig;
 use vmm_cli::outcome::Failure;
-use vmm_cli::{messages, run};
+use vmm_cli::{doctor, messages, run};
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().write_all(config.to_toml().as_bytes());
             Ok(ExitCode::SUCCESS)
         }),
+        Command::Doctor(args) => doctor::run(&args),
     };
     let code = result.unwrap_or_else(|failure| {
         messages::tell(format_args!("vmm-cli: {failure}\n"));

@@ -1,15 +1,16 @@
 //! `Failure`, and the exit codes: how a run ends, and the number that says so. `docs/exit-codes.md` is the user's page.
 
 use std::fmt;
-use std::io;
 
 use nix::sys::signal::Signal;
 use vmm_core::VmEvent;
 
+use crate::advice;
+
 /// Exit codes of failures; 0 is success, the rest is computed.
 const INTERNAL: u8 = 1;
 const BAD_INPUT: u8 = 2;
-const HOST_CANNOT: u8 = 3;
+pub(crate) const HOST_CANNOT: u8 = 3;
 const GUEST_CRASHED: u8 = 4;
 /// Non-zero values of the debug-exit port come out from here on.
 const DEBUG_EXIT: u8 = 64;
@@ -47,7 +48,7 @@ impl Failure {
     /// A failure that the user mends; the host's administrator, if it comes from a host that has run out of something.
     pub fn bad_input(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
-        let exhausted = matches!(errno(&error), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
+        let exhausted = matches!(advice::errno(&error), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
         Self { kind: if exhausted { FailureKind::HostCannot } else { FailureKind::BadInput }, error }
     }
 
@@ -71,20 +72,14 @@ impl fmt::Display for Failure {
     /// The error and its causes on one line, with what to do where that is the same for every place it comes from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.error)?;
-        match errno(&self.error) {
-            Some(libc::EMFILE) => f.write_str(
-                "; raise this process's limit of open files (`ulimit -n`): a machine takes some 20, and one for each vCPU",
-            ),
-            Some(libc::ENFILE) => f.write_str("; the host has no open file left (`sysctl fs.file-max`)"),
-            Some(libc::ENOMEM) => f.write_str("; give the guest less memory or the host more"),
-            _ => Ok(()),
+        if let Some(advice) = advice::about(&self.error) {
+            write!(f, "; {advice}")?;
+        }
+        match self.kind {
+            FailureKind::HostCannot => f.write_str("; `vmm-cli doctor` says what this host can do"),
+            FailureKind::Internal | FailureKind::BadInput => Ok(()),
         }
     }
-}
-
-/// The answer of the kernel that `error` comes from, if it does.
-fn errno(error: &anyhow::Error) -> Option<i32> {
-    error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 /// The exit code of a machine that ran and ended with `event`.
@@ -100,6 +95,8 @@ pub fn exit_code(event: &VmEvent) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -125,6 +122,8 @@ mod tests {
             |errno| Failure::bad_input(anyhow::Error::new(io::Error::from_raw_os_error(errno)).context("x"));
         assert_eq!(failure(libc::EMFILE).exit_code(), 3);
         assert!(failure(libc::EMFILE).to_string().contains("ulimit -n"));
+        assert!(failure(libc::EMFILE).to_string().contains("vmm-cli doctor"));
+        assert!(!failure(libc::ENOENT).to_string().contains("vmm-cli doctor"));
         assert_eq!(failure(libc::ENOENT).exit_code(), 2);
     }
 

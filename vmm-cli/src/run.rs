@@ -16,9 +16,10 @@ use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
-use crate::{default_guest, logging, messages};
+use crate::{advice, default_guest, host, logging, messages};
 
-const KVM: &str = "/dev/kvm";
+/// The device node of KVM.
+pub(crate) const KVM: &str = "/dev/kvm";
 
 /// Shortest time between two restarts; a guest that resets at once would otherwise spin.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
@@ -95,23 +96,8 @@ fn open_images(config: &VmConfig) -> Result<BootSource<'_>, Failure> {
 
 /// Says what to do about a `/dev/kvm` that cannot be used.
 fn kvm_failure(error: KvmOpenError) -> Failure {
-    let advice = match &error {
-        KvmOpenError::Open { source, .. } => match source.raw_os_error() {
-            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-                "; enable virtualization in the firmware and load the module (`modprobe kvm_intel` or `modprobe \
-                 kvm_amd`); in a virtual machine, nested virtualization must be on; in a container, pass the device \
-                 in (`--device /dev/kvm`)"
-            }
-            Some(libc::EACCES | libc::EPERM) => {
-                "; add yourself to its group (`sudo usermod -aG kvm $USER`, then log in again)"
-            }
-            _ => "",
-        },
-        KvmOpenError::ApiVersion { .. } | KvmOpenError::MissingCapability(_) => {
-            "; a newer host kernel is needed"
-        }
-        KvmOpenError::Ioctl(_) => "",
-    };
+    let advice =
+        advice::about_kvm(&error, host::extension()).map_or_else(String::new, |text| format!("; {text}"));
     Failure::host_cannot(anyhow::Error::new(error).context(format!("KVM cannot be used{advice}")))
 }
 

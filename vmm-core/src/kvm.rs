@@ -101,6 +101,15 @@ impl Kvm {
         &self.capabilities
     }
 
+    /// What `KVM_CHECK_EXTENSION` says about the capability with this number, one of the constants `KVM_CAP_*`: 0 if it
+    /// is missing, otherwise 1 or a value that the capability defines.
+    ///
+    /// For reports: what this project uses is in [`Capabilities`].
+    #[must_use]
+    pub fn check_extension(&self, capability: u32) -> u32 {
+        u32::try_from(self.fd.check_extension_raw(capability.into())).unwrap_or(0)
+    }
+
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
     pub fn supported_cpuid(&self) -> Result<CpuId, IoctlError> {
         self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(IoctlError::of("KVM_GET_SUPPORTED_CPUID"))

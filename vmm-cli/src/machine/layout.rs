@@ -35,8 +35,8 @@ pub(super) const SELFTEST_PORTS: u16 = 0xd00;
 pub(super) const SELFTEST_LINE: u32 = 5;
 
 /// Pages for KVM's own use on VMX hosts, below the firmware's place at the end of the hole.
-pub(super) const IDENTITY_MAP: u64 = 0xfffb_c000;
-pub(super) const TSS: u32 = 0xfffb_d000;
+pub(crate) const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub(crate) const TSS: u32 = 0xfffb_d000;
 
 /// End of conventional memory; the last KiB below 640 KiB is left to the extended BIOS data area, as on a PC.
 const CONVENTIONAL_END: u64 = 0x9_fc00;
