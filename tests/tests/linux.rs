@@ -4,6 +4,7 @@
 
 mod linux {
     pub mod boot;
+    pub mod ends;
 }
 
 use std::env;
@@ -11,41 +12,52 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use vmm_tests::harness::{KernelFormat, VMM_CLI, VMM_LINUX, kernel_versions};
+use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, kernel_versions};
 
-/// One trial `SUITE::NAME::VERSION_FORMAT` for each kernel there is, in both formats.
-fn for_each_kernel(
+/// One trial `SUITE::NAME::VERSION_FORMAT_CPUS` for each kernel there is, in both formats, with each number of CPUs.
+fn for_each_guest(
     module: &str,
     name: &str,
-    run: impl Fn(&str, KernelFormat) -> Result<()> + Clone + Send + 'static,
+    cpus: &[u32],
+    run: impl Fn(&LinuxGuest) -> Result<()> + Clone + Send + 'static,
 ) -> Vec<Trial> {
     let suite = module.rsplit("::").next().unwrap_or(module);
     let mut trials = Vec::new();
     for version in kernel_versions() {
         for format in KernelFormat::ALL {
-            let (run, version) = (run.clone(), version.clone());
-            trials.push(Trial::test(format!("{suite}::{name}::{version}_{format}"), move || {
-                run(&version, format).map_err(|error| Failed::from(format!("{error:#}")))
-            }));
+            for cpus in cpus {
+                let guest = LinuxGuest { cpus: *cpus, ..LinuxGuest::new(&version, format) };
+                let name = format!("{suite}::{name}::{version}_{format}_{cpus}_cpus");
+                let run = run.clone();
+                trials.push(Trial::test(name, move || {
+                    run(&guest).map_err(|error| Failed::from(format!("{error:#}")))
+                }));
+            }
         }
     }
     trials
 }
 
-/// The functions named, each a trial for each kernel.
+/// The functions named, each a trial for each kernel, format and number of CPUs.
 macro_rules! trials {
-    ($($name:ident),* $(,)?) => {
-        [$(crate::for_each_kernel(module_path!(), stringify!($name), $name)),*].into_iter().flatten().collect()
+    ($($name:ident on $cpus:expr),* $(,)?) => {
+        [$(crate::for_each_guest(module_path!(), stringify!($name), &$cpus, $name)),*]
+            .into_iter()
+            .flatten()
+            .collect()
     };
 }
 pub(crate) use trials;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials: Vec<Trial> = linux::boot::trials();
+    let trials = [linux::boot::trials(), linux::ends::trials()].into_iter().flatten();
     let missing = |name| env::var_os(name).is_none();
-    let trials =
-        if missing(VMM_CLI) || missing(VMM_LINUX) { trials.iter().map(not_run).collect() } else { trials };
+    let trials = if missing(VMM_CLI) || missing(VMM_LINUX) {
+        trials.map(|trial| not_run(&trial)).collect()
+    } else {
+        trials.collect()
+    };
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
