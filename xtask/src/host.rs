@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -39,6 +40,14 @@ pub fn need_all(programs: &[(&str, &str)]) -> Result<()> {
             run(install.stdout(std::io::stderr()))
         })
         .with_context(|| format!("{missing}: apt-get install {packages}"))
+}
+
+/// The file that `program` is, as the search path has it.
+pub fn find(program: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file());
+    found.with_context(|| format!("{program} is not on the search path"))
 }
 
 /// Makes sure that `cargo SUBCOMMAND`, which comes with the rustup component `component`, can be called.

@@ -1,5 +1,6 @@
 //! Ends: each way in which a guest ends has its exit code, every time.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -13,11 +14,14 @@ use vmm_tests::harness::{TestVm, rounds};
 const TIMES: usize = 200;
 
 /// A guest's fatal end, and what only its report says.
-const FATAL: [(&str, &str); 3] = [
-    ("triple_fault", "code at 0x20"),
-    ("bad_fetch", "rip is at guest-physical 0xc0000000, where there is no RAM"),
-    ("internal_error", "code at 0x20"),
+const FATAL: [(&str, &[&str]); 3] = [
+    ("triple_fault", &["  cs 0", "code at 0x20"]),
+    ("bad_fetch", &["  cs 0", "rip is at guest-physical 0xc0000000, where there is no RAM"]),
+    ("internal_error", &["  cs 0", "code at 0x20"]),
 ];
+
+/// The same of a triple fault where KVM is built on SVM: the processor leaves no state behind, and KVM resets the vCPU.
+const RESET: &[&str] = &["  rip 000000000000fff0", "  cs f000 base ffff0000", "hint: on this host (SVM)"];
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -40,15 +44,19 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn is_always_4(guest: &str, cpus: usize, words: &str) -> Result<()> {
+fn is_always_4(guest: &str, cpus: usize, words: &[&str]) -> Result<()> {
     let vcpu = format!("vCPU {}: ", cpus - 1);
+    let words = if guest == "triple_fault" && has_svm()? { RESET } else { words };
+    let words = [&["the guest crashed", &vcpu, "  rip 0"], words].concat();
     for run in 0..rounds(TIMES) {
         let vm = TestVm::guest(guest).args(&format!("--cpus {cpus}")).run()?;
-        vm.ensure_code(4)
-            .and_then(|vm| vm.ensure_message(&["the guest crashed", &vcpu, "  rip 0", "  cs ", words]))
-            .with_context(|| format!("run {run}"))?;
+        vm.ensure_code(4).and_then(|vm| vm.ensure_message(&words)).with_context(|| format!("run {run}"))?;
     }
     Ok(())
+}
+
+fn has_svm() -> Result<bool> {
+    Ok(fs::read_to_string("/proc/cpuinfo")?.split_whitespace().any(|flag| flag == "svm"))
 }
 
 fn port_write(port: u16, value: u32, width: u8) -> TestVm {

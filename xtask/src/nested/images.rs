@@ -30,8 +30,8 @@ const HOLDER: &str = "xtask/src/nested/hold.S";
 const GUEST_INIT: &str = "tests/linux/init";
 /// What a Linux guest loads: the power button, how it is told of it, and the way it tells of a panic.
 const GUEST_MODULES: [&str; 3] = ["button", "evdev", "pvpanic-mmio"];
-/// The hypervisor of the CPU that is emulated.
-const HOST_MODULE: &str = "kvm-amd";
+/// What the nested host loads: its ports, and the hypervisor of the CPU that is emulated.
+const HOST_MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm-amd"];
 
 /// Programs that images are made with, each with its Debian package.
 const MAKERS: [(&str, &str); 5] =
@@ -58,7 +58,7 @@ pub fn host(version: Version, modules: &[String]) -> Result<HostImages> {
     need_all(&[&RUNNERS[..], &MAKERS].concat())?;
     let (_lock, packages) = lock()?;
     let kernel = guest_in(&packages, version)?.join("vmlinux");
-    let mut names = vec![HOST_MODULE];
+    let mut names = HOST_MODULES.to_vec();
     names.extend(modules.iter().map(String::as_str));
     let package = packages.kernel(version)?;
     let source = fs::read(HOLDER).with_context(|| format!("cannot read {HOLDER}"))?;

@@ -26,13 +26,16 @@ for size in /sys/kernel/mm/hugepages/hugepages-*kB; do
     mount -t hugetlbfs -o "pagesize=${size%B}" hugetlbfs "/dev/hugepages-$size"
 done
 
+# Also what the ports need, so that a failure is kept until there is one; the console has it at once.
+while read -r module; do
+    insmod "/lib/modules/$module.ko" 2>/run/insmod || echo "failed $(cat /run/insmod)" | tee -a /run/failed
+done </etc/nested/modules
+
 # The ports are announced by messages, so they are there only after a moment.
 while [ ! -c /dev/vport0p4 ]; do usleep 1000; done
 exec 4>/dev/vport0p4
+[ ! -e /run/failed ] || cat /run/failed >&4
 
-while read -r module; do
-    insmod "/lib/modules/$module.ko" 2>/run/insmod || echo "failed $(cat /run/insmod)" >&4
-done </etc/nested/modules
 mkfifo /run/held
 /etc/nested/hold >/run/held &
 keep=$!

@@ -14,13 +14,26 @@ pub struct Module {
     pub content: Vec<u8>,
 }
 
-/// Reads the modules `names` and what they need from the kernel package at `root`, each before whatever needs it.
+/// Reads the modules `names` and what they need from the kernel package at `root`, each before whatever needs it. What
+/// is built into that kernel is left out.
 pub fn load(root: &Path, names: &[&str]) -> Result<Vec<Module>> {
     let mut files = Vec::new();
     find(&root.join("lib/modules"), &mut files)?;
+    let built_in = built_in(&files)?;
+    let names = names.iter().map(|name| canonical(name)).filter(|name| !built_in.contains(name));
     let mut loaded = Vec::new();
-    names.iter().try_for_each(|name| add(&canonical(name), &files, &mut loaded))?;
+    for name in names {
+        add(&name, &files, &mut loaded)?;
+    }
     Ok(loaded)
+}
+
+/// The names in the package's list `modules.builtin`, a path on each line.
+fn built_in(files: &[PathBuf]) -> Result<Vec<String>> {
+    let list = files.iter().find(|file| file.ends_with("modules.builtin"));
+    let list = list.context("the kernel package has no modules.builtin")?;
+    let text = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    Ok(text.lines().filter_map(|line| module_name(Path::new(line))).collect())
 }
 
 fn add(name: &str, files: &[PathBuf], loaded: &mut Vec<Module>) -> Result<()> {
@@ -81,7 +94,8 @@ mod tests {
         fs::write(directory.join("a-b.ko"), "\0license=GPL\0depends=c,d-e\0name=a_b\0").unwrap();
         fs::write(directory.join("c.ko"), "\0depends=\0").unwrap();
         fs::write(directory.join("d_e.ko"), "\0depends=c\0").unwrap();
-        let loaded = load(root.path(), &["c", "a_b", "a-b"]).unwrap();
+        fs::write(root.path().join("lib/modules/6/modules.builtin"), "kernel/x-y.ko\n").unwrap();
+        let loaded = load(root.path(), &["x_y", "c", "a_b", "a-b"]).unwrap();
         assert_eq!(loaded.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), ["c", "d_e", "a_b"]);
         assert_eq!(load(root.path(), &["f"]).unwrap_err().to_string(), "there is no module f");
     }
