@@ -28,10 +28,19 @@ pub const VMM_EMULATED: &str = "VMM_EMULATED";
 /// How often a trial does what it repeats only to meet a rare case: `times`, a tenth of it where KVM is emulated.
 #[must_use]
 pub fn rounds(times: usize) -> usize {
-    if std::env::var_os(VMM_EMULATED).is_some() { times.div_ceil(10) } else { times }
+    if is_emulated() { times.div_ceil(10) } else { times }
 }
 
-/// How long the machines of the suites may take, from start to end, on a busy host.
+/// The longest that a machine may take that takes at most `time` on hardware: three times as long where KVM is emulated.
+fn allowed(time: Duration) -> Duration {
+    if is_emulated() { time * 3 } else { time }
+}
+
+fn is_emulated() -> bool {
+    std::env::var_os(VMM_EMULATED).is_some()
+}
+
+/// How long the machines of the suites may take, from start to end, on a busy host with hardware.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Time between two looks at something that tells nobody when it changes.

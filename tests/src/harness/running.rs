@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::process::Process;
-use super::until;
+use super::{allowed, until};
 
 /// A monitor that was started. Dropped, it is killed.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl RunningVm {
     pub(super) fn new(mut child: Child, deadline: Duration) -> Self {
         let stdout = child.stdout.take().map(Capture::start);
         let stderr = child.stderr.take().map(Capture::start);
-        Self { child, stdout, stderr, deadline: Instant::now() + deadline }
+        Self { child, stdout, stderr, deadline: Instant::now() + allowed(deadline) }
     }
 
     /// The process.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::TestVm;
+use vmm_tests::harness::{TestVm, rounds};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -38,14 +38,14 @@ fn fault_b1_holes_read_as_ones_in_every_width() -> Result<()> {
 }
 
 fn fault_b14_a_flood_of_unclaimed_accesses_has_a_bounded_log() -> Result<()> {
-    const ROUNDS: usize = 50_000;
     const LOG_LINES: usize = 1000;
-    let flood = TestVm::guest("port_flood").cmdline(&format!("{ROUNDS:x}"));
+    let rounds = rounds(50_000);
+    let flood = TestVm::guest("port_flood").cmdline(&format!("{rounds:x}"));
     let vm = flood.args("--log-level debug").run()?.ensure_code(69)?;
     let lines = vm.stderr.lines().filter(|line| line.contains("0x580")).count();
-    ensure!((1..LOG_LINES).contains(&lines), "{lines} lines about {ROUNDS} reads and writes");
+    ensure!((1..LOG_LINES).contains(&lines), "{lines} lines about {rounds} reads and writes");
     let log = tempfile::NamedTempFile::new()?;
-    let flood = TestVm::guest("port_flood").cmdline(&format!("{ROUNDS:x}")).args("--log-level debug");
+    let flood = TestVm::guest("port_flood").cmdline(&format!("{rounds:x}")).args("--log-level debug");
     flood.arg("--log-file").arg(log.path()).run()?.ensure_code(69)?;
     let length = log.as_file().metadata()?.len();
     ensure!((1..1 << 18).contains(&length), "a log of {length} bytes");
