@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 
+use crate::guest_suites::GuestArgs;
 use crate::miri::Missing;
 use crate::report::Report;
-use crate::test::Host;
-use crate::{check, deny, deps, fuzz, loom, miri, test, tidy};
+use crate::{check, deny, deps, fuzz, guest_suites, loom, miri, test, tidy};
 
 /// Runs every step until the first failure.
 pub fn run_all(report: &mut Report) -> Result<()> {
@@ -14,7 +14,7 @@ pub fn run_all(report: &mut Report) -> Result<()> {
     deny::check(report)?;
     tidy::run_all(report)?;
     test::units(report)?;
-    test::native_guests(report, Host::Native, None)?;
+    guest_suites::run_all(report, &GuestArgs::everywhere())?;
     loom::run_all(report)?;
     miri::run_all(report, Missing::Noted)?;
     fuzz::run_all(report, None, fuzz::SECONDS)

@@ -8,6 +8,7 @@ mod ci;
 mod deny;
 mod deps;
 mod fuzz;
+mod guest_suites;
 mod guests;
 mod host;
 mod loom;
@@ -41,14 +42,8 @@ enum Task {
     Tidy,
     /// Unit tests, doc tests and guest programs.
     Test,
-    /// Guest programs on a real virtual machine.
-    TestGuest {
-        /// Only suites whose names contain this.
-        filter: Option<String>,
-        /// Where the guests run.
-        #[arg(long, value_enum, default_value_t)]
-        host: test::Host,
-    },
+    /// Guest programs and Linux guests, under the built monitor.
+    TestGuest(guest_suites::GuestArgs),
     /// Assembles the guest programs.
     Guests,
     /// Runs a command in an emulated host with a hardware-style /dev/kvm.
@@ -90,9 +85,9 @@ fn run(task: &Task, report: &mut Report) -> Result<ExitCode> {
         Task::Tidy => tidy::run_all(report),
         Task::Test => {
             test::units(report)?;
-            test::native_guests(report, test::Host::Native, None)
+            guest_suites::run_all(report, &guest_suites::GuestArgs::everywhere())
         }
-        Task::TestGuest { filter, host } => test::native_guests(report, *host, filter.as_deref()),
+        Task::TestGuest(args) => guest_suites::run_all(report, args),
         Task::Guests => {
             report.step("guests", "cargo xtask guests", |_| guests::build().map(|()| Outcome::Passed))
         }

@@ -9,10 +9,12 @@ use elf::parse::{ParseAt, ParseError};
 use elf::segment::{ProgramHeader, SegmentTable};
 
 use super::image::{Image, ReadError};
-use super::kernel::{EntryPoint, Kernel, KernelError, Segment};
+use super::kernel::{EntryPoint, Kernel, Segment};
+
 use super::linux64::MAPPED;
+use super::multiboot::{self, MultibootError};
 use super::note::{self, NoteError};
-use super::place::{Layout, Occupant};
+use super::place::Occupant;
 use super::setup_header::SetupHeader;
 
 /// Most program headers taken; the table then stays below 64 KiB. `PN_XNUM` (0xffff) is above it on purpose.
@@ -142,10 +144,13 @@ pub enum ElfError {
     /// There is nothing to load.
     #[error("no program header is a PT_LOAD with p_memsz above 0")]
     NothingToLoad,
-    /// A 32-bit kernel can only be entered by PVH.
+    /// The Multiboot header is at fault.
+    #[error(transparent)]
+    Multiboot(#[from] MultibootError),
+    /// A 32-bit kernel can only be entered by PVH or Multiboot.
     #[error(
-        "no PVH entry (note XEN_ELFNOTE_PHYS32_ENTRY), and without one only an ELF64 file for EM_X86_64 can be \
-         booted (64-bit Linux boot protocol)"
+        "no PVH entry (note XEN_ELFNOTE_PHYS32_ENTRY) and no Multiboot header with a valid checksum in the first 8 KiB; \
+         without them only an ELF64 file for EM_X86_64 can be booted (64-bit Linux boot protocol)"
     )]
     NoEntry,
     /// The entry point is not code of this file.
@@ -169,19 +174,8 @@ pub enum ElfError {
     },
 }
 
-/// Checks `image` and takes the RAM of its segments.
-pub(super) fn load(image: &Image<'_>, layout: &mut Layout) -> Result<Kernel, KernelError> {
-    let kernel = parse(image)?;
-    for Segment { occupant, memory, .. } in &kernel.segments {
-        layout
-            .claim(memory.clone(), *occupant)
-            .map_err(|source| KernelError::Place { occupant: *occupant, source })?;
-    }
-    Ok(kernel)
-}
-
 /// Reads and checks the headers and notes of `image`.
-fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
+pub(super) fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
     let header = read_header(image)?;
     let table = read_table(image, &header)?;
     let mut segments = Vec::new();
@@ -196,10 +190,21 @@ fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
     if segments.is_empty() {
         return Err(ElfError::NothingToLoad);
     }
+    let multiboot = if pvh.is_none() { multiboot::find(image)? } else { None };
+    if let Some(header) = &multiboot
+        && let Some(kernel) = header.kernel(image.len())?
+    {
+        return Ok(kernel);
+    }
+    let e_entry = header.e_entry;
     let entry = match pvh {
         Some(entry) => EntryPoint::Pvh(entry),
+        None if multiboot.is_some() => EntryPoint::Multiboot(
+            u32::try_from(e_entry)
+                .map_err(|_| ElfError::EntryOutside { field: "e_entry", entry: e_entry })?,
+        ),
         None if header.class == Class::ELF64 && header.e_machine == EM_X86_64 => {
-            EntryPoint::Linux64 { entry: header.e_entry, header: SetupHeader::of_vmlinux() }
+            EntryPoint::Linux64 { entry: e_entry, header: SetupHeader::of_vmlinux() }
         }
         None => return Err(ElfError::NoEntry),
     };
@@ -210,6 +215,7 @@ fn parse(image: &Image<'_>) -> Result<Kernel, ElfError> {
 fn check_entry(segments: &[Segment], entry: EntryPoint) -> Result<(), ElfError> {
     match entry {
         EntryPoint::Pvh(entry) => check_code(segments, "XEN_ELFNOTE_PHYS32_ENTRY", u64::from(entry)),
+        EntryPoint::Multiboot(entry) => check_code(segments, "e_entry", u64::from(entry)),
         EntryPoint::Linux64 { entry, .. } => {
             if let Some(Segment { occupant, memory, .. }) = segments.iter().find(|it| it.memory.end > MAPPED)
             {

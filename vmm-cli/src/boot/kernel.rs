@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::bzimage::BzImageError;
 use super::elf::ElfError;
-use super::place::{Occupant, PlaceError};
+use super::multiboot::MultibootError;
+use super::place::{Layout, Occupant, PlaceError};
 use super::setup_header::SetupHeader;
 
 /// Why a kernel of a known format cannot be loaded.
@@ -16,6 +17,9 @@ pub enum KernelError {
     /// The bzImage is at fault.
     #[error(transparent)]
     BzImage(#[from] BzImageError),
+    /// The Multiboot header is at fault.
+    #[error(transparent)]
+    Multiboot(#[from] MultibootError),
     /// A segment has no place in RAM.
     #[error("{occupant}")]
     Place {
@@ -30,6 +34,7 @@ pub enum KernelError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryPoint {
     Pvh(u32),
+    Multiboot(u32),
     Linux64 { entry: u64, header: SetupHeader },
 }
 
@@ -50,4 +55,16 @@ pub(super) struct Kernel {
     /// Not empty.
     pub segments: Vec<Segment>,
     pub entry: EntryPoint,
+}
+
+impl Kernel {
+    /// Takes the RAM of every segment.
+    pub(super) fn claim(self, layout: &mut Layout) -> Result<Self, KernelError> {
+        for Segment { occupant, memory, .. } in &self.segments {
+            layout
+                .claim(memory.clone(), *occupant)
+                .map_err(|source| KernelError::Place { occupant: *occupant, source })?;
+        }
+        Ok(self)
+    }
 }

@@ -1,12 +1,14 @@
 //! Boot: puts a kernel, its initrd and its command line into guest RAM and says where the first vCPU starts.
 //!
-//! Two protocols and two formats of a kernel, told apart by the content of its file, never by its name:
+//! Three protocols, chosen by the content of the kernel's file, never by its name:
 //!
 //! - **PVH**: an ELF file, 32- or 64-bit, with the note `XEN_ELFNOTE_PHYS32_ENTRY`. The vCPU starts in 32-bit
 //!   protected mode without paging, ebx = `hvm_start_info` (Xen `docs/misc/pvh.pandoc` and
 //!   `include/public/arch-x86/hvm/start_info.h`).
-//! - **Linux64**: an ELF64 file without that note, or a bzImage with a 64-bit entry. The vCPU starts in long mode on identity-mapped page tables,
-//!   rsi = `boot_params` (Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
+//! - **Multiboot** 1: a file with a Multiboot header and without that note, ELF or not. The same mode, eax = the magic
+//!   number, ebx = the Multiboot information (Multiboot Specification 0.6.96).
+//! - **Linux64**: a bzImage, or an ELF64 file with neither. The vCPU starts in long mode on identity-mapped page
+//!   tables, rsi = `boot_params` (Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
 //!
 //! Loading is two steps. A plan reads the headers, checks every field against the file and the RAM map, and gives
 //! each thing its range of RAM; ranges never overlap. Only then is guest memory written, each planned range once.
@@ -25,6 +27,7 @@ mod format;
 mod image;
 mod kernel;
 mod linux64;
+mod multiboot;
 mod note;
 mod place;
 mod pvh;
@@ -45,6 +48,7 @@ pub use cmdline::CmdlineError;
 pub use elf::ElfError;
 pub use image::{Image, OpenError, ReadError};
 pub use kernel::KernelError;
+pub use multiboot::MultibootError;
 pub use note::NoteError;
 pub use place::{Occupant, PlaceError};
 
@@ -133,7 +137,9 @@ pub enum BootError {
         source: ReadError,
     },
     /// The kernel is in no format that can be booted.
-    #[error("kernel {image} is {found}; it must be a bzImage (vmlinuz) or an ELF file (vmlinux)")]
+    #[error(
+        "kernel {image} is {found}; it must be a bzImage (vmlinuz), an ELF file (vmlinux) or have a Multiboot header"
+    )]
     Format {
         /// Name of the image.
         image: String,
@@ -257,6 +263,7 @@ impl Plan {
         let Kernel { segments, entry } = kernel(&source.kernel, &mut layout)?;
         let prepared = match entry {
             EntryPoint::Pvh(entry) => pvh::prepare(entry, &mut layout, &request)?,
+            EntryPoint::Multiboot(entry) => multiboot::prepare(entry, &mut layout, &request)?,
             EntryPoint::Linux64 { entry, header } => linux64::prepare(entry, header, &mut layout, &request)?,
         };
         Ok(Self { segments, prepared })
@@ -284,12 +291,16 @@ impl Plan {
 /// Reads the headers of a kernel of any format and takes its RAM.
 fn kernel(image: &Image<'_>, layout: &mut Layout) -> Result<Kernel, BootError> {
     let name = || image.name().to_owned();
-    let kernel = match format::sniff(image).map_err(|source| BootError::Read { image: name(), source })? {
-        Format::Elf => elf::load(image, layout),
+    let parsed = match format::sniff(image).map_err(|source| BootError::Read { image: name(), source })? {
         Format::BzImage => bzimage::load(image, layout).map_err(KernelError::from),
-        Format::Other(found) => return Err(BootError::Format { image: name(), found }),
+        Format::Elf => elf::parse(image).map_err(KernelError::from).and_then(|kernel| kernel.claim(layout)),
+        Format::Other(found) => match multiboot::flat(image) {
+            Ok(Some(kernel)) => kernel.claim(layout),
+            Ok(None) => return Err(BootError::Format { image: name(), found }),
+            Err(error) => Err(error.into()),
+        },
     };
-    kernel.map_err(|source| BootError::Kernel { image: name(), source })
+    parsed.map_err(|source| BootError::Kernel { image: name(), source })
 }
 
 /// Copies a range of an image to a guest-physical address.

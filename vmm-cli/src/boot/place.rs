@@ -21,6 +21,8 @@ pub enum Occupant {
     Reserved,
     /// A kernel in one piece.
     Kernel,
+    /// What the address fields of a Multiboot header describe.
+    AddressFields,
     /// The kernel segment of this program header.
     Segment(usize),
     /// A structure of the boot protocol.
@@ -34,6 +36,7 @@ impl fmt::Display for Occupant {
         match self {
             Self::Reserved => write!(f, "a reserved range"),
             Self::Kernel => write!(f, "the kernel"),
+            Self::AddressFields => write!(f, "load_addr to bss_end_addr"),
             Self::Segment(index) => write!(f, "program header {index}"),
             Self::Structure(name) => write!(f, "{name}"),
             Self::Initrd => write!(f, "the initrd"),

@@ -13,12 +13,17 @@ use super::{E820Entry, E820Kind, Platform};
 /// Where the writer puts the first segment's bytes; the headers lie before it.
 pub const DATA: usize = 0x200;
 
+/// Where a Multiboot header is, behind the program headers.
+pub const IN_FRONT: usize = 0x180;
+
 /// An ELF file in the making. Tests change fields between adding segments and `build`.
 #[derive(Clone)]
 pub struct TestElf {
     pub header: FileHeader<LittleEndian>,
     pub programs: Vec<ProgramHeader>,
     data: Vec<u8>,
+    /// What the file has at [`IN_FRONT`].
+    in_front: Vec<u8>,
 }
 
 impl TestElf {
@@ -46,7 +51,7 @@ impl TestElf {
             e_shnum: 0,
             e_shstrndx: 0,
         };
-        Self { header, programs: Vec::new(), data: Vec::new() }
+        Self { header, programs: Vec::new(), data: Vec::new(), in_front: Vec::new() }
     }
 
     pub fn entry(mut self, entry: u64) -> Self {
@@ -115,8 +120,9 @@ impl TestElf {
             }
             push(&mut file, p_align, wide);
         }
-        assert!(file.len() <= DATA, "too many program headers for this writer");
+        assert!(file.len() <= IN_FRONT, "too many program headers for this writer");
         file.resize(DATA, 0);
+        put(&mut file, IN_FRONT, &self.in_front);
         file.extend(&self.data);
         file
     }
@@ -207,6 +213,25 @@ impl TestBzImage {
         self.0[at..at + N].copy_from_slice(&bytes);
         self
     }
+}
+
+/// A Multiboot header with a right checksum, and its address fields.
+pub fn multiboot_header(flags: u32, addresses: &[u32]) -> Vec<u8> {
+    let magic = 0x1bad_b002_u32;
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+    [&[magic, flags, checksum], addresses].concat().into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// The sample with a Multiboot header, to be entered 4 bytes into its code.
+pub fn multiboot_kernel(class: Class, flags: u32) -> TestElf {
+    let mut elf = sample(class).entry(0x10_0004);
+    elf.in_front = multiboot_header(flags, &[]);
+    elf
+}
+
+/// Overwrites bytes of a file.
+pub fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 /// The platform of `map`, without ACPI.

@@ -11,8 +11,8 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::kernel::Segment;
 use super::testing::{
-    CODE, DATA_BYTES, Guest, SMALL_MAP, TestBzImage, TestElf, field, linux64_kernel, platform, pvh_kernel,
-    ram, reserved,
+    CODE, DATA_BYTES, Guest, SMALL_MAP, TestBzImage, TestElf, field, linux64_kernel, multiboot_kernel,
+    platform, pvh_kernel, ram, reserved,
 };
 use super::*;
 
@@ -44,7 +44,7 @@ fn error(map: &[E820Entry], source: &BootSource<'_>) -> BootError {
 }
 
 /// The message and all its sources, as the command prints them.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source())
         .map(ToString::to_string)
         .collect::<Vec<_>>()
@@ -365,7 +365,7 @@ fn a_file_that_is_no_elf_is_refused_by_what_it_is() {
     let message = |bytes: &[u8]| chain(&error(&SMALL_MAP, &source(bytes, None, "")));
     assert_eq!(
         message(b"\x1f\x8b\x08\0"),
-        "kernel kernel is gzip-compressed; it must be a bzImage (vmlinuz) or an ELF file (vmlinux)"
+        "kernel kernel is gzip-compressed; it must be a bzImage (vmlinuz), an ELF file (vmlinux) or have a Multiboot header"
     );
     assert!(message(&[7; 100]).contains("it begins with [07, 07, 07, 07]"));
 }
@@ -439,6 +439,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         Just(pvh_kernel(Class::ELF64).build()),
         Just(linux64_kernel().build()),
         Just(TestBzImage::new().0),
+        Just(multiboot_kernel(Class::ELF32, 3).build()),
     ];
     let byte = prop_oneof![Just(0), Just(1), Just(0x10), Just(0x7f), Just(0x80), Just(0xff), any::<u8>()];
     (valid, prop::collection::vec((any::<prop::sample::Index>(), byte), 0..6), 0..64_usize).prop_map(
@@ -455,7 +456,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn fault_c6_c7_whatever_the_image_says_only_ram_is_written_and_segments_are_whole(
+    fn fault_c6_c7_c9_whatever_the_image_says_only_ram_is_written_and_segments_are_whole(
         image in mutated(),
         initrd in prop::option::of(1..0x3000_usize),
     ) {

@@ -12,6 +12,14 @@ pub enum BootRegs {
         /// Guest-physical address of `hvm_start_info`, passed in `ebx`.
         start_info: u32,
     },
+    /// The same mode with the Multiboot magic number in `eax`: the Multiboot 1 entry (Multiboot Specification 0.6.96,
+    /// section 3.2).
+    Multiboot {
+        /// Entry point.
+        entry: u32,
+        /// Guest-physical address of the Multiboot information, passed in `ebx`.
+        info: u32,
+    },
     /// 64-bit mode with identity paging: the 64-bit Linux boot protocol (`Documentation/arch/x86/boot.rst`).
     Linux64 {
         /// Entry point.
@@ -26,6 +34,9 @@ pub enum BootRegs {
         gdt_limit: u16,
     },
 }
+
+/// Tells a kernel that a Multiboot loader has started it.
+const MULTIBOOT_MAGIC: u64 = 0x2bad_b002;
 
 /// Bit 1 of `rflags` is always set.
 const RFLAGS: u64 = 1 << 1;
@@ -67,6 +78,13 @@ impl BootRegs {
                 rflags: RFLAGS,
                 ..Default::default()
             },
+            Self::Multiboot { entry, info } => kvm_regs {
+                rip: u64::from(entry),
+                rax: MULTIBOOT_MAGIC,
+                rbx: u64::from(info),
+                rflags: RFLAGS,
+                ..Default::default()
+            },
             Self::Linux64 { entry, boot_params, .. } => {
                 kvm_regs { rip: entry, rsi: boot_params, rflags: RFLAGS, ..Default::default() }
             }
@@ -80,7 +98,7 @@ impl BootRegs {
         sregs.idt.base = 0;
         sregs.idt.limit = 0;
         match *self {
-            Self::Pvh { .. } => {
+            Self::Pvh { .. } | Self::Multiboot { .. } => {
                 sregs.cs = flat(0x10, TYPE_CODE, false);
                 set_data_segments(sregs, flat(0x18, TYPE_DATA, false));
                 sregs.gdt.base = 0;
@@ -140,6 +158,17 @@ mod tests {
         assert_eq!((sregs.cr0 & (CR0_PE | CR0_PG), sregs.cr4, sregs.efer), (CR0_PE, 0, 0));
         assert_eq!((sregs.cs.base, sregs.cs.limit, sregs.cs.db, sregs.cs.l), (0, u32::MAX, 1, 0));
         assert_eq!((sregs.tr.base, sregs.tr.limit), (0, 0x67));
+    }
+
+    #[test]
+    fn multiboot_starts_as_pvh_does_with_its_magic_number_in_eax() {
+        let boot = BootRegs::Multiboot { entry: 0x40_00bc, info: 0x6000 };
+        let (mut sregs, mut pvh) = (kvm_sregs::default(), kvm_sregs::default());
+        boot.apply_to(&mut sregs);
+        BootRegs::Pvh { entry: 0, start_info: 0 }.apply_to(&mut pvh);
+        assert_eq!(sregs, pvh);
+        let regs = boot.regs();
+        assert_eq!((regs.rip, regs.rax, regs.rbx, regs.rflags), (0x40_00bc, 0x2bad_b002, 0x6000, 2));
     }
 
     #[test]

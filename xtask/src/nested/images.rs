@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,7 +15,7 @@ use super::modules;
 use super::packages::{Packages, Version};
 use super::payload;
 use crate::host::need_all;
-use crate::process::capture;
+use crate::process::{capture, run};
 
 /// Where everything of the nested host is kept.
 pub const DIRECTORY: &str = "target/nested";
@@ -23,6 +24,8 @@ pub const GUESTS: &str = "target/nested/guests";
 
 /// The script that the nested host runs as its first program.
 const HOST_INIT: &str = include_str!("init.sh");
+/// The source of a program that runs there all the time.
+const HOLDER: &str = "xtask/src/nested/hold.S";
 /// The script that a Linux guest of the test suites runs as its first program.
 const GUEST_INIT: &str = "tests/linux/init";
 /// What a Linux guest loads: the power button, how it is told of it, and the way it tells of a panic.
@@ -30,14 +33,13 @@ const GUEST_MODULES: [&str; 3] = ["button", "evdev", "pvpanic-mmio"];
 /// The hypervisor of the CPU that is emulated.
 const HOST_MODULE: &str = "kvm-amd";
 
-/// Programs that are needed, each with its Debian package.
-const PROGRAMS: [(&str, &str); 8] = [
+/// Programs that images are made with, each with its Debian package.
+const MAKERS: [(&str, &str); 5] =
+    [("apt-get", "apt"), ("dpkg", "dpkg"), ("xz", "xz-utils"), ("zstd", "zstd"), ("lz4", "lz4")];
+/// Programs that the nested host runs with besides.
+const RUNNERS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("apt-get", "apt"),
-    ("dpkg", "dpkg"),
-    ("xz", "xz-utils"),
-    ("zstd", "zstd"),
-    ("lz4", "lz4"),
+    ("gcc", "gcc"),
     ("ldd", "libc-bin"),
     ("setpriv", "util-linux"),
 ];
@@ -53,13 +55,14 @@ pub struct HostImages {
 ///
 /// Runs at the same time wait for each other.
 pub fn host(version: Version, modules: &[String]) -> Result<HostImages> {
-    need_all(&PROGRAMS)?;
+    need_all(&[&RUNNERS[..], &MAKERS].concat())?;
     let (_lock, packages) = lock()?;
     let kernel = guest_in(&packages, version)?.join("vmlinux");
     let mut names = vec![HOST_MODULE];
     names.extend(modules.iter().map(String::as_str));
     let package = packages.kernel(version)?;
-    let inputs = hash(&(HOST_INIT, release(&package)?, &names));
+    let source = fs::read(HOLDER).with_context(|| format!("cannot read {HOLDER}"))?;
+    let inputs = hash(&(HOST_INIT, source, release(&package)?, &names));
     let base = Path::new(DIRECTORY).join(format!("base-{}-{inputs:016x}.cpio", version.name()));
     if !base.exists() {
         let mut archive = system(&packages, "/init", HOST_INIT.as_bytes())?;
@@ -69,6 +72,7 @@ pub fn host(version: Version, modules: &[String]) -> Result<HostImages> {
             archive.file(&module_path(&module.name), 0o644, &module.content)?;
         }
         archive.file(Path::new("/etc/nested/modules"), 0o644, order.as_bytes())?;
+        archive.file(Path::new("/etc/nested/hold"), 0o755, &holder()?)?;
         write(&base, &archive.finish()?)?;
     }
     Ok(HostImages { kernel, base })
@@ -76,7 +80,7 @@ pub fn host(version: Version, modules: &[String]) -> Result<HostImages> {
 
 /// Makes, where they are missing, `bzImage`, `vmlinux` and `initrd` for Linux guests; the directory they are in.
 pub fn guest(version: Version) -> Result<PathBuf> {
-    need_all(&PROGRAMS)?;
+    need_all(&MAKERS)?;
     let (_lock, packages) = lock()?;
     guest_in(&packages, version)
 }
@@ -130,6 +134,13 @@ fn system(packages: &Packages, path: &str, init: &[u8]) -> Result<Archive<Vec<u8
     Ok(archive)
 }
 
+/// The program of [`HOLDER`].
+fn holder() -> Result<Vec<u8>> {
+    let output = tempfile::NamedTempFile::new()?;
+    run(Command::new("gcc").args(["-nostdlib", "-static", HOLDER, "-o"]).arg(output.path()))?;
+    Ok(fs::read(output.path())?)
+}
+
 fn module_path(name: &str) -> PathBuf {
     format!("/lib/modules/{name}.ko").into()
 }
@@ -150,7 +161,8 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     let write = || {
         let directory = path.parent().context("no directory")?;
         fs::create_dir_all(directory)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        let mut file =
+            tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o644)).tempfile_in(directory)?;
         file.write_all(content)?;
         file.persist(path)?;
         anyhow::Ok(())

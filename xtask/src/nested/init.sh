@@ -33,7 +33,10 @@ exec 4>/dev/vport0p4
 while read -r module; do
     insmod "/lib/modules/$module.ko" 2>/run/insmod || echo "failed $(cat /run/insmod)" >&4
 done </etc/nested/modules
-echo ready >&4
+mkfifo /run/held
+/etc/nested/hold >/run/held &
+keep=$!
+read -r _ </run/held || echo "failed no machine can be made" >&4
 
 # Pipes, which every program can use as such: a port can be opened once, a pipe again by /dev/stdout.
 mkfifo /run/stdin /run/stdout /run/stderr

@@ -19,11 +19,11 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use crate::guest_suites::build_monitor;
 use crate::guests;
-use crate::process::{cargo, run as run_process};
 use contents::{Carried, InnerCommand, inside_path};
 use machine::MachineArgs;
-use packages::Version;
+pub use packages::Version;
 use run::{End, Run};
 
 /// The time limit was reached, as `timeout` says it.
@@ -84,9 +84,9 @@ pub fn main(args: &NestedArgs, caller: &Path) -> ExitCode {
 }
 
 fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
-    build_monitor()?;
+    let monitor = build_monitor()?;
     let images = images::host(args.kernel, &args.modules)?;
-    let mut carried = vec![Carried::new("target/release/vmm-cli", "/bin/vmm-cli")];
+    let mut carried = vec![Carried::new(monitor, "/bin/vmm-cli")];
     if Path::new(guests::OUTPUT).is_dir() {
         carried.push(Carried::new(guests::OUTPUT, "/guests"));
     }
@@ -112,6 +112,22 @@ fn program(command: &[OsString], caller: &Path) -> Result<Option<Carried>> {
     Ok(Some(Carried::new(here, inside_path(word)?)))
 }
 
-fn build_monitor() -> Result<()> {
-    run_process(cargo().args(["build", "--quiet"]).args(&crate::test::MONITOR[1..]))
+/// Makes what a nested host and Linux guests are started with, where it is missing.
+///
+/// # Errors
+///
+/// A program is missing, or a package cannot be fetched.
+pub fn prepare(guests: &[Version]) -> Result<()> {
+    images::host(Version::V6_12, &[])?;
+    linux_images(guests).map(drop)
+}
+
+/// Makes the images of Linux guests, where they are missing: the directory that has one of each version.
+///
+/// # Errors
+///
+/// Those of [`prepare`].
+pub fn linux_images(versions: &[Version]) -> Result<&'static Path> {
+    versions.iter().try_for_each(|version| images::guest(*version).map(drop))?;
+    Ok(Path::new(images::GUESTS))
 }

@@ -3,7 +3,8 @@
 use elf::abi::{ET_CORE, ET_REL, PT_NULL};
 
 use super::super::E820Entry;
-use super::super::place::PlaceError;
+use super::super::kernel::KernelError;
+use super::super::place::{Layout, PlaceError};
 use super::super::testing::{CODE, DATA, SMALL_MAP, TestElf, linux64_kernel, pvh_kernel};
 use super::*;
 
@@ -20,12 +21,11 @@ fn error(class: Class, change: impl FnOnce(&mut TestElf)) -> ElfError {
     parse_bytes(&elf.build()).unwrap_err()
 }
 
-/// The error of a load into the RAM of `map`, which parsing alone does not give.
+/// The error of claiming the RAM of `elf`, which can be parsed, in `map`.
 fn load_error(elf: &TestElf, map: &[E820Entry]) -> KernelError {
     let file = elf.build();
     let image = Image::from_bytes("kernel", &file).unwrap();
-    parse(&image).unwrap();
-    load(&image, &mut Layout::new(map).unwrap()).unwrap_err()
+    parse(&image).unwrap().claim(&mut Layout::new(map).unwrap()).unwrap_err()
 }
 
 /// The same of a Linux64 kernel after `change`, loaded into the small map.
