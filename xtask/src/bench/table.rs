@@ -39,7 +39,8 @@ fn counted(counts: &[Count]) -> Vec<String> {
     let mut lines = vec![String::new(), header];
     for (kind, name) in things {
         let of = |subject: &&str| {
-            let mut same = counts.iter().filter(|count| (&count.kind, &count.name) == (kind, name));
+            let mut same =
+                counts.iter().filter(|count| (count.kind.as_str(), count.name.as_str()) == (kind, name));
             same.find(|count| count.subject == **subject).map_or_else(|| "-".to_owned(), values)
         };
         lines.push(format!("{kind:<24}{name:<32}{}", columns(subjects.iter().map(of))));
