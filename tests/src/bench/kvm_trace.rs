@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -42,8 +43,8 @@ pub enum TraceError {
     #[error("the histogram of {0} has dropped events")]
     Dropped(&'static str),
     /// A guest of somebody else runs, and would be counted with ours.
-    #[error("process {0} runs a guest of its own")]
-    NotAlone(u32),
+    #[error("another guest runs on this host")]
+    NotAlone,
 }
 
 /// An event of KVM whose hits are counted by the values of some of its fields.
@@ -69,21 +70,29 @@ impl KvmTrace {
     ///
     /// # Errors
     ///
-    /// The kernel or the user lacks what it takes, or another process runs a guest.
+    /// The kernel or the user lacks what it takes, or a guest runs already.
     pub fn open() -> Result<Self, TraceError> {
         let root = Path::new(TRACEFS);
         if !root.join("events").is_dir() {
             mount(Some("tracefs"), root, Some("tracefs"), MsFlags::empty(), None::<&str>)
                 .map_err(TraceError::Mount)?;
         }
-        if let Some(process) = other_guest() {
-            return Err(TraceError::NotAlone(process));
-        }
         let instance = root.join(format!("instances/vmm-bench-{}", process::id()));
         fs::create_dir(&instance).map_err(|source| TraceError::File { path: instance.clone(), source })?;
         let trace = Self { instance };
         trace.write("trace_clock", "mono")?;
+        if trace.sees_guest()? {
+            return Err(TraceError::NotAlone);
+        }
         Ok(trace)
+    }
+
+    /// Whether a guest is entered within a second; one that runs is, at least for its timer.
+    fn sees_guest(&self) -> Result<bool, TraceError> {
+        let entries = Histogram { event: "kvm_entry", keys: &["vcpu_id"] };
+        self.count(entries)?;
+        thread::sleep(Duration::from_secs(1));
+        Ok(!self.counted(entries)?.is_empty())
     }
 
     /// From here on the first entry of a guest is recorded.
@@ -163,17 +172,6 @@ impl Histogram {
         let keys: Vec<_> = self.keys.iter().map(|key| format!("{key}.hex")).collect();
         format!("hist:keys={}", keys.join(","))
     }
-}
-
-/// Another process that has a vCPU, if one has.
-fn other_guest() -> Option<u32> {
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.filter(|number| *number != process::id()).find(|number| {
-        let descriptors = fs::read_dir(format!("/proc/{number}/fd")).into_iter().flatten().flatten();
-        let mut targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
-        targets.any(|target| target.to_string_lossy().starts_with("anon_inode:kvm-vcpu"))
-    })
 }
 
 /// The time of the first event in the text of a trace: `vcpu0-9  [001] d.... 12.345678: kvm_entry: vcpu 0, …`.

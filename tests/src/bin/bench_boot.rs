@@ -11,7 +11,7 @@ use clap::Parser;
 use nix::sys::prctl::set_child_subreaper;
 use vmm_tests::bench::boot_monitor::{BootMonitor, Format, Guest, MICROVM};
 use vmm_tests::bench::exit_counts::{BootCounts, Kind, Processor, merged};
-use vmm_tests::bench::kvm_trace::KvmTrace;
+use vmm_tests::bench::kvm_trace::{KvmTrace, TraceError};
 use vmm_tests::bench::linux_boot::{to_end, to_mark};
 use vmm_tests::bench::probe::Launch;
 use vmm_tests::bench::report::{Count, Ratio};
@@ -37,12 +37,16 @@ struct Args {
     /// The directory of bzImage, vmlinux and initrd
     #[arg(long)]
     images: PathBuf,
+    /// Only these: bzimage_1, bzimage_4, vmlinux_1, vmlinux_4; several with commas between
+    #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',', value_parser = Shape::named)]
+    shapes: Vec<&'static Shape>,
     /// Timed boots of each, not counting the warm-up
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 }
 
 /// A guest and what is measured of its boot.
+#[derive(Debug, PartialEq, Eq)]
 struct Shape {
     name: &'static str,
     format: Format,
@@ -77,6 +81,14 @@ static SHAPES: [Shape; 4] = [
 ];
 
 impl Shape {
+    fn named(name: &str) -> Result<&'static Self, String> {
+        let known = SHAPES.each_ref().map(|shape| shape.name);
+        SHAPES
+            .iter()
+            .find(|shape| shape.name == name)
+            .ok_or_else(|| format!("expected one of {}", known.join(", ")))
+    }
+
     fn timed(&self) -> [Case; 2] {
         [self.first_entry, self.init]
     }
@@ -98,16 +110,19 @@ struct Runner {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if args.shapes.is_empty() {
+        args.shapes.extend(&SHAPES);
+    }
     // So that a process that outlives its parent is found instead of handed to init.
     set_child_subreaper(true).context("becoming a subreaper")?;
     let scratch = tempfile::tempdir().context("making a temporary directory")?;
     let monitors = monitors(&args)?;
     let names: Vec<_> = monitors.iter().map(BootMonitor::name).collect();
-    let cases: Vec<_> = SHAPES.iter().flat_map(Shape::cases).collect();
+    let cases: Vec<_> = args.shapes.iter().flat_map(|shape| shape.cases()).collect();
     let mut recorder = Recorder::new(&cases, &names).against(MICROVM);
     let runners = runners(&args, &monitors, scratch.path(), &mut recorder)?;
-    let trace = KvmTrace::open().map_err(|error| leave_out_traced(&error, &mut recorder)).ok();
+    let trace = KvmTrace::open().map_err(|error| leave_out_traced(&error, &args, &mut recorder)).ok();
 
     let progress = Progress { start: Instant::now(), rounds: args.rounds };
     let mut bench = Bench { trace, recorder, counts: Vec::new() };
@@ -136,7 +151,7 @@ fn runners(
     recorder: &mut Recorder,
 ) -> Result<Vec<Runner>> {
     let mut runners = Vec::new();
-    for shape in &SHAPES {
+    for &shape in &args.shapes {
         for monitor in monitors {
             if let Some(lack) = monitor.lacks(shape.format) {
                 shape
@@ -154,8 +169,8 @@ fn runners(
 }
 
 /// Leaves out what cannot be measured without the kernel's trace events.
-fn leave_out_traced(error: &dyn std::error::Error, recorder: &mut Recorder) {
-    for shape in &SHAPES {
+fn leave_out_traced(error: &TraceError, args: &Args, recorder: &mut Recorder) {
+    for shape in &args.shapes {
         for case in [shape.first_entry, shape.user_exits, shape.kvm_exits] {
             recorder.leave_out(case, &format!("not available: {error}"));
         }

@@ -17,8 +17,7 @@ const QEMU_PACKAGE: &str = "qemu-system-x86";
 
 /// Where Debian has QEMU's firmware, the files of it that the machine `microvm` reads, and where they are carried to.
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
-const FIRMWARE_FILES: [&str; 5] =
-    ["qboot.rom", "bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"];
+const FIRMWARE_FILES: [&str; 4] = ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"];
 const NESTED_FIRMWARE: &str = "/usr/share/qemu";
 
 /// Seconds that the nested host may take for itself, and for one round.
@@ -49,6 +48,9 @@ pub fn measure(args: &BenchArgs) -> Result<String> {
         Host::Nested => in_nested(args)?,
     };
     command.args(["--rounds", &args.rounds.unwrap_or(super::BOOT_ROUNDS).to_string()]);
+    if !args.shapes.is_empty() {
+        command.args(["--shape", &args.shapes.join(",")]);
+    }
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.context("cannot start the measuring program")?;
     ensure!(output.status.success(), "the measuring program ended with {}", output.status);

@@ -52,6 +52,9 @@ pub struct BenchArgs {
     /// For `boot`: the guest's kernel.
     #[arg(long, value_enum, default_value_t = Version::V6_12)]
     pub kernel: Version,
+    /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4; several with commas between.
+    #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',')]
+    pub shapes: Vec<String>,
     /// For `boot`: where; if not said, natively where KVM has VMX or SVM.
     #[arg(long, value_enum)]
     pub host: Option<boot::Host>,
