@@ -22,6 +22,14 @@ pub use vm::TestVm;
 pub const VMM_CLI: &str = "VMM_CLI";
 /// Names the directory of the assembled guest programs in the environment.
 pub const VMM_GUESTS: &str = "VMM_GUESTS";
+/// Set in the environment where KVM itself is emulated, as in the nested host.
+pub const VMM_EMULATED: &str = "VMM_EMULATED";
+
+/// How often a trial does what it repeats only to meet a rare case: `times`, a tenth of it where KVM is emulated.
+#[must_use]
+pub fn rounds(times: usize) -> usize {
+    if std::env::var_os(VMM_EMULATED).is_some() { times.div_ceil(10) } else { times }
+}
 
 /// How long the machines of the suites may take, from start to end, on a busy host.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -21,13 +21,24 @@ pub enum KernelError {
     #[error(transparent)]
     Multiboot(#[from] MultibootError),
     /// A segment has no place in RAM.
-    #[error("{occupant}")]
+    #[error("{}", fields(*occupant, range))]
     Place {
         /// The segment.
         occupant: Occupant,
+        /// Its guest-physical addresses.
+        range: Range<u64>,
         /// Why it has none.
         source: PlaceError,
     },
+}
+
+/// The fields of the file that say where a segment goes.
+fn fields(occupant: Occupant, range: &Range<u64>) -> String {
+    let (start, size) = (range.start, range.end - range.start);
+    match occupant {
+        Occupant::Segment(_) => format!("{occupant}: p_paddr {start:#x}, p_memsz {size:#x}"),
+        _ => format!("{occupant}: {size:#x} bytes at {start:#x}"),
+    }
 }
 
 /// Where and how the kernel is entered.
@@ -61,9 +72,11 @@ impl Kernel {
     /// Takes the RAM of every segment.
     pub(super) fn claim(self, layout: &mut Layout) -> Result<Self, KernelError> {
         for Segment { occupant, memory, .. } in &self.segments {
-            layout
-                .claim(memory.clone(), *occupant)
-                .map_err(|source| KernelError::Place { occupant: *occupant, source })?;
+            layout.claim(memory.clone(), *occupant).map_err(|source| KernelError::Place {
+                occupant: *occupant,
+                range: memory.clone(),
+                source,
+            })?;
         }
         Ok(self)
     }

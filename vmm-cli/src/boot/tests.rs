@@ -355,7 +355,7 @@ fn fault_c6_a_message_names_the_file_the_field_and_the_end_of_ram() {
     let pvh = kernel.pvh(&0x10_0000_u32.to_le_bytes()).build();
     assert_eq!(
         chain(&error(&SMALL_MAP, &source(&pvh, None, ""))),
-        "kernel kernel: program header 1: \
+        "kernel kernel: program header 1: p_paddr 0x104000, p_memsz 0x4000000000000000: \
          0x104000..0x4000000000104000 is not inside one region of RAM (RAM ends at 0x200000)"
     );
 }

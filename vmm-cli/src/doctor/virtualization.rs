@@ -99,6 +99,9 @@ impl Facts<'_> {
             (Virtualization::None, None) if self.has_module("kvm_pvm") => {
                 Finding::ok(ID, "neither VMX nor SVM, but the module kvm_pvm; KVM does not run machines")
             }
+            (Virtualization::None, None) if !self.files.exists("/sys/module") => {
+                Finding::note(ID, "neither VMX nor SVM; whether there is KVM-PVM cannot be seen without /sys")
+            }
             (Virtualization::None, None) => Finding::broken(ID, "the processor shows neither VMX nor SVM")
                 .mend_by(self.where_to_turn_it_on()),
         }

@@ -6,14 +6,14 @@ use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
 use vmm_core::seam::{DoorbellFds, IrqFds};
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::acpi::{GenericEvents, PowerControl};
-use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, I8042, I8042Data, ResetControl, Serial};
+use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, ResetControl, Serial};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
 use super::layout::{
-    COM1, EVENTS_LINE, EVENTS_PORT, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE, SELFTEST_PORTS,
-    SERIAL_LINE,
+    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
+    SELFTEST_PORTS, SERIAL_LINE,
 };
 use super::power::PowerButton;
 use crate::console::Console;
@@ -55,6 +55,7 @@ impl Devices {
         self.port((DEBUG_CONSOLE_PORT, 1), "debug console", Arc::new(DebugConsole::new(console.output())))?;
         self.port(DEBUG_EXIT_PORTS, "debug exit", Arc::new(DebugExit::new(events.clone())))?;
         self.port(ResetControl::PORTS, "reset control", Arc::new(ResetControl::new(events.clone())))?;
+        self.mmio(FLASH, "flash", Arc::new(Flash))?;
         Ok(serial)
     }
 

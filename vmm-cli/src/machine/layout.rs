@@ -19,12 +19,15 @@ pub(super) const RESET_VECTOR: u64 = EXTENDED_START - 16;
 pub(crate) const COM1: u16 = 0x3f8;
 
 /// Ports of the ACPI registers.
-pub(crate) const POWER_PORTS: u16 = 0x600;
-pub(crate) const EVENTS_PORT: u16 = 0x604;
+pub(crate) const POWER_PORTS: u16 = 0xb00;
+pub(crate) const EVENTS_PORT: u16 = 0xb04;
 
 /// Irqchip pins; the first is that of a PC, the second that of its SCI.
 pub(crate) const SERIAL_LINE: u32 = 4;
 pub(crate) const EVENTS_LINE: u32 = 9;
+
+/// The place of a PC's firmware: 16 MiB below 4 GiB. The pages that KVM uses for itself are in it.
+pub(super) const FLASH: (u64, u64) = (0xff00_0000, HOLE_END - 0xff00_0000);
 
 /// The panic device.
 pub(crate) const PVPANIC_BASE: u32 = 0xd000_1000;

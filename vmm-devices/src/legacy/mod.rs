@@ -2,10 +2,12 @@
 
 mod cmos;
 mod debug;
+mod flash;
 mod reset;
 mod serial;
 
 pub use cmos::Cmos;
 pub use debug::{DebugConsole, DebugExit};
+pub use flash::Flash;
 pub use reset::{I8042, I8042Data, ResetControl};
 pub use serial::Serial;

@@ -226,6 +226,7 @@ fn fault_c6_a_segment_must_lie_in_one_region_of_ram() {
             error,
             KernelError::Place {
                 occupant: Occupant::Segment(1),
+                range: _,
                 source: PlaceError::NotRam { ram_end: 0x20_0000, .. }
             }
         );
@@ -242,6 +243,7 @@ fn fault_c6_a_memsz_of_2_to_the_62_is_refused() {
         error,
         KernelError::Place {
             occupant: Occupant::Segment(1),
+            range: _,
             source: PlaceError::NotRam { end: 0x4000_0000_0010_4000, .. }
         }
     );
@@ -256,6 +258,7 @@ fn fault_c6_segments_must_not_overlap() {
             error,
             KernelError::Place {
                 occupant: Occupant::Segment(1),
+                range: _,
                 source: PlaceError::Overlap { other: Occupant::Segment(0), .. }
             }
         );

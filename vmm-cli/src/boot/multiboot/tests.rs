@@ -157,7 +157,7 @@ fn fault_c9_load_addresses_outside_ram_are_refused() {
     let far = flat(|addresses| *addresses = [0xffff_ffff, 0xffff_ffbf, 0, 0, 0xffff_ffff]);
     assert_eq!(
         refused(&SMALL_MAP, &far),
-        "kernel kernel: load_addr to bss_end_addr: 0xffffffbf..0x1000000bf is not inside one region of RAM (RAM ends at \
+        "kernel kernel: load_addr to bss_end_addr: 0x100 bytes at 0xffffffbf: 0xffffffbf..0x1000000bf is not inside one region of RAM (RAM ends at \
          0x200000)"
     );
     let bss = flat(|addresses| addresses[3] = 0x20_0001);
