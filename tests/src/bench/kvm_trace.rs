@@ -11,8 +11,10 @@ use nix::mount::{MsFlags, mount};
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 
-/// Switches the event off at its first hit, so that the others cost next to nothing.
+/// Switches the entries off at the first exit, so that the others cost next to nothing. At the first entry it would be
+/// too early: a trigger acts before its event is recorded.
 const ONE_SHOT: &str = "disable_event:kvm:kvm_entry:1";
+const ONE_SHOT_FILE: &str = "events/kvm/kvm_exit/trigger";
 
 /// A trace buffer and triggers of its own, so that those of others stay as they are. Gone on drop.
 ///
@@ -102,7 +104,7 @@ impl KvmTrace {
     /// A file of tracefs cannot be used.
     pub fn watch_first_entry(&self) -> Result<(), TraceError> {
         self.write("trace", "")?;
-        self.write("events/kvm/kvm_entry/trigger", ONE_SHOT)?;
+        self.write(ONE_SHOT_FILE, ONE_SHOT)?;
         self.write("events/kvm/kvm_entry/enable", "1")
     }
 
@@ -114,7 +116,7 @@ impl KvmTrace {
     /// A file of tracefs cannot be used or read, or no guest was entered.
     pub fn first_entry(&self) -> Result<Duration, TraceError> {
         self.write("events/kvm/kvm_entry/enable", "0")?;
-        self.write("events/kvm/kvm_entry/trigger", &format!("!{ONE_SHOT}"))?;
+        self.write(ONE_SHOT_FILE, &format!("!{ONE_SHOT}"))?;
         let text = self.read("trace")?;
         first_time(&text).ok_or_else(|| TraceError::Format(last_line(&text)))
     }
