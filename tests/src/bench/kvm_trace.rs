@@ -7,7 +7,7 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 
@@ -22,6 +22,14 @@ const ONE_SHOT_FILE: &str = "events/kvm/kvm_exit/trigger";
 #[derive(Debug)]
 pub struct KvmTrace {
     instance: PathBuf,
+    // Behind the instance, which is in it.
+    _tracefs: Tracefs,
+}
+
+/// The mounted file system.
+#[derive(Debug)]
+struct Tracefs {
+    is_ours: bool,
 }
 
 /// Why there is no trace.
@@ -68,20 +76,16 @@ pub struct Hits {
 }
 
 impl KvmTrace {
-    /// Mounts tracefs if it is not, and makes an instance of it. That takes root.
+    /// Makes an instance of tracefs, which is mounted as long if it is not. That takes root.
     ///
     /// # Errors
     ///
     /// The kernel or the user lacks what it takes, or a guest runs already.
     pub fn open() -> Result<Self, TraceError> {
-        let root = Path::new(TRACEFS);
-        if !root.join("events").is_dir() {
-            mount(Some("tracefs"), root, Some("tracefs"), MsFlags::empty(), None::<&str>)
-                .map_err(TraceError::Mount)?;
-        }
-        let instance = root.join(format!("instances/vmm-bench-{}", process::id()));
+        let tracefs = Tracefs::mounted()?;
+        let instance = PathBuf::from(format!("{TRACEFS}/instances/vmm-bench-{}", process::id()));
         fs::create_dir(&instance).map_err(|source| TraceError::File { path: instance.clone(), source })?;
-        let trace = Self { instance };
+        let trace = Self { instance, _tracefs: tracefs };
         trace.write("trace_clock", "mono")?;
         if trace.sees_guest()? {
             return Err(TraceError::NotAlone);
@@ -166,6 +170,27 @@ impl Drop for KvmTrace {
     fn drop(&mut self) {
         // There is nobody to be told; what stays is an instance that nothing writes to.
         let _ = fs::remove_dir(&self.instance);
+    }
+}
+
+impl Tracefs {
+    /// As it is, or mounted until the drop.
+    fn mounted() -> Result<Self, TraceError> {
+        let is_ours = !Path::new(TRACEFS).join("events").is_dir();
+        if is_ours {
+            mount(Some("tracefs"), TRACEFS, Some("tracefs"), MsFlags::empty(), None::<&str>)
+                .map_err(TraceError::Mount)?;
+        }
+        Ok(Self { is_ours })
+    }
+}
+
+impl Drop for Tracefs {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // Somebody else may use it by now.
+            let _ = umount(TRACEFS);
+        }
     }
 }
 
