@@ -19,8 +19,9 @@ pub enum Kind {
     KvmExits,
 }
 
-/// The low half of `-EINTR`.
+/// The low halves of `-EINTR` and of `-EAGAIN`, with which a vCPU that waited for its start-up signal returns.
 const INTERRUPTED: u64 = 0xffff_fffc;
+const STARTED: u64 = 0xffff_fff5;
 const LOW_HALF: u64 = 0xffff_ffff;
 
 /// `rw` of `kvm_pio`, `type` of `kvm_mmio`.
@@ -139,6 +140,9 @@ impl Kind {
             (Self::UserExits, [_, errno]) if errno & LOW_HALF == INTERRUPTED => {
                 "interrupted by a signal".to_owned()
             }
+            (Self::UserExits, [_, errno]) if errno & LOW_HALF == STARTED => {
+                "started by another vCPU".to_owned()
+            }
             (Self::UserExits, [reason, _]) => named(&USER, *reason),
             (Self::Ports, [port, rw]) => format!("{port:#x} {}", if *rw == PIO_OUT { "out" } else { "in" }),
             (Self::Mmio, [gpa, kind]) => match *kind {
@@ -245,6 +249,7 @@ mod tests {
         let thing = |kind: Kind, keys: &[u64]| kind.thing(keys, Processor::Amd);
         assert_eq!(thing(Kind::UserExits, &[2, 0]), "io");
         assert_eq!(thing(Kind::UserExits, &[10, 0xffff_ffff_ffff_fffc]), "interrupted by a signal");
+        assert_eq!(thing(Kind::UserExits, &[0, 0xffff_fff5]), "started by another vCPU");
         assert_eq!(thing(Kind::UserExits, &[99, 0]), "reason 0x63");
         assert_eq!(thing(Kind::Ports, &[0x3f8, 1]), "0x3f8 out");
         assert_eq!(thing(Kind::Ports, &[0xcfc, 0]), "0xcfc in");
