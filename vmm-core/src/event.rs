@@ -1,5 +1,6 @@
 //! `VmEvents`: the latch that holds why a machine ends; the first reason wins.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
@@ -23,9 +24,11 @@ pub enum VmEvent {
     Internal(String),
 }
 
-#[derive(Debug)]
+type Reaction = Box<dyn Fn() + Send + Sync>;
+
 struct Shared {
     first: OnceLock<VmEvent>,
+    reaction: OnceLock<Reaction>,
     wake: EventFd,
 }
 
@@ -33,7 +36,7 @@ struct Shared {
 ///
 /// Later events are dropped, so that the exit code of the program does not depend on a race between the first
 /// reason and its consequences. Clones share the latch.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VmEvents(Arc<Shared>);
 
 impl VmEvents {
@@ -41,8 +44,16 @@ impl VmEvents {
     pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(Shared {
             first: OnceLock::new(),
+            reaction: OnceLock::new(),
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
         })))
+    }
+
+    /// Calls `reaction` when an event is recorded from now on, on the thread that sends it and before `send` returns: what must
+    /// not go on after the end, a vCPU that has just asked for it, stops then. It must not block. Only the first call of this
+    /// method counts.
+    pub fn on_first(&self, reaction: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.reaction.set(Box::new(reaction));
     }
 
     /// Records `event` unless one is recorded already, and wakes the thread that polls. Returns whether `event` is
@@ -50,6 +61,9 @@ impl VmEvents {
     pub fn send(&self, event: VmEvent) -> bool {
         let first = self.0.first.set(event).is_ok();
         if first {
+            if let Some(reaction) = self.0.reaction.get() {
+                reaction();
+            }
             // An eventfd write fails only when the counter is full, and this is its only write.
             if let Err(error) = self.0.wake.write(1) {
                 tracing::error!(%error, "cannot wake the event loop");
@@ -65,6 +79,12 @@ impl VmEvents {
     }
 }
 
+impl fmt::Debug for VmEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("VmEvents").field(&self.0.first).finish()
+    }
+}
+
 impl AsFd for VmEvents {
     /// Readable from the moment an event is recorded, for ever.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -74,6 +94,8 @@ impl AsFd for VmEvents {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -83,6 +105,21 @@ mod tests {
         assert!(events.send(VmEvent::DebugExit(3)));
         assert!(!events.clone().send(VmEvent::Reset("late")));
         assert_eq!(events.get(), Some(&VmEvent::DebugExit(3)));
+    }
+
+    #[test]
+    fn the_reaction_comes_once_and_before_send_returns() {
+        let events = VmEvents::new().unwrap();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&calls);
+        events.on_first(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(calls.load(Ordering::Relaxed), 0);
+        for _ in 0..2 {
+            events.send(VmEvent::DebugExit(0));
+            assert_eq!(calls.load(Ordering::Relaxed), 1);
+        }
     }
 
     #[test]

@@ -24,5 +24,5 @@ pub use kick::{Kick, KickCell, KickTarget, Requests};
 pub use run_loop::{ExitHandler, RunVcpu, VcpuEnd, run};
 pub use run_page::{ImmediateExit, RunPage};
 pub use signal::install_kick_signal;
-pub use thread::{ThreadError, VcpuThread};
+pub use thread::{StopHandle, ThreadError, VcpuThread};
 pub use vcpu::{Vcpu, VcpuError};

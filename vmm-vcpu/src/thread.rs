@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use crate::kick::{KickCell, KickTarget, Requests};
@@ -87,9 +87,29 @@ impl VcpuThread {
         self.kicks.withdraw(Requests::PAUSE);
     }
 
+    /// A handle that can only stop.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(Arc::downgrade(&self.kicks))
+    }
+
     /// Asks the vCPU to end its run loop; does not wait for it.
     pub fn request_stop(&self) {
         self.kicks.kick(Requests::STOP);
+    }
+}
+
+/// Asks a vCPU to stop, from any thread, the vCPU's own included, and does not keep it alive.
+#[derive(Clone, Debug)]
+pub struct StopHandle(Weak<KickCell<ThreadTarget>>);
+
+impl StopHandle {
+    /// As [`VcpuThread::request_stop`]; nothing if the vCPU is gone. A vCPU that calls it while it handles an exit does not
+    /// enter the guest again.
+    pub fn request_stop(&self) {
+        if let Some(kicks) = self.0.upgrade() {
+            kicks.kick(Requests::STOP);
+        }
     }
 }
 

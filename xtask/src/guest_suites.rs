@@ -132,7 +132,7 @@ fn native(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
 }
 
 /// Whether the CPU has VMX or SVM, without which KVM cannot run a Linux guest as it is.
-fn has_virtualization() -> bool {
+pub fn has_virtualization() -> bool {
     fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
         let flags = text.lines().find_map(|line| line.strip_prefix("flags"));
         flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))

@@ -84,7 +84,7 @@ pub fn first_exit(launch: &Launch) -> Result<Duration, ProbeError> {
     match run.map_err(ProbeError::system("ptrace"))? {
         Run::FirstExit(elapsed) => Ok(elapsed),
         Run::Ended(elapsed, _) if elapsed >= DEADLINE => {
-            Err(ProbeError::Late { awaited: AWAITED, output: output.tail() })
+            Err(ProbeError::Late { awaited: AWAITED, within: DEADLINE, output: output.tail() })
         }
         Run::Ended(_, status) => {
             Err(ProbeError::Ended { awaited: AWAITED, status: status.to_string(), output: output.tail() })

@@ -31,7 +31,7 @@ pub fn measure(launch: &Launch, instances: u32) -> Result<Vec<Memory>, ProbeErro
     let output = Output::new()?;
     let measured = start_and_read(launch, instances, &output);
     none_left()?;
-    measured.map_err(|error| with_stderr(error, output))
+    measured.map_err(|error| error.with_more_output(output))
 }
 
 fn start_and_read(launch: &Launch, instances: u32, output: &Output) -> Result<Vec<Memory>, ProbeError> {
@@ -72,12 +72,12 @@ fn wait_for_guest(child: &mut Child) -> Result<(), ProbeError> {
     let found = child.stdout.as_mut().map_or(Ok(Seen::End), |stdout| read_to_byte(stdout, &mut output));
     match found.map_err(ProbeError::system("read"))? {
         Seen::Byte => Ok(()),
-        Seen::Nothing => Err(ProbeError::Late { awaited: AWAITED, output: tail(&output) }),
+        Seen::Nothing => Err(ProbeError::Late { awaited: AWAITED, within: DEADLINE, output: tail(&output) }),
         Seen::End => match wait(child)? {
             Some(status) => {
                 Err(ProbeError::Ended { awaited: AWAITED, status: status.to_string(), output: tail(&output) })
             }
-            None => Err(ProbeError::Late { awaited: AWAITED, output: tail(&output) }),
+            None => Err(ProbeError::Late { awaited: AWAITED, within: DEADLINE, output: tail(&output) }),
         },
     }
 }
@@ -102,14 +102,6 @@ fn read_to_byte(stdout: &mut ChildStdout, output: &mut Vec<u8>) -> std::io::Resu
         }
     }
     Ok(Seen::Nothing)
-}
-
-/// Adds to what an instance said on stdout what was said on stderr.
-fn with_stderr(mut error: ProbeError, stderr: Output) -> ProbeError {
-    if let ProbeError::Ended { output, .. } | ProbeError::Late { output, .. } = &mut error {
-        *output = tail(format!("{output} {}", stderr.tail()).as_bytes());
-    }
-    error
 }
 
 fn read(pid: u32) -> Result<Memory, ProbeError> {

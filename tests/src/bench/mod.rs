@@ -1,8 +1,12 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
+pub mod boot_monitor;
 pub mod buses;
+pub mod exit_counts;
 pub mod first_exit;
 mod instruction;
+pub mod kvm_trace;
+pub mod linux_boot;
 pub mod locked;
 pub mod memory;
 pub mod probe;

@@ -50,11 +50,13 @@ pub enum ProbeError {
         /// The end of what it wrote.
         output: String,
     },
-    /// What should have happened did not within [`DEADLINE`].
-    #[error("{awaited} did not come within {} s{}", DEADLINE.as_secs(), said(output))]
+    /// What should have happened did not in time.
+    #[error("{awaited} did not come within {} s{}", within.as_secs(), said(output))]
     Late {
         /// What should have happened.
         awaited: &'static str,
+        /// The time it had.
+        within: Duration,
         /// The end of what it wrote.
         output: String,
     },
@@ -76,6 +78,15 @@ pub enum ProbeError {
 impl ProbeError {
     pub(super) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { what, source: source.into() }
+    }
+
+    /// Adds to what the program said that which it said on another stream.
+    #[must_use]
+    pub(super) fn with_more_output(mut self, more: Output) -> Self {
+        if let Self::Ended { output, .. } | Self::Late { output, .. } = &mut self {
+            *output = tail(format!("{output} {}", more.tail()).as_bytes());
+        }
+        self
     }
 }
 
@@ -112,14 +123,23 @@ impl Launch {
                 status: status.to_string(),
                 output: output.tail(),
             }),
-            None => Err(ProbeError::Late { awaited: "the end of the process", output: output.tail() }),
+            None => Err(ProbeError::Late {
+                awaited: "the end of the process",
+                within: DEADLINE,
+                output: output.tail(),
+            }),
         }
     }
 }
 
 /// Reaps `child` when it ends, or kills and reaps it at the deadline: then there is no status.
 pub(super) fn wait(child: &mut Child) -> Result<Option<ExitStatus>, ProbeError> {
-    let ended = PidFd::open(child.id()).and_then(|pidfd| pidfd.wait(DEADLINE));
+    wait_within(child, DEADLINE)
+}
+
+/// The same with another deadline.
+pub(super) fn wait_within(child: &mut Child, within: Duration) -> Result<Option<ExitStatus>, ProbeError> {
+    let ended = PidFd::open(child.id()).and_then(|pidfd| pidfd.wait(within));
     if !matches!(ended, Ok(true)) {
         child.kill().map_err(ProbeError::system("kill"))?;
     }

@@ -17,8 +17,28 @@ pub struct Report {
     pub rounds: u32,
     /// What the ratios of the rows mean.
     pub ratio: Ratio,
+    /// The subject that the others are compared with.
+    pub baseline: String,
     /// One row for each case and subject, case by case.
     pub rows: Vec<Row>,
+    /// What was counted and not timed, if anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<Count>,
+}
+
+/// How often one thing has happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// In what.
+    pub case: String,
+    /// To whom.
+    pub subject: String,
+    /// The kind of thing.
+    pub kind: String,
+    /// The thing.
+    pub name: String,
+    /// One number for each time that it was counted.
+    pub values: Vec<u64>,
 }
 
 /// The machine under the benchmark.
@@ -34,14 +54,14 @@ pub struct Host {
     pub kvm: String,
 }
 
-/// How a row's ratio to the raw baseline is formed.
+/// How a row's ratio to the baseline is formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Ratio {
-    /// Value by value of raw: how many times as much it costs. 1 is as good as raw, more is worse.
-    #[serde(rename = "subject/raw")]
+    /// Value by value of the baseline: how many times as much it costs. 1 is as good, more is worse.
+    #[serde(rename = "subject/baseline")]
     Cost,
-    /// Value of raw by value: the share of raw's rate that is reached. 1 is as good as raw, less is worse.
-    #[serde(rename = "raw/subject")]
+    /// Value of the baseline by value: the share of its rate that is reached. 1 is as good, less is worse.
+    #[serde(rename = "baseline/subject")]
     Rate,
 }
 
@@ -50,9 +70,9 @@ pub enum Ratio {
 pub struct Row {
     /// What was measured.
     pub case: String,
-    /// What it was measured on; `raw` is the baseline.
+    /// What it was measured on.
     pub subject: String,
-    /// Unit of the values: `us`, `ns`, `KiB` or `instructions`.
+    /// Unit of the values: `ms`, `us`, `ns`, `KiB`, `instructions` or `exits`.
     pub unit: String,
     /// The values, or why there are none.
     #[serde(flatten)]
@@ -77,7 +97,7 @@ pub enum Outcome {
     },
 }
 
-/// The values of a row in its unit, and its ratios to raw if its case has that baseline.
+/// The values of a row in its unit, and its ratios to the baseline if its case has one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
     /// Number of values.
@@ -92,10 +112,10 @@ pub struct Measured {
     pub max: f64,
     /// Ratio of the medians.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ratio_vs_raw: Option<f64>,
+    pub ratio_vs_baseline: Option<f64>,
     /// Median of the ratios within each round.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub paired_ratio_vs_raw: Option<f64>,
+    pub paired_ratio_vs_baseline: Option<f64>,
 }
 
 impl Host {
@@ -142,8 +162,8 @@ mod tests {
             p99: 4.0,
             min: 1.0,
             max: 4.0,
-            ratio_vs_raw: Some(1.5),
-            paired_ratio_vs_raw: Some(1.25),
+            ratio_vs_baseline: Some(1.5),
+            paired_ratio_vs_baseline: Some(1.25),
         };
         let row =
             |outcome| Row { case: "c".to_owned(), subject: "s".to_owned(), unit: "us".to_owned(), outcome };
@@ -157,30 +177,40 @@ mod tests {
             },
             rounds: 3,
             ratio: Ratio::Cost,
+            baseline: "raw".to_owned(),
             rows: vec![
                 row(Outcome::Measured(measured.clone())),
                 row(Outcome::Measured(Measured {
-                    ratio_vs_raw: None,
-                    paired_ratio_vs_raw: None,
+                    ratio_vs_baseline: None,
+                    paired_ratio_vs_baseline: None,
                     ..measured
                 })),
                 row(Outcome::Failed { error: "exit status: 1".to_owned() }),
                 row(Outcome::NotRun { not_run: "no device".to_owned() }),
             ],
+            counts: vec![Count {
+                case: "c".to_owned(),
+                subject: "s".to_owned(),
+                kind: "port".to_owned(),
+                name: "0x3f8 out".to_owned(),
+                values: vec![7, 8],
+            }],
         };
         let expected = json!({
             "name": "startup",
             "host": { "kernel": "6.18", "cpu_model": "m", "cpus": 2, "kvm": "kvm_amd" },
             "rounds": 3,
-            "ratio": "subject/raw",
+            "ratio": "subject/baseline",
+            "baseline": "raw",
             "rows": [
                 { "case": "c", "subject": "s", "unit": "us", "samples": 3, "median": 2.0, "p99": 4.0, "min": 1.0,
-                  "max": 4.0, "ratio_vs_raw": 1.5, "paired_ratio_vs_raw": 1.25 },
+                  "max": 4.0, "ratio_vs_baseline": 1.5, "paired_ratio_vs_baseline": 1.25 },
                 { "case": "c", "subject": "s", "unit": "us", "samples": 3, "median": 2.0, "p99": 4.0, "min": 1.0,
                   "max": 4.0 },
                 { "case": "c", "subject": "s", "unit": "us", "error": "exit status: 1" },
                 { "case": "c", "subject": "s", "unit": "us", "not_run": "no device" },
             ],
+            "counts": [{ "case": "c", "subject": "s", "kind": "port", "name": "0x3f8 out", "values": [7, 8] }],
         });
         assert_eq!(serde_json::to_value(report).unwrap(), expected);
     }

@@ -3,7 +3,7 @@
 use crate::bench::report::{Host, Measured, Outcome, Ratio, Report, Row};
 use crate::bench::stats::{Summary, median, paired_ratio};
 
-/// The subject every other one is compared with.
+/// The subject every other one is compared with, unless [`Recorder::against`] says another.
 pub const BASELINE: &str = "raw";
 
 /// Something that is measured, and its unit.
@@ -11,7 +11,7 @@ pub const BASELINE: &str = "raw";
 pub struct Case {
     /// Name in the report.
     pub name: &'static str,
-    /// Unit in the report: `us`, `ns`, `KiB` or `instructions`.
+    /// Unit in the report: `ms`, `us`, `ns`, `KiB`, `instructions` or `exits`.
     pub unit: &'static str,
 }
 
@@ -27,6 +27,15 @@ pub struct NoBaseline {
 #[derive(Debug)]
 pub struct Recorder {
     series: Vec<Series>,
+    baseline: Baseline,
+}
+
+/// What is compared with.
+#[derive(Debug, Clone, Copy)]
+struct Baseline {
+    subject: &'static str,
+    /// Whether there is no report without it; otherwise there are no ratios.
+    is_needed: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +53,15 @@ impl Recorder {
     /// An empty recorder whose report lists `subjects` under each of `cases` in this order. Cases without
     /// [`BASELINE`] among their subjects have no ratios.
     pub fn new(cases: &[Case], subjects: &[&str]) -> Self {
-        Self { series: Vec::new() }.and(cases, subjects)
+        let baseline = Baseline { subject: BASELINE, is_needed: true };
+        Self { series: Vec::new(), baseline }.and(cases, subjects)
+    }
+
+    /// The same with another baseline, one that a machine may lack: where it has no values there are no ratios.
+    #[must_use]
+    pub fn against(mut self, subject: &'static str) -> Self {
+        self.baseline = Baseline { subject, is_needed: false };
+        self
     }
 
     /// The same with more cases after the others.
@@ -85,6 +102,13 @@ impl Recorder {
         }
     }
 
+    /// Leaves `subject` out of `case`: it is not there, or does not do this.
+    pub fn leave_out_subject(&mut self, case: Case, subject: &str, why: &str) {
+        if let Some(series) = self.find(case, subject) {
+            series.not_run = Some(why.to_owned());
+        }
+    }
+
     /// Whether `subject` is out of `case`.
     pub fn has_failed(&self, case: Case, subject: &str) -> bool {
         let mut failed = self.series.iter().filter(|series| series.failure.is_some());
@@ -95,10 +119,19 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// A case in which the baseline failed or has no values.
+    /// A case in which the baseline failed or has no values, unless it is one that may be missing.
     pub fn finish(&self, name: &str, rounds: u32, ratio: Ratio) -> Result<Report, NoBaseline> {
         let rows = self.series.iter().map(|series| self.row(series, ratio)).collect::<Result<_, _>>()?;
-        Ok(Report { name: name.to_owned(), host: Host::read(), rounds, ratio, rows })
+        let baseline = self.baseline.subject.to_owned();
+        Ok(Report {
+            name: name.to_owned(),
+            host: Host::read(),
+            rounds,
+            ratio,
+            baseline,
+            rows,
+            counts: Vec::new(),
+        })
     }
 
     fn row(&self, series: &Series, ratio: Ratio) -> Result<Row, NoBaseline> {
@@ -116,7 +149,7 @@ impl Recorder {
 
     /// What the subjects of `case` are compared with, if they are compared at all.
     fn baseline(&self, case: Case) -> Result<Option<&Series>, NoBaseline> {
-        let Some(raw) = self.series.iter().find(|series| series.is_of(case, BASELINE)) else {
+        let Some(raw) = self.series.iter().find(|series| series.is_of(case, self.baseline.subject)) else {
             return Ok(None);
         };
         let why = match &raw.failure {
@@ -124,6 +157,9 @@ impl Recorder {
             None if raw.values.is_empty() => "no values",
             None => return Ok(Some(raw)),
         };
+        if !self.baseline.is_needed {
+            return Ok(None);
+        }
         Err(NoBaseline { case: case.name, why: why.to_owned() })
     }
 
@@ -152,8 +188,8 @@ impl Series {
             p99: rounded(summary.p99),
             min: rounded(summary.min),
             max: rounded(summary.max),
-            ratio_vs_raw: medians.map(rounded),
-            paired_ratio_vs_raw: paired.map(rounded),
+            ratio_vs_baseline: medians.map(rounded),
+            paired_ratio_vs_baseline: paired.map(rounded),
         })
     }
 
@@ -206,10 +242,13 @@ mod tests {
             recorder.record(TIME, "vmm", &[vmm]);
         }
         let cost = recorder.finish("b", 3, Ratio::Cost).unwrap();
-        assert_eq!((measured(&cost.rows[1]).ratio_vs_raw, measured(&cost.rows[1]).samples), (Some(2.0), 3));
-        assert_eq!(measured(&cost.rows[0]).ratio_vs_raw, Some(1.0));
+        assert_eq!(
+            (measured(&cost.rows[1]).ratio_vs_baseline, measured(&cost.rows[1]).samples),
+            (Some(2.0), 3)
+        );
+        assert_eq!(measured(&cost.rows[0]).ratio_vs_baseline, Some(1.0));
         let rate = recorder.finish("b", 3, Ratio::Rate).unwrap();
-        assert_eq!(measured(&rate.rows[1]).paired_ratio_vs_raw, Some(0.5));
+        assert_eq!(measured(&rate.rows[1]).paired_ratio_vs_baseline, Some(0.5));
     }
 
     #[test]
@@ -219,7 +258,7 @@ mod tests {
         recorder.record(SIZE, "vmm", &[5.0, 6.0, 7.0]);
         let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
         assert_eq!(measured(&report.rows[1]).samples, 3);
-        assert_eq!(measured(&report.rows[1]).paired_ratio_vs_raw, Some(3.0));
+        assert_eq!(measured(&report.rows[1]).paired_ratio_vs_baseline, Some(3.0));
     }
 
     #[test]
@@ -264,8 +303,27 @@ mod tests {
         let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
         let size = measured(&report.rows[2]);
         assert_eq!((size.median, size.samples), (2.0, 2));
-        assert_eq!((size.ratio_vs_raw, size.paired_ratio_vs_raw), (None, None));
-        assert_eq!(measured(&report.rows[1]).ratio_vs_raw, Some(1.0));
+        assert_eq!((size.ratio_vs_baseline, size.paired_ratio_vs_baseline), (None, None));
+        assert_eq!(measured(&report.rows[1]).ratio_vs_baseline, Some(1.0));
+    }
+
+    #[test]
+    fn a_baseline_that_may_be_missing_takes_the_ratios_with_it_and_nothing_else() {
+        let mut recorder = Recorder::new(&[TIME, SIZE], &["vmm", "other"]).against("other");
+        for case in [TIME, SIZE] {
+            recorder.record(case, "vmm", &[3.0]);
+        }
+        recorder.record(TIME, "other", &[2.0]);
+        recorder.leave_out_subject(SIZE, "other", "no such program");
+        let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
+        assert_eq!(
+            (report.baseline.as_str(), measured(&report.rows[0]).ratio_vs_baseline),
+            ("other", Some(1.5))
+        );
+        assert_eq!(measured(&report.rows[2]).ratio_vs_baseline, None);
+        assert!(
+            matches!(&report.rows[3].outcome, Outcome::NotRun { not_run } if not_run == "no such program")
+        );
     }
 
     #[test]

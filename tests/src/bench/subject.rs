@@ -29,7 +29,7 @@ enum Kind {
 /// A peer that is not given as `NAME=PATH` with a known name.
 #[derive(Debug, thiserror::Error)]
 #[error("peer {0:?}: expected firecracker=PATH or cloud-hypervisor=PATH")]
-pub struct UnknownPeer(String);
+pub struct UnknownPeer(pub(super) String);
 
 /// Parses a peer.
 impl FromStr for Subject {

@@ -29,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         fault_d1_a_reset_through_the_keyboard_controller_ends_with_0,
         fault_d1_a_reset_through_port_cf9_ends_with_0,
         the_debug_exit_value_comes_out_as_documented,
+        a_guest_that_has_asked_for_its_end_executes_nothing_after_it,
         fault_d1_a_triple_fault_may_be_a_reset,
         fault_d1_halted_cpus_are_no_end_and_cost_no_time,
         fault_d7_300_runs_leave_nothing_behind,
@@ -81,6 +82,15 @@ fn the_debug_exit_value_comes_out_as_documented() -> Result<()> {
     }
     port_write(0xf4, 0x100, 2).run()?.ensure_code(64)?;
     port_write(0xf4, 0xffff_ffff, 4).run()?.ensure_code(127)?;
+    Ok(())
+}
+
+fn a_guest_that_has_asked_for_its_end_executes_nothing_after_it() -> Result<()> {
+    // Debug exit, i8042, port 0xcf9, the ACPI sleep and reset registers.
+    for (port, value) in [(0xf4, 0), (0x64, 0xfe), (0xcf9, 6), (0xb00, 0x34), (0xb02, 1)] {
+        let vm = TestVm::guest("last_words").cmdline(&format!("{port:x} {value:x}")).args("--cpus 2");
+        vm.run()?.ensure_code(0)?.ensure_output("b").with_context(|| format!("port {port:#x}"))?;
+    }
     Ok(())
 }
 

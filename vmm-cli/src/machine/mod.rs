@@ -21,7 +21,7 @@ use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_memory::AddressSpace;
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
-use vmm_vcpu::{Vcpu, VcpuEnd, VcpuThread};
+use vmm_vcpu::{StopHandle, Vcpu, VcpuEnd, VcpuThread};
 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
@@ -84,7 +84,7 @@ impl Machine {
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
-        let vcpus = vcpus
+        let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
@@ -92,6 +92,9 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
+        // A vCPU that asks for the end of the machine executes nothing after it.
+        let stops: Vec<_> = vcpus.iter().map(VcpuThread::stop_handle).collect();
+        events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
     }
 

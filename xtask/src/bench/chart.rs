@@ -1,6 +1,6 @@
 //! The report as a chart: a horizontal bar for each median, scaled within its case.
 
-use super::report::{Measured, Outcome, Ratio, Report, Row};
+use super::report::{Measured, Outcome, Report, Row};
 
 const WIDTH: u32 = 900;
 const MARGIN: u32 = 24;
@@ -22,7 +22,7 @@ pub fn svg(report: &Report) -> String {
     let mut body = String::new();
     let mut top = HEADING;
     for rows in report.cases() {
-        top = case(&mut body, rows, report.ratio, top);
+        top = case(&mut body, rows, report, top);
     }
     let height = top + MARGIN;
     let heading = text(MARGIN, 32, "heading", &report.heading());
@@ -34,7 +34,7 @@ text {{ font: 13px sans-serif; fill: #222; }}
 .title {{ font-weight: bold; }}
 .name {{ text-anchor: end; }}
 .note {{ fill: #a33; }}
-.raw {{ fill: #9aa5b1; }}
+.baseline {{ fill: #9aa5b1; }}
 .bar {{ fill: #3f72af; }}
 </style>
 <rect width="{WIDTH}" height="{height}" fill="white"/>
@@ -44,7 +44,7 @@ text {{ font: 13px sans-serif; fill: #222; }}
 }
 
 /// Draws the rows of one case from `top` downwards, and gives where they end.
-fn case(body: &mut String, rows: &[Row], ratio: Ratio, top: u32) -> u32 {
+fn case(body: &mut String, rows: &[Row], report: &Report, top: u32) -> u32 {
     let longest = rows.iter().filter_map(median).fold(0.0, f64::max);
     if let Some(first) = rows.first() {
         body.push_str(&text(MARGIN, top + 14, "title", &format!("{}, {}", first.case, first.unit)));
@@ -54,10 +54,10 @@ fn case(body: &mut String, rows: &[Row], ratio: Ratio, top: u32) -> u32 {
         body.push_str(&text(BAR_START - 10, y + 14, "name", &row.subject));
         body.push_str(&match &row.outcome {
             Outcome::Measured(measured) => {
-                let class = if row.is_raw() { "raw" } else { "bar" };
+                let class = if report.is_baseline(row) { "baseline" } else { "bar" };
                 // Where all values are 0, so is `longest`; a difference may be below 0.
                 let share = if measured.median > 0.0 { measured.median / longest } else { 0.0 };
-                bar(y, BAR_LENGTH * share, class, &label(row, measured, ratio))
+                bar(y, BAR_LENGTH * share, class, &label(row, measured, report))
             }
             Outcome::Failed { error: note } | Outcome::NotRun { not_run: note } => {
                 let note: String = note.chars().take(NOTE_LENGTH).collect();
@@ -76,10 +76,10 @@ fn median(row: &Row) -> Option<f64> {
     }
 }
 
-fn label(row: &Row, measured: &Measured, ratio: Ratio) -> String {
+fn label(row: &Row, measured: &Measured, report: &Report) -> String {
     let values = format!("{:.1} (p99 {:.1})", measured.median, measured.p99);
-    match measured.ratio_vs_raw {
-        Some(vs_raw) if !row.is_raw() => format!("{values}, {vs_raw:.2} {}", ratio.meaning()),
+    match measured.ratio_vs_baseline {
+        Some(ratio) if !report.is_baseline(row) => format!("{values}, {ratio:.2} {}", report.meaning()),
         _ => values,
     }
 }
@@ -114,7 +114,7 @@ mod tests {
         let svg = svg(&sample());
         assert_eq!(lines_with(&svg, "<rect class=").len(), 4);
         assert!(lines_with(&svg, "<rect class=\"bar\"")[0].contains("width=\"360.0\""));
-        let raw = lines_with(&svg, "<rect class=\"raw\"");
+        let raw = lines_with(&svg, "<rect class=\"baseline\"");
         assert!(raw[0].contains("width=\"180.0\"") && raw[1].contains("width=\"360.0\""));
     }
 

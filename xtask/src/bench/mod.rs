@@ -1,6 +1,7 @@
 //! Benchmarks: builds what is measured, runs the measuring program, and shows its report as table, JSON and
 //! chart.
 
+mod boot;
 mod chart;
 mod report;
 mod table;
@@ -14,10 +15,14 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::guests;
+use crate::nested::Version;
+use crate::process::{cargo, run as run_process};
 use report::Report;
 
 const PROGRAMS: &str = "target/release";
 const RESULTS: &str = "target/bench";
+/// Timed boots of each monitor, unless another number is asked for.
+const BOOT_ROUNDS: u32 = 15;
 
 /// The benchmarks there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,6 +31,8 @@ pub enum Bench {
     Startup,
     /// The cost of each kind of exit.
     Exits,
+    /// Process start to a Linux guest's first instruction and first program, and exits by reason, beside QEMU's microvm.
+    Boot,
 }
 
 /// The command line of `cargo xtask bench`.
@@ -39,6 +46,18 @@ pub struct BenchArgs {
     /// Run the same guest under another monitor: firecracker=PATH or cloud-hypervisor=PATH.
     #[arg(long = "peer", value_name = "NAME=PATH", value_parser = peer)]
     pub peers: Vec<(String, PathBuf)>,
+    /// How often everything is measured; more is better and takes longer.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: Option<u32>,
+    /// For `boot`: the guest's kernel.
+    #[arg(long, value_enum, default_value_t = Version::V6_12)]
+    pub kernel: Version,
+    /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4; several with commas between.
+    #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',')]
+    pub shapes: Vec<String>,
+    /// For `boot`: where; if not said, natively where KVM has VMX or SVM.
+    #[arg(long, value_enum)]
+    pub host: Option<boot::Host>,
 }
 
 /// Runs one benchmark in the root of the repository, which is the working directory. The report goes to
@@ -51,12 +70,17 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let name = args.name.name();
     ensure!(
-        args.name == Bench::Startup || args.peers.is_empty(),
+        args.name != Bench::Exits || args.peers.is_empty(),
         "{name} has no peers: it measures inside a process"
     );
-    build()?;
-    guests::build()?;
-    let json = measure(args)?;
+    let json = if args.name == Bench::Boot {
+        build(&["vmm-cli", "bench_boot"])?;
+        boot::measure(args)?
+    } else {
+        build(&["vmm-cli", "raw_startup", &format!("bench_{name}")])?;
+        guests::build()?;
+        measure(args)?
+    };
     let report: Report = serde_json::from_str(&json).with_context(|| format!("report of bench_{name}"))?;
     save(&format!("{name}.json"), &json)?;
     save(&format!("{name}.svg"), &chart::svg(&report))?;
@@ -73,6 +97,7 @@ impl Bench {
         match self {
             Self::Startup => "startup",
             Self::Exits => "exits",
+            Self::Boot => "boot",
         }
     }
 }
@@ -87,23 +112,12 @@ fn peer(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), path))
 }
 
-/// Builds vmm-cli, the raw baseline and the measuring programs.
-fn build() -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args([
-        "build",
-        "--release",
-        "--target-dir",
-        "target",
-        "-p",
-        "vmm-cli",
-        "-p",
-        "vmm-tests",
-        "--bins",
-    ]);
-    let status = cargo.status().context("cannot start cargo")?;
-    ensure!(status.success(), "cargo build ended with {status}");
-    Ok(())
+/// Builds the programs that are measured, and those that measure.
+fn build(programs: &[&str]) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--release", "--target-dir", "target", "-p", "vmm-cli", "-p", "vmm-tests"]);
+    cargo.args(programs.iter().flat_map(|program| ["--bin", program]));
+    run_process(&mut cargo)
 }
 
 /// Runs the measuring program, and gives the JSON that it prints.
@@ -114,6 +128,9 @@ fn measure(args: &BenchArgs) -> Result<String> {
     if args.name == Bench::Startup {
         let programs = Path::new(PROGRAMS);
         command.arg("--raw").arg(programs.join("raw_startup")).arg("--vmm").arg(programs.join("vmm-cli"));
+    }
+    if let Some(rounds) = args.rounds {
+        command.args(["--rounds", &rounds.to_string()]);
     }
     for (name, path) in &args.peers {
         let mut peer = std::ffi::OsString::from(name);

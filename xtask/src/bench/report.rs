@@ -2,8 +2,7 @@
 
 use serde::Deserialize;
 
-/// The subject that the others are compared with, and this project's own.
-const RAW: &str = "raw";
+/// The subject that is this project's own.
 const OWN: &str = "vmm";
 
 /// One run of one benchmark.
@@ -13,7 +12,20 @@ pub struct Report {
     pub host: Host,
     pub rounds: u32,
     pub ratio: Ratio,
+    pub baseline: String,
     pub rows: Vec<Row>,
+    #[serde(default)]
+    pub counts: Vec<Count>,
+}
+
+/// How often one thing has happened to one subject, each time that it was counted.
+#[derive(Debug, Deserialize)]
+pub struct Count {
+    pub case: String,
+    pub subject: String,
+    pub kind: String,
+    pub name: String,
+    pub values: Vec<u64>,
 }
 
 /// The machine.
@@ -28,9 +40,9 @@ pub struct Host {
 /// What the ratios mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum Ratio {
-    #[serde(rename = "subject/raw")]
+    #[serde(rename = "subject/baseline")]
     Cost,
-    #[serde(rename = "raw/subject")]
+    #[serde(rename = "baseline/subject")]
     Rate,
 }
 
@@ -60,14 +72,28 @@ pub struct Measured {
     pub p99: f64,
     pub min: f64,
     pub max: f64,
-    pub ratio_vs_raw: Option<f64>,
-    pub paired_ratio_vs_raw: Option<f64>,
+    pub ratio_vs_baseline: Option<f64>,
+    pub paired_ratio_vs_baseline: Option<f64>,
 }
 
 impl Report {
     /// The rows of each case, in order.
     pub fn cases(&self) -> impl Iterator<Item = &[Row]> {
         self.rows.chunk_by(|row, next| row.case == next.case)
+    }
+
+    /// Whether a row is that of the baseline.
+    pub fn is_baseline(&self, row: &Row) -> bool {
+        row.subject == self.baseline
+    }
+
+    /// What the ratios say in words.
+    pub fn meaning(&self) -> String {
+        let of = match self.ratio {
+            Ratio::Cost => "cost",
+            Ratio::Rate => "rate",
+        };
+        format!("× the {of} of {}", self.baseline)
     }
 
     /// Where and how it was measured, on one line.
@@ -78,11 +104,6 @@ impl Report {
 }
 
 impl Row {
-    /// Whether this is the baseline.
-    pub fn is_raw(&self) -> bool {
-        self.subject == RAW
-    }
-
     /// What to say if this project's own program could not be measured; a peer may fail, and a machine may lack
     /// what a case needs.
     pub fn own_failure(&self) -> Option<String> {
@@ -91,16 +112,6 @@ impl Row {
                 Some(format!("{OWN}, {}: {error}", self.case))
             }
             _ => None,
-        }
-    }
-}
-
-impl Ratio {
-    /// What the ratio says in words.
-    pub fn meaning(self) -> &'static str {
-        match self {
-            Self::Cost => "× the cost of raw",
-            Self::Rate => "× the rate of raw",
         }
     }
 }
@@ -115,13 +126,14 @@ pub mod tests {
     pub fn sample() -> Report {
         let row = |case, subject, median: f64| {
             json!({ "case": case, "subject": subject, "unit": "us", "samples": 20, "median": median, "p99": 400.5,
-                    "min": 90.0, "max": 400.5, "ratio_vs_raw": median / 100.0, "paired_ratio_vs_raw": 1.9 })
+                    "min": 90.0, "max": 400.5, "ratio_vs_baseline": median / 100.0, "paired_ratio_vs_baseline": 1.9 })
         };
         let report = json!({
             "name": "startup",
             "host": { "kernel": "6.18", "cpu_model": "A CPU", "cpus": 2, "kvm": "kvm_amd" },
             "rounds": 20,
-            "ratio": "subject/raw",
+            "ratio": "subject/baseline",
+            "baseline": "raw",
             "rows": [
                 row("first_exit", "raw", 100.0),
                 row("first_exit", "vmm", 200.0),
@@ -130,6 +142,12 @@ pub mod tests {
                 { "case": "locked", "subject": "vmm", "unit": "instructions", "samples": 8, "median": 0.0, "p99": 0.0,
                   "min": 0.0, "max": 0.0 },
                 { "case": "port_read", "subject": "vmm", "unit": "ns", "not_run": "no such device" },
+            ],
+            "counts": [
+                { "case": "boot", "subject": "vmm", "kind": "port", "name": "0x3f8 out", "values": [360, 360] },
+                { "case": "boot", "subject": "vmm", "kind": "port", "name": "0xcfc in", "values": [80, 90] },
+                { "case": "boot", "subject": "peer", "kind": "port", "name": "0x71 in", "values": [20000] },
+                { "case": "boot", "subject": "peer", "kind": "port", "name": "0x3f8 out", "values": [400] },
             ],
         });
         serde_json::from_value(report).unwrap()

@@ -14,6 +14,7 @@ use super::archive::Archive;
 use super::modules;
 use super::packages::{Packages, Version};
 use super::payload;
+use super::qemu::Qemu;
 use crate::host::need_all;
 use crate::process::{capture, run};
 
@@ -37,16 +38,12 @@ const HOST_MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm-amd"];
 const MAKERS: [(&str, &str); 5] =
     [("apt-get", "apt"), ("dpkg", "dpkg"), ("xz", "xz-utils"), ("zstd", "zstd"), ("lz4", "lz4")];
 /// Programs that the nested host runs with besides.
-const RUNNERS: [(&str, &str); 4] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("gcc", "gcc"),
-    ("ldd", "libc-bin"),
-    ("setpriv", "util-linux"),
-];
+const RUNNERS: [(&str, &str); 3] = [("gcc", "gcc"), ("ldd", "libc-bin"), ("setpriv", "util-linux")];
 
-/// The kernel and the first file system that the nested host starts with.
+/// What the nested host starts with: the emulator, the kernel and the first file system.
 #[derive(Debug)]
 pub struct HostImages {
+    pub qemu: Qemu,
     pub kernel: PathBuf,
     pub base: PathBuf,
 }
@@ -75,7 +72,7 @@ pub fn host(version: Version, modules: &[String]) -> Result<HostImages> {
         archive.file(Path::new("/etc/nested/hold"), 0o755, &holder()?)?;
         write(&base, &archive.finish()?)?;
     }
-    Ok(HostImages { kernel, base })
+    Ok(HostImages { qemu: Qemu::find(&packages)?, kernel, base })
 }
 
 /// Makes, where they are missing, `bzImage`, `vmlinux` and `initrd` for Linux guests; the directory they are in.

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use clap::Args;
 
+use super::qemu::Qemu;
 use super::streams::Port;
 
 /// The emulated XSETBV is not intercepted, so KVM and a guest would disagree about XCR0. Five levels of page tables
@@ -67,9 +68,9 @@ impl MachineArgs {
     /// # Errors
     ///
     /// CPUs or memory cannot be divided among the nodes.
-    pub fn command(&self, images: &Images<'_>, ports: &[&Port]) -> Result<Command> {
+    pub fn command(&self, qemu: &Qemu, images: &Images<'_>, ports: &[&Port]) -> Result<Command> {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL"]).args(qemu.words());
         command.args(["-accel", "tcg,thread=multi", "-M", "q35", "-cpu", CPU]);
         command.args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory)]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);

@@ -8,6 +8,7 @@ mod machine;
 mod modules;
 mod packages;
 mod payload;
+mod qemu;
 mod run;
 mod streams;
 

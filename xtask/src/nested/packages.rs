@@ -1,6 +1,7 @@
 //! Packages: the Debian packages of the nested host, fetched with apt once, unpacked, and kept.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,23 +68,33 @@ impl Packages {
         Ok(self.unpacked("busybox", || Ok("busybox-static".into()))?.join("bin/busybox"))
     }
 
-    /// The directory `name`; if it is not there, the package that `package` finds is fetched and unpacked to it.
-    fn unpacked(&self, name: &str, package: impl FnOnce() -> Result<String>) -> Result<PathBuf> {
+    /// The directory `name`; if it is not there, `make` fills a directory, its second argument, that becomes it. The first
+    /// argument is one for what is left over.
+    pub fn unpacked_by(&self, name: &str, make: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
         let unpacked = self.directory.join(name);
         if unpacked.is_dir() {
             return Ok(unpacked);
         }
         // On the same file system, so that it becomes complete at once.
         let scratch = tempfile::Builder::new().prefix("fetch-").tempdir_in(&self.directory)?;
-        fetch(&package()?, scratch.path()).with_context(|| format!("package of {name}"))?;
-        fs::rename(scratch.path().join("root"), &unpacked)
-            .with_context(|| format!("cannot create {}", unpacked.display()))?;
+        // apt works as a user of its own, where it can.
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
+        let root = scratch.path().join("root");
+        make(scratch.path(), &root)?;
+        fs::rename(root, &unpacked).with_context(|| format!("cannot create {}", unpacked.display()))?;
         Ok(unpacked)
+    }
+
+    /// The directory `name`; if it is not there, the package that `package` finds is fetched and unpacked to it.
+    fn unpacked(&self, name: &str, package: impl FnOnce() -> Result<String>) -> Result<PathBuf> {
+        self.unpacked_by(name, |scratch, root| {
+            fetch(&package()?, scratch, root).with_context(|| format!("package of {name}"))
+        })
     }
 }
 
-/// Fetches a package to `directory` and unpacks it to `directory/root`.
-fn fetch(package: &str, directory: &Path) -> Result<()> {
+/// Fetches a package to `directory` and unpacks it to `root`.
+fn fetch(package: &str, directory: &Path, root: &Path) -> Result<()> {
     // Not standard output, which belongs to the command that runs in the nested host.
     eprintln!("fetching {package}");
     capture(Command::new("apt-get").args(["--quiet", "download", package]).current_dir(directory))?;
@@ -91,7 +102,7 @@ fn fetch(package: &str, directory: &Path) -> Result<()> {
     let (Some(file), None) = (files.pop(), files.pop()) else {
         bail!("`apt-get download {package}` did not leave one file");
     };
-    run(Command::new("dpkg").arg("--extract").arg(file).arg(directory.join("root")))
+    run(Command::new("dpkg").arg("--extract").arg(file).arg(root))
 }
 
 /// The package behind the meta package of a series.

@@ -80,7 +80,8 @@ impl Run<'_> {
             initrd: &descriptor(initrd),
             console: &descriptor(console),
         };
-        let mut command = self.machine.command(&images, &[&stdin, &stdout, &stderr, &init])?;
+        let mut command =
+            self.machine.command(&self.images.qemu, &images, &[&stdin, &stdout, &stderr, &init])?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start setpriv")?;
         let messages = child.stderr.take().context("no pipe")?;
