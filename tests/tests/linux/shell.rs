@@ -140,7 +140,7 @@ fn on_pipes(vm: TestVm) -> Result<(RunningVm, Ends)> {
 fn on_terminal(vm: TestVm) -> Result<(RunningVm, Ends)> {
     let terminal = openpty(None, None)?;
     let person = File::from(terminal.master);
-    let vm = vm.through("setsid --ctty").stdin(terminal.slave.try_clone()?).stdout(terminal.slave);
+    let vm = vm.through("setsid -c").stdin(terminal.slave.try_clone()?).stdout(terminal.slave);
     Ok((vm.spawn()?, ends(person.try_clone()?, person)))
 }
 
