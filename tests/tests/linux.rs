@@ -4,7 +4,10 @@
 
 mod linux {
     pub mod boot;
+    pub mod clock;
+    pub mod console;
     pub mod ends;
+    pub mod shell;
 }
 
 use std::env;
@@ -12,36 +15,62 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, kernel_versions};
+use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_EMULATED, VMM_LINUX, kernel_versions};
 
-/// One trial `SUITE::NAME::VERSION_FORMAT_CPUS` for each kernel there is, in both formats, with each number of CPUs.
+/// In the environment, trials that are shortened by default take the time that they need.
+const VMM_FULL: &str = "VMM_FULL";
+
+/// How much of the `whole` a trial does: a tenth of it where KVM is emulated, unless it is asked for everything.
+fn scaled(whole: usize) -> usize {
+    let emulated = env::var_os(VMM_EMULATED).is_some() && env::var_os(VMM_FULL).is_none();
+    if emulated { whole / 10 } else { whole }
+}
+
+/// What a trial asks for; the version of the kernel is not part of it, because each trial runs with each.
+#[derive(Clone, Copy)]
+struct Shape {
+    format: KernelFormat,
+    cpus: u32,
+    memory_mib: u64,
+}
+
+impl Shape {
+    /// With 256 MiB.
+    const fn new(format: KernelFormat, cpus: u32) -> Self {
+        Self::with_memory(format, cpus, 256)
+    }
+
+    const fn with_memory(format: KernelFormat, cpus: u32, memory_mib: u64) -> Self {
+        Self { format, cpus, memory_mib }
+    }
+}
+
+/// One trial `SUITE::NAME::VERSION_FORMAT_CPUS_MEMORY` for each kernel there is, in each of `shapes`.
 fn for_each_guest(
     module: &str,
     name: &str,
-    cpus: &[u32],
+    shapes: &[Shape],
     run: impl Fn(&LinuxGuest) -> Result<()> + Clone + Send + 'static,
 ) -> Vec<Trial> {
     let suite = module.rsplit("::").next().unwrap_or(module);
     let mut trials = Vec::new();
     for version in kernel_versions() {
-        for format in KernelFormat::ALL {
-            for cpus in cpus {
-                let guest = LinuxGuest { cpus: *cpus, ..LinuxGuest::new(&version, format) };
-                let name = format!("{suite}::{name}::{version}_{format}_{cpus}_cpus");
-                let run = run.clone();
-                trials.push(Trial::test(name, move || {
-                    run(&guest).map_err(|error| Failed::from(format!("{error:#}")))
-                }));
-            }
+        for &Shape { format, cpus, memory_mib } in shapes {
+            let guest = LinuxGuest { cpus, memory_mib, ..LinuxGuest::new(&version, format) };
+            let name = format!("{suite}::{name}::{version}_{format}_{cpus}_cpus_{memory_mib}M");
+            let run = run.clone();
+            trials.push(Trial::test(name, move || {
+                run(&guest).map_err(|error| Failed::from(format!("{error:#}")))
+            }));
         }
     }
     trials
 }
 
-/// The functions named, each a trial for each kernel, format and number of CPUs.
+/// The functions named, each a trial for each kernel in each shape.
 macro_rules! trials {
-    ($($name:ident on $cpus:expr),* $(,)?) => {
-        [$(crate::for_each_guest(module_path!(), stringify!($name), &$cpus, $name)),*]
+    ($($name:ident on $shapes:expr),* $(,)?) => {
+        [$(crate::for_each_guest(module_path!(), stringify!($name), &$shapes, $name)),*]
             .into_iter()
             .flatten()
             .collect()
@@ -51,7 +80,9 @@ pub(crate) use trials;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [linux::boot::trials(), linux::ends::trials()].into_iter().flatten();
+    let trials =
+        [linux::boot::trials(), linux::clock::trials(), linux::console::trials(), linux::ends::trials()];
+    let trials = trials.into_iter().flatten();
     let missing = |name| env::var_os(name).is_none();
     let trials = if missing(VMM_CLI) || missing(VMM_LINUX) {
         trials.map(|trial| not_run(&trial)).collect()

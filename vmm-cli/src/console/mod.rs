@@ -2,6 +2,7 @@
 //!
 //! Output goes through a [`Sink`], so that no vCPU ever waits for a terminal, a pipe or a disk. Input is read by the event loop, at most as much as the guest's FIFO takes.
 
+mod ahead;
 mod backend;
 mod escape;
 mod stdin;
@@ -10,12 +11,13 @@ mod terminal;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_devices::legacy::Serial;
 
+use ahead::Ahead;
 use backend::Backend;
 pub(crate) use backend::OpenError;
 use escape::{Escape, HELP, INTERRUPT_HINT, Keys};
@@ -28,9 +30,6 @@ use crate::sink::Sink;
 /// Bytes that are read ahead for the guest's FIFO, which takes as many.
 const CHUNK: usize = 64;
 
-/// Most bytes of input that wait for a guest that does not read, as a terminal keeps them (`MAX_CANON`, termios(3)).
-const TYPED_AHEAD: usize = 4096;
-
 /// How often a process in the background looks for its terminal.
 const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(500);
 
@@ -42,7 +41,7 @@ pub(crate) struct Console {
     /// Signalled when the guest's FIFO is empty.
     drained: Arc<EventFd>,
     /// Input that was read and that the FIFO had no room for yet.
-    pending: Vec<u8>,
+    pending: Ahead,
     /// Present while a user types on a terminal.
     keys: Option<Keys>,
 }
@@ -54,7 +53,7 @@ impl Console {
             .map_err(|errno| OpenError::Host { what: "an eventfd", source: errno.into() })?;
         let (backend, output) = Backend::open(mode)?;
         let keys = backend.stdin().is_some_and(Stdin::has_terminal).then(Keys::default);
-        Ok(Self { backend, output, drained: Arc::new(drained), pending: Vec::new(), keys })
+        Ok(Self { backend, output, drained: Arc::new(drained), pending: Ahead::new(Instant::now()), keys })
     }
 
     /// A sink for a device, which never blocks.
@@ -77,8 +76,8 @@ impl Console {
     }
 
     /// What to wait for on the source of the input. While what was read before still waits for the guest, a source is
-    /// left alone, but for two: a terminal is read on, because its keys may be for the monitor, and a client is watched
-    /// for its hang-up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
+    /// left alone, but for two: a terminal is read on for a while, because its keys may be for the monitor, and a client is
+    /// watched for its hang-up. (A pipe that has hung up may still hold bytes, and must wait its turn.)
     pub(crate) fn input(&self) -> Option<PollFd<'_>> {
         match self.backend.input().filter(|_| self.reads_on()) {
             Some(fd) => Some(PollFd::new(fd, PollFlags::POLLIN)),
@@ -89,7 +88,7 @@ impl Console {
 
     /// Whether more input can be taken.
     fn reads_on(&self) -> bool {
-        self.pending.is_empty() || self.keys.is_some()
+        self.pending.bytes.is_empty() || self.keys.is_some() && self.pending.takes_keys(Instant::now())
     }
 
     /// Readable when a client wants to connect; absent while there can be none.
@@ -107,7 +106,7 @@ impl Console {
     pub(crate) fn receive(&mut self, serial: Option<&Serial>) -> bool {
         let mut buffer = [0; CHUNK];
         let Some(fd) = self.backend.input().filter(|_| self.reads_on()) else {
-            self.backend.hang_up(&self.output, &mut self.pending);
+            self.backend.hang_up(&self.output, &mut self.pending.bytes);
             self.offer(serial);
             return false;
         };
@@ -116,16 +115,16 @@ impl Console {
             return false;
         };
         let escapes = match &mut self.keys {
-            Some(keys) => keys.filter(bytes, &mut self.pending),
+            Some(keys) => {
+                let escapes = keys.filter(bytes, &mut self.pending.bytes);
+                self.pending.forget_unread_keys(Instant::now());
+                escapes
+            }
             None => {
-                self.pending.extend(bytes);
+                self.pending.bytes.extend(bytes);
                 Vec::new()
             }
         };
-        if self.keys.is_some() {
-            // Keys that a guest does not read are lost at some point, as a terminal loses them too.
-            self.pending.truncate(TYPED_AHEAD);
-        }
         for escape in &escapes {
             let text = match escape {
                 Escape::Help => HELP,
@@ -148,6 +147,7 @@ impl Console {
 
     /// After the process was stopped and continued: the shell has had the terminal meanwhile.
     pub(crate) fn continued(&mut self) {
+        self.pending.wait_anew(Instant::now());
         if let Some(stdin) = self.backend.stdin_mut() {
             stdin.take_terminal();
         }
@@ -164,15 +164,17 @@ impl Console {
     }
 
     /// How long a wait may last: for ever, but for a process in the background of its terminal, which nothing tells that
-    /// it has come to the foreground.
+    /// it has come to the foreground, and for a terminal that waits for the guest to read.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        self.backend.stdin().filter(|stdin| stdin.is_away()).map(|_| LOOK_FOR_TERMINAL)
+        let away = self.backend.stdin().filter(|stdin| stdin.is_away()).map(|_| LOOK_FOR_TERMINAL);
+        let full = self.keys.as_ref().and_then(|_| self.pending.patience(Instant::now()));
+        [away, full].into_iter().flatten().min()
     }
 
     /// Gives the guest as much of what waits as it takes.
     fn offer(&mut self, serial: Option<&Serial>) {
-        let taken = serial.map_or(0, |serial| serial.input(&self.pending));
-        self.pending.drain(..taken);
+        let taken = serial.map_or(0, |serial| serial.input(&self.pending.bytes));
+        self.pending.take(taken, Instant::now());
     }
 }
 
