@@ -60,12 +60,8 @@ impl Session {
         Ok(())
     }
 
-    /// Adds what was counted to `suites`, `kind` before each name.
-    ///
-    /// # Errors
-    ///
-    /// A test failed, a command failed otherwise, there was no test to run, or, in CI, one did not run.
-    pub fn close(self, kind: &str, suites: &mut Vec<Suite>) -> Result<()> {
+    /// What was counted, `kind` before each name. A command that failed though no test did is a suite that failed.
+    pub fn finish(self, kind: &str) -> Vec<Suite> {
         let mut ran = self.reader.finish();
         for suite in &mut ran {
             suite.name.insert_str(0, &format!("{kind} "));
@@ -73,19 +69,37 @@ impl Session {
         if self.failed && ran.iter().all(|suite| suite.failed == 0) {
             ran.push(Suite::broken(kind, "no result: see the errors above"));
         }
-        let failed: usize = ran.iter().map(|suite| suite.failed).sum();
-        let skipped: usize = ran.iter().map(|suite| suite.skipped).sum();
-        let total = skipped + ran.iter().map(|suite| suite.passed + suite.failed).sum::<usize>();
-        suites.extend(ran);
-        if total == 0 {
-            bail!("there is no such test");
-        }
-        if failed > 0 {
-            bail!("{failed} failed");
-        }
-        if skipped > 0 && in_ci() {
-            bail!("{skipped} did not run: in CI nothing is skipped");
-        }
-        Ok(())
+        ran
     }
+
+    /// Adds what was counted to `suites`, `kind` before each name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`conclude`].
+    pub fn close(self, kind: &str, suites: &mut Vec<Suite>) -> Result<()> {
+        conclude(self.finish(kind), suites)
+    }
+}
+
+/// Adds what ran to `suites`.
+///
+/// # Errors
+///
+/// A test failed, a command failed otherwise, there was no test to run, or, in CI, one did not run.
+pub fn conclude(ran: Vec<Suite>, suites: &mut Vec<Suite>) -> Result<()> {
+    let failed: usize = ran.iter().map(|suite| suite.failed).sum();
+    let skipped: usize = ran.iter().map(|suite| suite.skipped).sum();
+    let total = skipped + ran.iter().map(|suite| suite.passed + suite.failed).sum::<usize>();
+    suites.extend(ran);
+    if total == 0 {
+        bail!("there is no such test");
+    }
+    if failed > 0 {
+        bail!("{failed} failed");
+    }
+    if skipped > 0 && in_ci() {
+        bail!("{skipped} did not run: in CI nothing is skipped");
+    }
+    Ok(())
 }
