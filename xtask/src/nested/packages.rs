@@ -43,7 +43,9 @@ pub struct Packages {
 impl Packages {
     /// In the directory that the environment names, or else in `default`.
     pub fn new(default: &Path) -> Result<Self> {
-        let directory = std::env::var_os(DIRECTORY_VARIABLE).map_or_else(|| default.into(), PathBuf::from);
+        let directory = std::env::var_os(DIRECTORY_VARIABLE)
+            .filter(|directory| !directory.is_empty())
+            .map_or_else(|| default.into(), PathBuf::from);
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         Ok(Self { directory })
     }
