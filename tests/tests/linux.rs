@@ -23,7 +23,7 @@ const VMM_FULL: &str = "VMM_FULL";
 /// How much of the `whole` a trial does: a tenth of it where KVM is emulated, unless it is asked for everything.
 fn scaled(whole: usize) -> usize {
     let emulated = env::var_os(VMM_EMULATED).is_some() && env::var_os(VMM_FULL).is_none();
-    if emulated { whole / 10 } else { whole }
+    if emulated { whole / 100 } else { whole }
 }
 
 /// What a trial asks for; the version of the kernel is not part of it, because each trial runs with each.

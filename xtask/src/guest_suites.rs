@@ -31,7 +31,7 @@ pub enum Host {
 }
 
 /// The command line of `cargo xtask test-guest`.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct GuestArgs {
     /// Only trials whose names contain this.
     filter: Option<String>,
@@ -155,14 +155,21 @@ fn in_nested(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
     }
     guests::build()?;
     let mut chosen = Vec::new();
-    for binary in binaries()? {
-        if listed(&binary.path, args)? > 0 {
-            chosen.push(binary);
+    for binary in &binaries()? {
+        if listed(&binary.path, args)? == 0 {
+            continue;
+        }
+        if binary.name == LINUX {
+            let alone = |version: &Version| GuestArgs { kernels: vec![*version], ..args.clone() };
+            chosen.extend(args.kernels().iter().map(|version| (binary.clone(), alone(version))));
+        } else {
+            chosen.push((binary.clone(), args.clone()));
         }
     }
     // Side by side, each on one CPU: what goes wrong between the emulator's threads cannot.
     let ran = thread::scope(|scope| {
-        let suites: Vec<_> = chosen.iter().map(|binary| scope.spawn(|| suite_inside(binary, args))).collect();
+        let suites: Vec<_> =
+            chosen.iter().map(|(binary, args)| scope.spawn(|| suite_inside(binary, args))).collect();
         suites
             .into_iter()
             .map(|suite| suite.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -172,7 +179,7 @@ fn in_nested(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Runs one suite in nested hosts.
+/// Runs one suite in nested hosts, that of Linux guests with one kernel.
 fn suite_inside(binary: &Binary, args: &GuestArgs) -> Result<Vec<Suite>> {
     let mut ran = attempt(binary, args, None)?;
     if ran.iter().any(|suite| !suite.is_finished()) {
@@ -181,6 +188,9 @@ fn suite_inside(binary: &Binary, args: &GuestArgs) -> Result<Vec<Suite>> {
     }
     for suite in &mut ran {
         try_again(binary, args, suite)?;
+        if let (LINUX, [version]) = (binary.name.as_str(), args.kernels()) {
+            suite.name += &format!(" on {}", version.name());
+        }
     }
     Ok(ran)
 }
@@ -251,6 +261,7 @@ fn inside(binary: &Binary, args: &GuestArgs, only: Option<&str>) -> Result<Comma
 }
 
 /// A built suite.
+#[derive(Clone)]
 struct Binary {
     name: String,
     path: PathBuf,

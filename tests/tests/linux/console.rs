@@ -1,6 +1,6 @@
 //! Console: an interactive shell takes a long paste and says a lot, and nothing is lost on any kind of serial port.
 //!
-//! The whole volume is 1 MB of input and 10 MB of output. Where KVM is emulated it is a tenth of that, unless
+//! The whole volume is 1 MB of input and 10 MB of output. Where KVM is emulated it is a hundredth of that, unless
 //! `VMM_FULL` is in the environment.
 
 use std::time::Duration;
