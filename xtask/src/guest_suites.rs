@@ -240,12 +240,12 @@ fn inside(binary: &Binary, args: &GuestArgs, only: Option<&str>) -> Result<Comma
         _ => {
             // Named by an absolute path in the suite.
             command.arg("--file").arg(std::path::absolute("target/release/raw_startup")?);
-            for program in STARTERS {
-                let mut file = find(program)?.into_os_string();
-                file.push(format!(":/bin/{program}"));
-                command.arg("--file").arg(file);
-            }
         }
+    }
+    for program in STARTERS {
+        let mut file = find(program)?.into_os_string();
+        file.push(format!(":/bin/{program}"));
+        command.arg("--file").arg(file);
     }
     for (name, value) in environment {
         let mut variable = OsString::from(format!("{name}="));
