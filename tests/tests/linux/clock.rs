@@ -18,7 +18,7 @@ use crate::{Shape, VMM_FULL};
 pub fn trials() -> Vec<Trial> {
     crate::trials![
         fault_d4_a_guest_that_was_stopped_for_long_has_the_right_time_and_no_complaint on
-            [Shape::new(KernelFormat::BzImage, 2)],
+            [Shape::new(KernelFormat::BzImage, 1)],
     ]
 }
 
@@ -63,11 +63,15 @@ fn fault_d4_a_guest_that_was_stopped_for_long_has_the_right_time_and_no_complain
     );
     let watching = shell.answer(&watch)?;
     ensure!(watching == WATCHDOG_SECONDS.to_string(), "the guest watches for {watching:?}");
-    // So that one CPU is in the guest when it is stopped; the other is halted.
+    // So that the CPU is in the guest when it is stopped.
     shell.types("while :; do :; done &\n")?;
     let source = shell.answer(CLOCKSOURCE)?;
     let before = CLOCKS.map(|clock| Told::ask(&mut shell, clock));
 
+    // What it complained of before, of an emulated TSC for instance, is not about the stop.
+    shell.answer("dmesg -c >/dev/null; echo forgotten")?;
+    // The prompt is out: the CPU is in the guest, and not about to leave it for the serial port.
+    thread::sleep(Duration::from_secs(1));
     shell.vm().signal(Signal::SIGSTOP)?;
     thread::sleep(stopped);
     ensure!(shell.vm().process().is_stopped()?, "not stopped");

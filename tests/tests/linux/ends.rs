@@ -141,8 +141,10 @@ fn a_guest_that_restarts_lives_until_sigterm(guest: &LinuxGuest) -> Result<()> {
     shell.types("reboot -f\n")?;
     shell.comes_up()?;
     // It answers the button by another reboot.
-    shell.types("insmod /lib/modules/button.ko; insmod /lib/modules/evdev.ko; echo hea''ring; ")?;
-    shell.types("head -c 24 /dev/input/event0 >/dev/null; echo hea''rd; reboot -f\n")?;
+    shell.types("insmod /lib/modules/button.ko; insmod /lib/modules/evdev.ko; ")?;
+    // Open before it says so: an event that comes earlier is lost.
+    shell.types("exec 3</dev/input/event0; echo hea''ring; ")?;
+    shell.types("head -c 24 <&3 >/dev/null; echo hea''rd; reboot -f\n")?;
     shell.wait_for("hearing")?;
     shell.vm().signal(Signal::SIGTERM)?;
     shell.wait_for("heard")?;
