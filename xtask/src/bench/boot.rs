@@ -1,7 +1,7 @@
 //! The boot benchmark's surroundings: the kernels, the peers and the host, this machine or the nested one.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use super::{BenchArgs, PROGRAMS};
 use crate::guest_suites::has_virtualization;
-use crate::host::{kvm_missing, need};
+use crate::host::{find, kvm_missing, need};
 use crate::nested;
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -60,7 +60,7 @@ pub fn measure(args: &BenchArgs) -> Result<String> {
 fn native(args: &BenchArgs) -> Result<Command> {
     let images = nested::linux_images(&[args.kernel])?.join(args.kernel.name());
     let mut command = Command::new(Path::new(PROGRAMS).join("bench_boot"));
-    command.arg("--vmm").arg(Path::new(PROGRAMS).join("vmm-cli")).arg("--qemu").arg(path_of(QEMU)?);
+    command.arg("--vmm").arg(Path::new(PROGRAMS).join("vmm-cli")).arg("--qemu").arg(find(QEMU)?);
     command.args(["--firmware", FIRMWARE[0]]).arg("--images").arg(images);
     for (name, path) in &args.peers {
         command.arg("--peer").arg(joined(name, path));
@@ -75,7 +75,7 @@ fn in_nested(args: &BenchArgs) -> Result<Command> {
     let timeout = NESTED_START + NESTED_ROUND.saturating_mul(rounds);
     let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
     command.args(["nested", "--guest-kernels", version, "--timeout", &timeout.to_string()]);
-    let qemu = path_of(QEMU)?;
+    let qemu = find(QEMU)?;
     command.arg("--file").arg(&qemu);
     for file in FIRMWARE_FILES {
         // A package without one of them is said by what needs it.
@@ -109,11 +109,4 @@ fn joined(name: &str, path: &Path) -> OsString {
     let mut word = OsString::from(format!("{name}="));
     word.push(path);
     word
-}
-
-/// Where a program on the search path is.
-fn path_of(program: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut found = std::env::split_paths(&path).map(|directory| directory.join(program));
-    found.find(|path| path.is_file()).with_context(|| format!("{program} is not on the search path"))
 }
