@@ -25,11 +25,42 @@ pub(crate) struct Ended {
     pub(crate) forced: Option<Signal>,
 }
 
-/// A guest that has been asked to shut down by its power button.
-#[derive(Clone, Copy)]
-struct Asking {
-    by: Signal,
-    until: Instant,
+/// How far a stop has come that a signal asks for.
+#[derive(Default)]
+struct Stop {
+    asked: Option<Signal>,
+    forced: Option<Signal>,
+    /// Until when the guest may shut down, once its power button is pressed.
+    deadline: Option<Instant>,
+}
+
+impl Stop {
+    fn on_signal(&mut self, signal: Signal, events: &VmEvents, machine: &Machine, grace: Duration) {
+        if self.deadline.is_some() {
+            self.force(signal, signal.as_str(), events);
+        } else if machine.power_button().press() {
+            tracing::info!(signal = signal.as_str(), ?grace, "the power button is pressed");
+            self.asked = Some(signal);
+            self.deadline = Some(Instant::now() + grace);
+        } else if events.send(VmEvent::UserStop(signal.as_str())) {
+            self.asked = Some(signal);
+        }
+    }
+
+    fn on_time(&mut self, events: &VmEvents) {
+        if let (Some(asked), Some(deadline)) = (self.asked, self.deadline)
+            && deadline <= Instant::now()
+        {
+            self.force(asked, "the end of the grace time", events);
+        }
+    }
+
+    fn force(&mut self, signal: Signal, by: &'static str, events: &VmEvents) {
+        self.deadline = None;
+        if events.send(VmEvent::UserStop(by)) {
+            self.forced = Some(signal);
+        }
+    }
 }
 
 /// What to look at after one wait.
@@ -53,13 +84,12 @@ pub(crate) fn run(
     grace: Duration,
 ) -> Ended {
     let serial = machine.serial();
-    let (mut asked, mut forced) = (None, None);
-    let mut asking: Option<Asking> = None;
+    let mut stop = Stop::default();
     // What waited for the guest of an earlier life.
     console.on_fifo_empty(serial);
     loop {
         console.look_for_terminal();
-        let ready = match wait(events, signals, console, asking) {
+        let ready = match wait(events, signals, console, stop.deadline) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => continue,
             Err(errno) => {
@@ -70,25 +100,14 @@ pub(crate) fn run(
         if ready.ended
             && let Some(event) = events.get()
         {
-            return Ended { event: event.clone(), asked, forced };
+            return Ended { event: event.clone(), asked: stop.asked, forced: stop.forced };
         }
         if ready.signal
             && let Some(signal) = next_stop(signals, console)
         {
-            if asking.is_some() {
-                forced = events.send(VmEvent::UserStop(signal.as_str())).then_some(signal);
-            } else if machine.power_button().press() {
-                tracing::info!(signal = signal.as_str(), ?grace, "the power button is pressed");
-                asked = Some(signal);
-                asking = Some(Asking { by: signal, until: Instant::now() + grace });
-            } else if events.send(VmEvent::UserStop(signal.as_str())) {
-                asked = Some(signal);
-            }
+            stop.on_signal(signal, events, machine, grace);
         }
-        if let Some(Asking { by, .. }) = asking.filter(|asking| asking.until <= Instant::now()) {
-            forced = events.send(VmEvent::UserStop("the end of the grace time")).then_some(by);
-            asking = None;
-        }
+        stop.on_time(events);
         if ready.fifo_empty {
             console.on_fifo_empty(serial);
         }
@@ -147,7 +166,7 @@ fn wait(
     events: &VmEvents,
     signals: &Signals,
     console: &Console,
-    asking: Option<Asking>,
+    deadline: Option<Instant>,
 ) -> Result<Ready, Errno> {
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
     let mut fds = vec![readable(events.as_fd()), readable(signals.as_fd()), readable(console.drained())];
@@ -159,7 +178,7 @@ fn wait(
         fds.push(readable(fd));
         fds.len() - 1
     });
-    let left = asking.map(|asking| asking.until.saturating_duration_since(Instant::now()));
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let timeout = [left, console.patience()].into_iter().flatten().min();
     poll(&mut fds, timeout.map_or(PollTimeout::NONE, at_least))?;
     // Errors and hang-ups count as ready: the read that follows tells which it is.

@@ -19,8 +19,6 @@ use crate::machine::layout;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const ENTRY: u32 = 0x1000;
-/// The line that `run` gives to the serial port.
-const LINE: u32 = 4;
 const PORT: u16 = 0xf4;
 const ENTERED: u8 = 1;
 const EXECUTED: u8 = 2;
@@ -80,7 +78,7 @@ pub(super) fn try_out(kvm: &Kvm) -> Result<(Execution, Duration)> {
     memory.map(&[RamRange { start: 0, size: 1 << 20 }]).context("the guest gets no memory")?;
     vm.create_irqchip().context("there are no interrupt controllers")?;
     let router = IrqRouter::new(Arc::clone(&vm) as Arc<dyn IrqFds>);
-    let line = router.edge_line(LINE, "doctor").context("there is no interrupt line")?;
+    let line = router.edge_line(layout::SERIAL_LINE, "doctor").context("there is no interrupt line")?;
     memory.memory().write_slice(&CODE, GuestAddress(ENTRY.into())).context("guest memory")?;
     let vcpu = vcpu(kvm, &vm)?;
     let (sender, signs) = mpsc::channel();
