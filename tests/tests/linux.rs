@@ -15,14 +15,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_EMULATED, VMM_LINUX, kernel_versions};
+use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, is_emulated, kernel_versions};
 
 /// In the environment, trials that are shortened by default take the time that they need.
 const VMM_FULL: &str = "VMM_FULL";
 
-/// How much of the `whole` a trial does: a tenth of it where KVM is emulated, unless it is asked for everything.
+/// How much of the `whole` a trial does: a hundredth of it where KVM is emulated, unless it is asked for everything.
 fn scaled(whole: usize) -> usize {
-    let emulated = env::var_os(VMM_EMULATED).is_some() && env::var_os(VMM_FULL).is_none();
+    let emulated = is_emulated() && env::var_os(VMM_FULL).is_none();
     if emulated { whole / 100 } else { whole }
 }
 

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use vmm_tests::harness::{VMM_CLI, VMM_EMULATED, VMM_GUESTS};
+use vmm_tests::harness::{VMM_CLI, VMM_GUESTS, is_emulated};
 
 /// A trial of the suite in `module`.
 fn trial(module: &str, name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     } else {
         trials.collect()
     };
-    if env::var_os(VMM_EMULATED).is_some() {
+    if is_emulated() {
         // A failure to say so must not fail the suite.
         let _ = writeln!(io::stdout(), "KVM is emulated: trials that repeat do a tenth of their rounds");
     }

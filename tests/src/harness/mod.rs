@@ -23,7 +23,7 @@ pub const VMM_CLI: &str = "VMM_CLI";
 /// Names the directory of the assembled guest programs in the environment.
 pub const VMM_GUESTS: &str = "VMM_GUESTS";
 /// Set in the environment where KVM itself is emulated, as in the nested host.
-pub const VMM_EMULATED: &str = "VMM_EMULATED";
+const VMM_EMULATED: &str = "VMM_EMULATED";
 
 /// How often a trial does what it repeats only to meet a rare case: `times`, a tenth of it where KVM is emulated.
 #[must_use]
@@ -36,7 +36,9 @@ fn allowed(time: Duration) -> Duration {
     if is_emulated() { time * 3 } else { time }
 }
 
-fn is_emulated() -> bool {
+/// Whether KVM is emulated here, as the environment says.
+#[must_use]
+pub fn is_emulated() -> bool {
     std::env::var_os(VMM_EMULATED).is_some()
 }
 
