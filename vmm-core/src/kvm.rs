@@ -5,10 +5,17 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS,
+};
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::IoctlError;
+
+/// What `KVM_CAP_X2APIC_API` must offer to be of use.
+const X2APIC_FLAGS: i32 =
+    (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK).cast_signed();
 
 /// Why `/dev/kvm` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +48,7 @@ pub enum KvmOpenError {
 /// What this host's KVM offers of the things that are used if they are there.
 ///
 /// Capabilities without which nothing works are not listed: [`Kvm::open`] refuses a host that lacks them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Most vCPUs of one VM (`KVM_CAP_MAX_VCPUS`).
     pub max_vcpus: usize,
@@ -53,6 +60,16 @@ pub struct Capabilities {
     pub tsc_deadline_timer: bool,
     /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
     pub kvmclock_ctrl: bool,
+    /// `KVM_CAP_IRQFD`: an eventfd signal raises an interrupt.
+    pub irqfd: bool,
+    /// `KVM_CAP_IRQFD_RESAMPLE`: level-triggered lines by eventfd.
+    pub irqfd_resample: bool,
+    /// Most routes of one VM (`KVM_CAP_IRQ_ROUTING`).
+    pub irq_routes: u32,
+    /// `KVM_CAP_SPLIT_IRQCHIP`: the I/O APIC can be in user space.
+    pub split_irqchip: bool,
+    /// `KVM_CAP_X2APIC_API` with both its flags: destinations of more than 8 bits.
+    pub x2apic_destinations: bool,
 }
 
 /// An open `/dev/kvm`.
@@ -80,7 +97,6 @@ impl Kvm {
         for (cap, name) in [
             (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
             (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-            (Cap::Irqfd, "KVM_CAP_IRQFD"),
             (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
         ] {
             if !fd.check_extension(cap) {
@@ -93,6 +109,11 @@ impl Kvm {
             immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
+            irqfd: fd.check_extension(Cap::Irqfd),
+            irqfd_resample: fd.check_extension(Cap::IrqfdResample),
+            irq_routes: u32::try_from(fd.check_extension_int(Cap::IrqRouting)).unwrap_or(0),
+            split_irqchip: fd.check_extension(Cap::SplitIrqchip),
+            x2apic_destinations: fd.check_extension_int(Cap::X2ApicApi) & X2APIC_FLAGS == X2APIC_FLAGS,
         };
         Ok(Self { fd, capabilities })
     }

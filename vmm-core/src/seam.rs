@@ -7,6 +7,7 @@
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::IoctlError;
+use crate::irq::MsiMessage;
 
 /// A KVM memory slot: host memory that the guest sees at a guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +67,61 @@ pub trait DoorbellFds: Send + Sync {
 
 /// Interrupt descriptors (`KVM_IRQFD`): eventfd signals that raise an interrupt inside the kernel.
 pub trait IrqFds: Send + Sync {
-    /// Pulses `gsi` at each signal of `fd`.
+    /// Pulses `gsi` at each signal of `fd`; what was signalled before counts.
     fn attach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError>;
-    /// Undoes [`attach_irqfd`](Self::attach_irqfd) with the same arguments.
+    /// Raises `gsi` at each signal of `fd`, until the guest has acknowledged the interrupt: then lowers it and signals
+    /// `resample`.
+    fn attach_resampled_irqfd(&self, gsi: u32, fd: &EventFd, resample: &EventFd) -> Result<(), IoctlError>;
+    /// Undoes the attachment of `fd` to `gsi`, of either kind. Signals that wait in `fd` are lost.
     fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError>;
 }
+
+/// Where a GSI leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IrqTarget {
+    /// A pin of KVM's I/O APIC.
+    Ioapic {
+        /// 0 to 23.
+        pin: u32,
+    },
+    /// An input of one of KVM's 8259s.
+    Pic {
+        /// Of the second one.
+        second: bool,
+        /// 0 to 7.
+        input: u32,
+    },
+    /// A message to the local APICs.
+    Message(MsiMessage),
+}
+
+/// One entry of KVM's routing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqRoute {
+    /// The global system interrupt.
+    pub gsi: u32,
+    /// Where it leads. A GSI may have two entries, one to an I/O APIC and one to an 8259.
+    pub target: IrqTarget,
+}
+
+/// The routing table (`KVM_SET_GSI_ROUTING`).
+pub trait IrqRoutes: Send + Sync {
+    /// Replaces the whole table. Irqfds stay attached and follow their GSI.
+    fn set_routes(&self, routes: &[IrqRoute]) -> Result<(), IoctlError>;
+}
+
+/// Interrupts by ioctl, for hosts without irqfd, and what the in-kernel controllers say about them.
+pub trait IrqInjection: Send + Sync {
+    /// Raises or lowers `gsi` (`KVM_IRQ_LINE`). Does nothing, and says it was done, with the split irqchip.
+    fn set_line(&self, gsi: u32, high: bool) -> Result<(), IoctlError>;
+    /// Delivers a message (`KVM_SIGNAL_MSI`).
+    fn signal_message(&self, message: MsiMessage) -> Result<(), IoctlError>;
+    /// Whether the guest has masked `pin` of the in-kernel I/O APIC, as it is after a reset. A pin that does not exist
+    /// counts as masked.
+    fn ioapic_pin_masked(&self, pin: u32) -> Result<bool, IoctlError>;
+}
+
+/// All that interrupts need of a VM.
+pub trait InterruptVm: IrqFds + IrqRoutes + IrqInjection {}
+
+impl<V: IrqFds + IrqRoutes + IrqInjection> InterruptVm for V {}

@@ -3,14 +3,22 @@
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd,
-    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqchip,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    KvmIrqRouting, kvm_enable_cap, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irq_routing_entry,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irqchip, kvm_msi, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, MemorySlot, MemorySlots};
+use crate::irq::{IOAPIC_PINS, MsiMessage};
+use crate::seam::{
+    DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, IrqInjection, IrqRoute, IrqRoutes, IrqTarget,
+    MemorySlot, MemorySlots,
+};
 use crate::{IoctlError, Kvm, ioctl};
 
 /// A VM of KVM. It ends when this value and every vCPU descriptor made from it are dropped.
@@ -40,21 +48,24 @@ impl Vm {
         self.fd.create_irq_chip().map_err(IoctlError::of("KVM_CREATE_IRQCHIP"))
     }
 
-    /// Whether the guest has masked `pin` of the in-kernel I/O APIC, as it is after a reset. A pin that does not exist
-    /// counts as masked.
-    #[expect(unsafe_code, reason = "the state of an irqchip is a union")]
-    pub fn ioapic_pin_masked(&self, pin: u32) -> Result<bool, IoctlError> {
-        const MASK: u64 = 1 << 16;
-        let mut irqchip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
-        self.fd.get_irqchip(&mut irqchip).map_err(IoctlError::of("KVM_GET_IRQCHIP"))?;
-        // SAFETY:
-        // - the kernel filled the variant that `chip_id` names;
-        // - every bit pattern of it is a value.
-        let ioapic = unsafe { irqchip.chip.ioapic };
-        let entry = usize::try_from(pin).ok().and_then(|pin| ioapic.redirtbl.get(pin));
-        // SAFETY:
-        // - both variants of the entry have 64 bits, and each bit pattern is a value.
-        Ok(entry.is_none_or(|entry| unsafe { entry.bits } & MASK != 0))
+    /// Leaves the I/O APIC to user space: KVM makes only the local APICs, and reports the end of interrupts that the routes
+    /// of GSIs 0–23 name (`KVM_EXIT_IOAPIC_EOI`). There is no 8259 then and no i8254. To be called before the first vCPU is
+    /// made.
+    pub fn split_irqchip(&self) -> Result<(), IoctlError> {
+        self.enable(KVM_CAP_SPLIT_IRQCHIP, u64::from(IOAPIC_PINS))
+            .map_err(IoctlError::of("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))
+    }
+
+    /// Lets messages have 32-bit destinations, and lets 255 be one of them instead of a broadcast. To be called before
+    /// the first vCPU is made.
+    pub fn enable_x2apic_destinations(&self) -> Result<(), IoctlError> {
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        self.enable(KVM_CAP_X2APIC_API, u64::from(flags))
+            .map_err(IoctlError::of("KVM_ENABLE_CAP(KVM_CAP_X2APIC_API)"))
+    }
+
+    fn enable(&self, cap: u32, value: u64) -> Result<(), vmm_sys_util::errno::Error> {
+        self.fd.enable_cap(&kvm_enable_cap { cap, args: [value, 0, 0, 0], ..Default::default() })
     }
 
     /// Makes the in-kernel i8254 timer, with its gate and output at port 0x61. Needs the irqchip.
@@ -125,8 +136,80 @@ impl IrqFds for Vm {
         self.fd.register_irqfd(fd, gsi).map_err(IoctlError::of("KVM_IRQFD"))
     }
 
+    fn attach_resampled_irqfd(&self, gsi: u32, fd: &EventFd, resample: &EventFd) -> Result<(), IoctlError> {
+        self.fd
+            .register_irqfd_with_resample(fd, resample, gsi)
+            .map_err(IoctlError::of("KVM_IRQFD (resample)"))
+    }
+
     fn detach_irqfd(&self, gsi: u32, fd: &EventFd) -> Result<(), IoctlError> {
         self.fd.unregister_irqfd(fd, gsi).map_err(IoctlError::of("KVM_IRQFD (deassign)"))
+    }
+}
+
+/// Address and data of a message as KVM takes them: lower and upper half, data.
+fn halves(message: MsiMessage) -> (u32, u32, u32) {
+    ((message.address & 0xffff_ffff) as u32, (message.address >> 32) as u32, message.data)
+}
+
+/// The kernel's form of a route.
+fn routing_entry(route: &IrqRoute) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi: route.gsi, ..Default::default() };
+    let irqchip = |irqchip, pin| kvm_irq_routing_irqchip { irqchip, pin };
+    match route.target {
+        IrqTarget::Ioapic { pin } => {
+            entry.type_ = KVM_IRQ_ROUTING_IRQCHIP;
+            entry.u.irqchip = irqchip(KVM_IRQCHIP_IOAPIC, pin);
+        }
+        IrqTarget::Pic { second, input } => {
+            entry.type_ = KVM_IRQ_ROUTING_IRQCHIP;
+            entry.u.irqchip =
+                irqchip(if second { KVM_IRQCHIP_PIC_SLAVE } else { KVM_IRQCHIP_PIC_MASTER }, input);
+        }
+        IrqTarget::Message(message) => {
+            let (address_lo, address_hi, data) = halves(message);
+            entry.type_ = KVM_IRQ_ROUTING_MSI;
+            entry.u.msi = kvm_irq_routing_msi { address_lo, address_hi, data, ..Default::default() };
+        }
+    }
+    entry
+}
+
+impl IrqRoutes for Vm {
+    fn set_routes(&self, routes: &[IrqRoute]) -> Result<(), IoctlError> {
+        let entries: Vec<_> = routes.iter().map(routing_entry).collect();
+        KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| vmm_sys_util::errno::Error::new(libc::E2BIG))
+            .and_then(|table| self.fd.set_gsi_routing(&table))
+            .map_err(IoctlError::of("KVM_SET_GSI_ROUTING"))
+    }
+}
+
+impl IrqInjection for Vm {
+    fn set_line(&self, gsi: u32, high: bool) -> Result<(), IoctlError> {
+        self.fd.set_irq_line(gsi, high).map_err(IoctlError::of("KVM_IRQ_LINE"))
+    }
+
+    fn signal_message(&self, message: MsiMessage) -> Result<(), IoctlError> {
+        let (address_lo, address_hi, data) = halves(message);
+        let msi = kvm_msi { address_lo, address_hi, data, ..Default::default() };
+        // A positive answer counts the CPUs that took it; none is no error: the guest may have them all off.
+        self.fd.signal_msi(msi).map(drop).map_err(IoctlError::of("KVM_SIGNAL_MSI"))
+    }
+
+    #[expect(unsafe_code, reason = "the state of an irqchip is a union")]
+    fn ioapic_pin_masked(&self, pin: u32) -> Result<bool, IoctlError> {
+        const MASK: u64 = 1 << 16;
+        let mut irqchip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        self.fd.get_irqchip(&mut irqchip).map_err(IoctlError::of("KVM_GET_IRQCHIP"))?;
+        // SAFETY:
+        // - the kernel filled the variant that `chip_id` names;
+        // - every bit pattern of it is a value.
+        let ioapic = unsafe { irqchip.chip.ioapic };
+        let entry = usize::try_from(pin).ok().and_then(|pin| ioapic.redirtbl.get(pin));
+        // SAFETY:
+        // - both variants of the entry have 64 bits, and each bit pattern is a value.
+        Ok(entry.is_none_or(|entry| unsafe { entry.bits } & MASK != 0))
     }
 }
 

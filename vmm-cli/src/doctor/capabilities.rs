@@ -29,9 +29,11 @@ macro_rules! capability {
     };
 }
 
-const CAPABILITIES: [Capability; 13] = [
+const CAPABILITIES: [Capability; 14] = [
     capability!("kvm-ioeventfd", KVM_CAP_IOEVENTFD, (2, 6), used: true,
         "doorbells without an exit to the monitor: each costs several times more"),
+    capability!("kvm-irqfd", KVM_CAP_IRQFD, (2, 6), used: true,
+        "interrupts by eventfd: each takes an ioctl of the monitor"),
     capability!("kvm-tsc-deadline", KVM_CAP_TSC_DEADLINE_TIMER, (3, 1), used: true,
         "the TSC-deadline mode of the local APIC: guest timers are coarser and exit more often"),
     capability!("kvm-clock-control", KVM_CAP_KVMCLOCK_CTRL, (3, 5), used: true,

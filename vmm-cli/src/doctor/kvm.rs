@@ -128,7 +128,7 @@ mod tests {
         assert!(mend(open_error(libc::EACCES)).unwrap().contains("usermod -aG kvm"));
         assert!(mend(open_error(libc::EMFILE)).unwrap().contains("ulimit -n"));
         assert!(
-            mend(KvmOpenError::MissingCapability("KVM_CAP_IRQFD")).unwrap().contains("newer host kernel")
+            mend(KvmOpenError::MissingCapability("KVM_CAP_EXT_CPUID")).unwrap().contains("newer host kernel")
         );
     }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_core::irq::IrqRouter;
-use vmm_core::seam::{IrqFds, MemorySlots};
+use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
+use vmm_core::seam::{InterruptVm, MemorySlots};
 use vmm_core::{Deferred, Kvm, Vm};
 use vmm_memory::{AddressSpace, RamRange};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
@@ -80,7 +80,8 @@ pub(super) fn try_out(kvm: &Kvm) -> Result<(Execution, Duration)> {
     let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
     memory.map(&[RamRange { start: 0, size: 1 << 20 }]).context("the guest gets no memory")?;
     vm.create_irqchip().context("there are no interrupt controllers")?;
-    let router = IrqRouter::new(Arc::clone(&vm) as Arc<dyn IrqFds>);
+    let options = IrqOptions::of_host(kvm.capabilities(), Irqchip::Kernel);
+    let router = IrqRouter::new(Arc::clone(&vm) as Arc<dyn InterruptVm>, options);
     let line = router.edge_line(layout::SERIAL_LINE, "doctor").context("there is no interrupt line")?;
     memory.memory().write_slice(&CODE, GuestAddress(ENTRY.into())).context("guest memory")?;
     let vcpu = vcpu(kvm, &vm)?;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
-use vmm_core::seam::{DoorbellFds, IrqFds};
+use vmm_core::seam::DoorbellFds;
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::acpi::{GenericEvents, PowerControl};
 use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, ResetControl, Serial};
@@ -34,9 +34,8 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Empty buses for `vm`, which has its irqchip.
-    pub(super) fn new(vm: &Arc<Vm>) -> Self {
-        let router = IrqRouter::new(Arc::clone(vm) as Arc<dyn IrqFds>);
+    /// Empty buses; lines come from `router`.
+    pub(super) fn new(router: IrqRouter) -> Self {
         Self { exits: Exits::new(), lines: Vec::new(), router }
     }
 
@@ -60,14 +59,14 @@ impl Devices {
     }
 
     /// Adds the devices that the ACPI tables describe beside the serial port; returns the power button.
-    pub(super) fn add_acpi(&mut self, vm: &Arc<Vm>, events: &VmEvents) -> Result<PowerButton, Failure> {
+    pub(super) fn add_acpi(&mut self, events: &VmEvents) -> Result<PowerButton, Failure> {
         let power = Arc::new(PowerControl::new(events.clone()));
         self.port((POWER_PORTS.into(), PowerControl::LENGTH), "acpi power", power)?;
         let generic = Arc::new(GenericEvents::new(self.line(EVENTS_LINE, "acpi events")?));
         self.port((EVENTS_PORT.into(), GenericEvents::LENGTH), "acpi events", Arc::clone(&generic) as _)?;
         let pvpanic = Arc::new(Pvpanic::new(events.clone()));
         self.mmio((PVPANIC_BASE.into(), Pvpanic::LENGTH), "pvpanic", pvpanic)?;
-        Ok(PowerButton::new(generic, Arc::clone(vm), EVENTS_LINE))
+        Ok(PowerButton::new(generic, self.router.clone(), EVENTS_LINE))
     }
 
     /// Adds the self-test device.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_core::irq::IrqLine;
-use vmm_core::seam::MemorySlots;
+use vmm_core::irq::{IrqLine, IrqOptions, IrqRouter, Irqchip};
+use vmm_core::seam::{InterruptVm, MemorySlots};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_memory::AddressSpace;
@@ -67,12 +67,14 @@ impl Machine {
         if config.machine.pit {
             vm.create_pit().map_err(Failure::host_cannot)?;
         }
-        let mut devices = Devices::new(&vm);
+        let options = IrqOptions::of_host(kvm.capabilities(), Irqchip::Kernel);
+        let router = IrqRouter::new(Arc::clone(&vm) as Arc<dyn InterruptVm>, options);
+        let mut devices = Devices::new(router);
         let serial = devices.add_legacy(console, events)?;
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
-        let power_button = devices.add_acpi(&vm, events)?;
+        let power_button = devices.add_acpi(events)?;
         acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
         memory
             .memory()

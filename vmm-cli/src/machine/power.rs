@@ -2,26 +2,26 @@
 
 use std::sync::Arc;
 
-use vmm_core::Vm;
+use vmm_core::irq::IrqRouter;
 use vmm_devices::acpi::{GenericEvents, POWER_BUTTON};
 
 /// The power button of a machine.
 pub struct PowerButton {
     events: Arc<GenericEvents>,
-    vm: Arc<Vm>,
+    router: IrqRouter,
     /// The I/O APIC pin of `events`.
     pin: u32,
 }
 
 impl PowerButton {
-    pub(super) fn new(events: Arc<GenericEvents>, vm: Arc<Vm>, pin: u32) -> Self {
-        Self { events, vm, pin }
+    pub(super) fn new(events: Arc<GenericEvents>, router: IrqRouter, pin: u32) -> Self {
+        Self { events, router, pin }
     }
 
     /// Presses the button. Returns whether anybody listens: a guest without ACPI, or one that has not come that far,
     /// has the interrupt masked and will not answer.
     pub fn press(&self) -> bool {
-        let masked = self.vm.ioapic_pin_masked(self.pin).unwrap_or_else(|error| {
+        let masked = self.router.pin_masked(self.pin).unwrap_or_else(|error| {
             tracing::error!(%error, "cannot tell whether the guest listens to its power button");
             false
         });

@@ -1,30 +1,32 @@
-//! `IrqRouter`: gives out interrupt lines and takes them back.
+//! `IrqRouter`: gives out lines and vectors and takes them back; the only writer of a VM's routing table.
 //!
-//! KVM's default table routes GSIs 0–15 to both PICs and the I/O APIC and 16–23 to the I/O APIC; that is all that
-//! pins need, so giving out a line costs one `KVM_IRQFD` and no `KVM_SET_GSI_ROUTING`.
-//!
-//! Lock order: the table's mutex is innermost and is never held across an ioctl, a wait or a callback.
+//! KVM's default table routes GSIs 0–15 to both 8259s and the I/O APIC and 16–23 to the I/O APIC; that is all that pins
+//! need, so giving out a line costs one `KVM_IRQFD` and no `KVM_SET_GSI_ROUTING`. That ioctl replaces the table as a whole
+//! and leaves irqfds attached, so any number of changes costs one.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::table::{GsiError, GsiTable};
-use super::{IrqLine, IrqTrigger};
-use crate::IoctlError;
-use crate::seam::IrqFds;
+use super::msi::Vector;
+use super::pins::Pins;
+use super::table::{GsiError, GsiTable, Irqchip};
+use super::{IrqLine, LevelLine, MsiMessage, MsiVector, MsixTable, TriggeredBy};
+use crate::seam::{InterruptVm, IrqRoute, IrqTarget};
+use crate::sync::{Mutex, lock};
+use crate::{Capabilities, IoctlError};
 
-/// Why an interrupt line cannot be made.
+/// Why an interrupt cannot be made, routed or masked.
 #[derive(Debug, thiserror::Error)]
 pub enum IrqError {
     /// The GSI cannot be had.
     #[error(transparent)]
     Gsi(#[from] GsiError),
-    /// No eventfd for the line.
+    /// No eventfd for the interrupt.
     #[error("cannot make an eventfd for GSI {gsi}")]
     EventFd {
-        /// The line.
+        /// The interrupt.
         gsi: u32,
         /// The kernel's answer.
         #[source]
@@ -33,23 +35,191 @@ pub enum IrqError {
     /// KVM refuses to connect the eventfd.
     #[error("cannot connect GSI {gsi}")]
     Attach {
-        /// The line.
+        /// The interrupt.
         gsi: u32,
         /// The ioctl that failed.
         #[source]
         source: IoctlError,
     },
+    /// KVM refuses to disconnect the eventfd.
+    #[error("cannot disconnect GSI {gsi}")]
+    Detach {
+        /// The interrupt.
+        gsi: u32,
+        /// The ioctl that failed.
+        #[source]
+        source: IoctlError,
+    },
+    /// KVM refuses the routes.
+    #[error("cannot change the interrupt routes")]
+    Routes(#[source] IoctlError),
+    /// The kernel is to trigger a vector, and KVM has no irqfd.
+    #[error("KVM lacks KVM_CAP_IRQFD: the kernel cannot trigger interrupts")]
+    NoIrqfd,
+    /// A table has no such vector.
+    #[error("there is no vector {index}: the table has {count}")]
+    NoVector {
+        /// The number asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
 }
 
-/// What every line needs to be taken back.
-pub(super) struct Shared {
-    pub(super) vm: Arc<dyn IrqFds>,
-    table: Mutex<GsiTable>,
+/// How interrupts work in a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqOptions {
+    /// Who emulates the interrupt controllers. `Split` needs irqfd.
+    pub irqchip: Irqchip,
+    /// `KVM_CAP_IRQFD`; without it every interrupt is an ioctl.
+    pub irqfd: bool,
+    /// `KVM_CAP_IRQFD_RESAMPLE`; without it level-triggered lines are set by ioctl.
+    pub resample: bool,
+    /// `KVM_CAP_IRQ_ROUTING`: how many routes KVM has.
+    pub routes: u32,
+    /// Destinations have more than 8 bits, in the extended form of messages (`KVM_CAP_X2APIC_API` is on).
+    pub wide_destinations: bool,
 }
+
+impl IrqOptions {
+    /// All that the host has.
+    #[must_use]
+    pub fn of_host(capabilities: &Capabilities, irqchip: Irqchip) -> Self {
+        Self {
+            irqchip,
+            irqfd: capabilities.irqfd,
+            resample: capabilities.irqfd_resample,
+            routes: capabilities.irq_routes,
+            wide_destinations: irqchip == Irqchip::Split,
+        }
+    }
+
+    /// A host that has everything, for tests.
+    #[cfg(any(test, feature = "test-util"))]
+    #[must_use]
+    pub fn all() -> Self {
+        let irqchip = Irqchip::Kernel;
+        Self { irqchip, irqfd: true, resample: true, routes: 4096, wide_destinations: false }
+    }
+}
+
+/// The table, and whether KVM has it.
+struct Routes {
+    table: GsiTable,
+    /// KVM has refused a change that cannot be taken back: the next one brings it up to date.
+    behind: bool,
+}
+
+/// What every interrupt needs to be taken back.
+///
+/// Lock order: an [`MsixTable`]'s lock, a vector's control lock, the routes. The routes are locked to change them and hand
+/// them to KVM, which takes one table at a time; never while anything is waited for, attached, detached or called back.
+pub(super) struct Shared {
+    pub(super) vm: Arc<dyn InterruptVm>,
+    pub(super) options: IrqOptions,
+    pub(super) pins: Pins,
+    routes: Mutex<Routes>,
+}
+
+/// GSIs and what each is to lead to.
+pub(super) type Changes = [(u32, Option<MsiMessage>)];
 
 impl Shared {
+    /// Makes all of `changes` with one ioctl, or none if the table says so already. Returns what undoes them.
+    ///
+    /// # Errors
+    /// A GSI cannot be routed, or KVM refuses the table; nothing is changed then.
+    pub(super) fn change(&self, changes: &Changes) -> Result<Vec<(u32, Option<MsiMessage>)>, IrqError> {
+        let mut routes = lock(&self.routes);
+        let mut undo = Vec::with_capacity(changes.len());
+        let result = self.try_change(&mut routes, changes, &mut undo);
+        if result.is_err() {
+            for &(gsi, message) in undo.iter().rev() {
+                // Was routable a moment ago.
+                let _ = routes.table.set_message(gsi, message);
+            }
+        }
+        undo.reverse();
+        result.map(|()| undo)
+    }
+
+    fn try_change(
+        &self,
+        routes: &mut Routes,
+        changes: &Changes,
+        undo: &mut Vec<(u32, Option<MsiMessage>)>,
+    ) -> Result<(), IrqError> {
+        let mut differs = routes.behind;
+        for &(gsi, message) in changes {
+            let before = routes.table.set_message(gsi, message)?;
+            differs |= before != message;
+            undo.push((gsi, before));
+        }
+        // Without irqfd nothing uses a route to a message.
+        if differs && self.options.irqfd {
+            self.hand_over(&routes.table).map_err(IrqError::Routes)?;
+            routes.behind = false;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, table: &GsiTable) -> Result<(), IoctlError> {
+        let mut routes: Vec<_> = table.routes().collect();
+        if self.options.wide_destinations {
+            routes.iter_mut().for_each(widen);
+        }
+        self.vm.set_routes(&routes)
+    }
+
+    /// Detaches `fd` from `gsi`. KVM fails to only when it does not know them.
+    pub(super) fn detach(&self, gsi: u32, fd: &EventFd) {
+        if let Err(error) = self.vm.detach_irqfd(gsi, fd) {
+            tracing::error!(gsi, %error, "cannot disconnect an interrupt");
+        }
+    }
+
+    /// Takes `gsi`, which nothing is attached to, back with its route.
     pub(super) fn release(&self, gsi: u32) {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).release(gsi);
+        let mut routes = lock(&self.routes);
+        let routed = gsi >= super::IOAPIC_PINS && routes.table.message(gsi).is_some();
+        routes.table.release(gsi);
+        if routed && self.options.irqfd {
+            let result = self.hand_over(&routes.table);
+            routes.behind = result.is_err();
+            if let Err(error) = result {
+                tracing::error!(gsi, %error, "cannot take an interrupt route back");
+            }
+        }
+    }
+}
+
+fn widen(route: &mut IrqRoute) {
+    if let IrqTarget::Message(message) = &mut route.target {
+        *message = message.with_wide_destination();
+    }
+}
+
+/// The changes of one [`IrqRouter::batch`].
+#[derive(Default)]
+pub struct RouteChanges {
+    changes: Vec<(u32, Option<MsiMessage>)>,
+    vectors: Vec<Arc<Vector>>,
+}
+
+impl RouteChanges {
+    /// Lets `vector` lead to `message`. Of several changes of one vector the last counts.
+    pub fn set(&mut self, vector: &MsiVector, message: MsiMessage) {
+        self.push(vector, Some(message));
+    }
+
+    /// Lets `vector` lead nowhere.
+    pub fn clear(&mut self, vector: &MsiVector) {
+        self.push(vector, None);
+    }
+
+    fn push(&mut self, vector: &MsiVector, message: Option<MsiMessage>) {
+        self.changes.push((vector.gsi(), message));
+        self.vectors.push(Arc::clone(vector.shared_vector()));
     }
 }
 
@@ -60,8 +230,10 @@ pub struct IrqRouter(Arc<Shared>);
 impl IrqRouter {
     /// A router over `vm`, whose irqchip exists already.
     #[must_use]
-    pub fn new(vm: Arc<dyn IrqFds>) -> Self {
-        Self(Arc::new(Shared { vm, table: Mutex::default() }))
+    pub fn new(vm: Arc<dyn InterruptVm>, options: IrqOptions) -> Self {
+        let table = GsiTable::new(options.irqchip, options.routes);
+        let routes = Mutex::new(Routes { table, behind: false });
+        Self(Arc::new(Shared { vm, options, pins: Pins::new(), routes }))
     }
 
     /// Makes the edge-triggered line `gsi` for `owner` (a device name for messages). Takes one descriptor.
@@ -69,50 +241,82 @@ impl IrqRouter {
     /// # Errors
     /// The GSI is taken or has no pin, or the host has no descriptor left; nothing is changed then.
     pub fn edge_line(&self, gsi: u32, owner: &'static str) -> Result<IrqLine, IrqError> {
-        self.0.table.lock().unwrap_or_else(PoisonError::into_inner).claim(gsi, owner)?;
-        self.connect(gsi).inspect_err(|_| self.0.release(gsi))
+        self.claimed(gsi, owner, |shared| IrqLine::connect(shared, gsi))
     }
 
-    fn connect(&self, gsi: u32) -> Result<IrqLine, IrqError> {
-        let fd =
-            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| IrqError::EventFd { gsi, source })?;
-        self.0.vm.attach_irqfd(gsi, &fd).map_err(|source| IrqError::Attach { gsi, source })?;
-        Ok(IrqLine::new(Arc::clone(&self.0), gsi, IrqTrigger::new(fd)))
+    /// Makes the level-triggered line `gsi` for `owner`, who shares it out. Takes up to two descriptors.
+    ///
+    /// # Errors
+    /// As [`edge_line`](Self::edge_line).
+    pub fn level_line(&self, gsi: u32, owner: &'static str) -> Result<LevelLine, IrqError> {
+        self.claimed(gsi, owner, |shared| LevelLine::connect(shared, gsi))
+    }
+
+    /// Makes a vector for `owner`. Takes one descriptor.
+    ///
+    /// # Errors
+    /// KVM has no route left, or the host no descriptor; nothing is changed then.
+    pub fn msi_vector(&self, owner: &'static str, by: TriggeredBy) -> Result<MsiVector, IrqError> {
+        let gsi = lock(&self.0.routes).table.allocate(owner)?;
+        MsiVector::connect(Arc::clone(&self.0), gsi, by).inspect_err(|_| self.0.release(gsi))
+    }
+
+    /// Makes a table of `count` vectors for `owner`.
+    ///
+    /// # Errors
+    /// As [`msi_vector`](Self::msi_vector).
+    pub fn msix_table(
+        &self,
+        owner: &'static str,
+        count: usize,
+        by: TriggeredBy,
+    ) -> Result<MsixTable, IrqError> {
+        let vectors = (0..count).map(|_| self.msi_vector(owner, by)).collect::<Result<Vec<_>, _>>()?;
+        Ok(MsixTable::new(Arc::clone(&self.0), vectors))
+    }
+
+    /// Makes all changes that `collect` asks for with one `KVM_SET_GSI_ROUTING`; irqfds stay attached. `collect` runs
+    /// without a lock.
+    ///
+    /// # Errors
+    /// KVM refuses the table; everything is as it was.
+    pub fn batch(&self, collect: impl FnOnce(&mut RouteChanges)) -> Result<(), IrqError> {
+        let mut batch = RouteChanges::default();
+        collect(&mut batch);
+        self.0.change(&batch.changes)?;
+        for (vector, (_, message)) in batch.vectors.iter().zip(&batch.changes) {
+            vector.follow(*message);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest has masked `pin` of the I/O APIC, as it is after a reset.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn pin_masked(&self, pin: u32) -> Result<bool, IoctlError> {
+        match self.0.options.irqchip {
+            Irqchip::Kernel => self.0.vm.ioapic_pin_masked(pin),
+            Irqchip::Split => Ok(self.ioapic_pins().is_masked(pin)),
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
+    /// Claims pin `gsi` and connects it.
+    fn claimed<T>(
+        &self,
+        gsi: u32,
+        owner: &'static str,
+        connect: impl FnOnce(Arc<Shared>) -> Result<T, IrqError>,
+    ) -> Result<T, IrqError> {
+        lock(&self.0.routes).table.claim_pin(gsi, owner)?;
+        connect(Arc::clone(&self.0)).inspect_err(|_| self.0.release(gsi))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fake::{FakeCall, FakeVm};
-
-    #[test]
-    fn a_line_is_connected_and_disconnected_by_its_lifetime() {
-        let vm = Arc::new(FakeVm::default());
-        let router = IrqRouter::new(vm.clone());
-        drop(router.edge_line(4, "serial").unwrap());
-        assert_eq!(vm.calls(), [FakeCall::AttachIrqfd(4), FakeCall::DetachIrqfd(4)]);
-        drop(router.edge_line(4, "serial again").unwrap());
-    }
-
-    #[test]
-    fn a_refused_irqfd_leaves_the_gsi_free() {
-        let vm = Arc::new(FakeVm::default());
-        vm.fail_call(0, libc::EBUSY);
-        let router = IrqRouter::new(vm.clone());
-        assert!(matches!(router.edge_line(4, "serial"), Err(IrqError::Attach { gsi: 4, .. })));
-        router.edge_line(4, "serial").unwrap();
-    }
-
-    #[test]
-    fn a_trigger_signals_the_connected_eventfd_and_outlives_the_line() {
-        let router = IrqRouter::new(Arc::new(FakeVm::default()));
-        let line = router.edge_line(4, "serial").unwrap();
-        let trigger = line.trigger();
-        trigger.trigger();
-        trigger.trigger();
-        assert_eq!(trigger.signals(), 2);
-        drop(line);
-        trigger.trigger();
-    }
-}
+#[cfg(not(loom))]
+mod tests;

@@ -144,6 +144,11 @@ mod tests {
         immediate_exit: true,
         tsc_deadline_timer: true,
         kvmclock_ctrl: true,
+        irqfd: true,
+        irqfd_resample: true,
+        irq_routes: 4096,
+        split_irqchip: true,
+        x2apic_destinations: true,
     };
 
     fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
