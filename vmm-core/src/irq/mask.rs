@@ -2,18 +2,19 @@
 //!
 //! PCI Local Bus 3.0, section 6.8.2: a masked vector that is triggered sets its pending bit and sends nothing; unmasked, a
 //! vector whose pending bit is set sends once and clears it. No trigger is lost between the two: the trigger sets the
-//! pending bit and then looks at the mask again, the unmask clears the mask and then looks at the pending bit, and with a
-//! full fence between store and load on both sides at least one of them sees the other. The bit is taken by a swap, so only
-//! one of them injects.
+//! pending bit and then looks at the mask again, the unmask clears the mask and then takes the pending bit. Both go through
+//! the pending bit by an exchange, one after the other: if the trigger is first, the unmask finds the bit; if the unmask is
+//! first, the trigger has acquired the open mask. The exchanges are in the place of fences between a store and a load. Who
+//! takes the bit injects, so only one does.
 
-use crate::sync::{AtomicBool, Ordering, fence};
+use crate::sync::{AtomicBool, Ordering};
 
 /// Mask and pending bit of one vector.
 #[derive(Debug)]
 pub(super) struct MaskState {
-    /// Its store in `unmask` pairs with the load in `trigger`, by the fences.
+    /// Its store in `unmask` is released by the exchange of `pending` there and acquired by the one in `trigger`.
     masked: AtomicBool,
-    /// Its store in `trigger` pairs with the swap in `unmask`, by the fences.
+    /// Changed by exchanges only, each of which acquires and releases.
     pending: AtomicBool,
 }
 
@@ -28,8 +29,7 @@ impl MaskState {
         if !self.masked.load(Ordering::Acquire) {
             return inject();
         }
-        self.pending.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.set_pending();
         if !self.masked.load(Ordering::Relaxed) && self.take_pending() {
             inject();
         }
@@ -45,7 +45,6 @@ impl MaskState {
     pub(super) fn unmask(&self, inject: impl FnOnce()) {
         // Released: who sees the vector unmasked sees the route that was made for it.
         self.masked.store(false, Ordering::Release);
-        fence(Ordering::SeqCst);
         if self.take_pending() {
             inject();
         }
@@ -65,7 +64,7 @@ impl MaskState {
     }
 
     pub(super) fn set_pending(&self) {
-        self.pending.store(true, Ordering::Release);
+        self.pending.swap(true, Ordering::AcqRel);
     }
 }
 
@@ -192,13 +191,13 @@ mod loom_tests {
 
     #[test]
     #[should_panic(expected = "an interrupt is stuck behind an open mask")]
-    fn loom_must_fail_trigger_without_a_fence_between_pending_and_mask() {
+    fn loom_must_fail_trigger_that_does_not_acquire_what_the_unmask_released() {
         race(
             |state, injected| {
                 if !state.is_masked() {
                     return count(injected);
                 }
-                state.set_pending();
+                state.pending.swap(true, Ordering::Release);
                 if !state.is_masked() && state.take_pending() {
                     count(injected);
                 }
@@ -213,7 +212,6 @@ mod loom_tests {
         race(trigger, |state, injected| {
             let pending = state.take_pending();
             state.masked.store(false, Ordering::SeqCst);
-            fence(Ordering::SeqCst);
             if pending {
                 count(injected);
             }
@@ -229,17 +227,15 @@ mod loom_tests {
                     return count(injected);
                 }
                 state.set_pending();
-                fence(Ordering::SeqCst);
-                if !state.is_masked() && state.is_pending() {
-                    state.pending.store(false, Ordering::SeqCst);
+                if !state.is_masked() && state.pending.fetch_or(false, Ordering::AcqRel) {
+                    state.pending.swap(false, Ordering::AcqRel);
                     count(injected);
                 }
             },
             |state, injected| {
                 state.masked.store(false, Ordering::Release);
-                fence(Ordering::SeqCst);
-                if state.is_pending() {
-                    state.pending.store(false, Ordering::SeqCst);
+                if state.pending.fetch_or(false, Ordering::AcqRel) {
+                    state.pending.swap(false, Ordering::AcqRel);
                     count(injected);
                 }
             },
