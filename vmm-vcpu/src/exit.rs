@@ -6,10 +6,10 @@
 use std::mem::offset_of;
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_2 as FailEntry,
-    kvm_run__bindgen_ty_1__bindgen_ty_4 as Io, kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio,
-    kvm_run__bindgen_ty_1__bindgen_ty_13 as Internal,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run,
+    kvm_run__bindgen_ty_1__bindgen_ty_2 as FailEntry, kvm_run__bindgen_ty_1__bindgen_ty_4 as Io,
+    kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio, kvm_run__bindgen_ty_1__bindgen_ty_13 as Internal,
 };
 
 use crate::run_page::RunPage;
@@ -52,6 +52,11 @@ pub enum VcpuExit<'a> {
         /// What the guest writes; 1 to 8 bytes.
         data: &'a [u8],
     },
+    /// The guest has ended an interrupt that an I/O APIC in user space may have sent.
+    EndOfInterrupt {
+        /// The interrupt's vector.
+        vector: u8,
+    },
     /// A signal arrived and KVM reported it as an exit.
     Interrupted,
     /// The guest can execute nothing more: a triple fault.
@@ -82,6 +87,8 @@ impl<'a> VcpuExit<'a> {
         match reason {
             KVM_EXIT_IO => Self::port(page),
             KVM_EXIT_MMIO => Self::mmio(page),
+            // The union is `eoi` then, whose only member is the vector.
+            KVM_EXIT_IOAPIC_EOI => Self::EndOfInterrupt { vector: page.field(DATA) },
             KVM_EXIT_INTR => Self::Interrupted,
             KVM_EXIT_SHUTDOWN => Self::Shutdown,
             KVM_EXIT_FAIL_ENTRY => Self::FailEntry {
@@ -164,6 +171,13 @@ mod tests {
         let mut page = RunPage::anonymous().unwrap();
         Script::PortRead { port: 1, size: 4, count: u32::MAX }.write_to(&mut page);
         assert_eq!(VcpuExit::decode(&mut page), VcpuExit::Unexpected(KVM_EXIT_IO));
+    }
+
+    #[test]
+    fn an_end_of_interrupt_carries_its_vector() {
+        let mut page = RunPage::anonymous().unwrap();
+        Script::EndOfInterrupt { vector: 0x51 }.write_to(&mut page);
+        assert_eq!(VcpuExit::decode(&mut page), VcpuExit::EndOfInterrupt { vector: 0x51 });
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::mem::offset_of;
 use std::time::Duration;
 
 use kvm_bindings::{
-    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run,
-    kvm_run__bindgen_ty_1__bindgen_ty_4 as Io, kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio,
+    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_4 as Io, kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio,
 };
 
 use crate::{RunPage, RunVcpu};
@@ -47,6 +47,11 @@ pub enum Script {
         /// The bytes stored.
         data: Vec<u8>,
     },
+    /// The end of an interrupt that an I/O APIC in user space may have sent.
+    EndOfInterrupt {
+        /// The interrupt's vector.
+        vector: u8,
+    },
     /// A triple fault.
     Shutdown,
     /// Any other exit reason, without data.
@@ -81,6 +86,10 @@ impl Script {
             Self::MmioWrite { address, data } => {
                 mmio_exit(page, *address, u32::try_from(data.len()).unwrap_or(u32::MAX), 1);
                 put(page, UNION + offset_of!(Mmio, data), data);
+            }
+            &Self::EndOfInterrupt { vector } => {
+                reason(page, KVM_EXIT_IOAPIC_EOI);
+                put(page, UNION, &[vector]);
             }
             Self::Shutdown => reason(page, KVM_EXIT_SHUTDOWN),
             &Self::Other(number) => reason(page, number),

@@ -38,6 +38,11 @@ pub trait ExitHandler: Send + Sync {
     fn mmio_read(&self, address: u64, data: &mut [u8]);
     /// Takes what the guest writes at the guest-physical `address`. `Some`: the access ends when the device says so.
     fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Deferred>;
+    /// The guest has ended the interrupt with `vector`. Only for machines whose I/O APIC is in user space: KVM tells no
+    /// others.
+    fn end_of_interrupt(&self, vector: u8) {
+        let _ = vector;
+    }
 }
 
 /// Why a vCPU's run loop ended.
@@ -285,6 +290,10 @@ fn dispatch<H: ExitHandler + ?Sized>(exit: VcpuExit<'_>, handler: &H) -> Option<
         }
         VcpuExit::MmioWrite { address, data } => {
             return handler.mmio_write(address, data).map(State::Deferred);
+        }
+        VcpuExit::EndOfInterrupt { vector } => {
+            handler.end_of_interrupt(vector);
+            return None;
         }
         VcpuExit::Interrupted => return None,
         VcpuExit::Shutdown => VcpuEnd::TripleFault,

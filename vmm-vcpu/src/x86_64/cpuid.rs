@@ -51,6 +51,17 @@ impl CpuidTemplate {
         Self { entries, vcpus }
     }
 
+    /// Tells the guest that messages and I/O APIC entries can have destinations of 15 bits (`KVM_FEATURE_MSI_EXT_DEST_ID`), for
+    /// a machine whose routes are translated for that. Without it Linux starts no CPU whose APIC id is above 254.
+    #[must_use]
+    pub fn with_extended_destinations(mut self) -> Self {
+        const FEATURES_OF_KVM: u32 = 0x4000_0001;
+        const EXTENDED_DESTINATIONS: u32 = 1 << 15;
+        let features = self.entries.iter_mut().filter(|entry| entry.function == FEATURES_OF_KVM);
+        features.for_each(|entry| entry.eax |= EXTENDED_DESTINATIONS);
+        self
+    }
+
     /// The table of vCPU `index`.
     pub fn for_vcpu(&self, index: u32) -> Result<CpuId, CpuidError> {
         let mut entries = self.entries.clone();
@@ -172,6 +183,16 @@ mod tests {
         assert_eq!((entry.ebx >> 24, entry.ebx >> 16 & 0xff), (3, 8));
         assert_eq!(entry.ecx & (X2APIC | TSC_DEADLINE | HYPERVISOR), X2APIC | TSC_DEADLINE | HYPERVISOR);
         assert_eq!(entry.edx & HTT, HTT);
+    }
+
+    #[test]
+    fn extended_destinations_are_a_feature_of_kvm() {
+        let supported = CpuId::from_entries(&[leaf(0x4000_0001, 0, 1), leaf(1, 0, 0)]).unwrap();
+        let template = CpuidTemplate::new(&supported, &CAPABILITIES, 300).with_extended_destinations();
+        let table = template.for_vcpu(299).unwrap().as_slice().to_vec();
+        assert_eq!(find(&table, 0x4000_0001, 0).eax, 1 | 1 << 15);
+        assert_eq!((find(&table, 1, 0).eax, find(&table, 1, 0).ebx >> 24), (0, 299 & 0xff));
+        assert_eq!(find(&table, 0xb, 1).edx, 299);
     }
 
     #[test]
