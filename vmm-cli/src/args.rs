@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::config::{
-    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value,
+    Irqchip, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value,
 };
 
 const RUN_HELP: &str = "\
@@ -85,10 +85,10 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true, value_parser = value::parse_cmdline)]
     pub cmdline: Option<String>,
 
-    /// Number of vCPUs: 1 to 254 [default: 1]
+    /// Number of vCPUs: 1 to 254, with the split irqchip to 1024 [default: 1]
     #[arg(long, value_name = "COUNT", help_heading = "Processors and memory")]
     #[arg(allow_hyphen_values = true, value_parser = value::parse_cpus)]
-    pub cpus: Option<u8>,
+    pub cpus: Option<u16>,
 
     /// How a vCPU in the guest is interrupted: immediate-exit or signal-mask [default: immediate-exit]
     #[arg(long, value_name = "MECHANISM", help_heading = "Processors and memory")]
@@ -118,6 +118,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "DURATION", help_heading = "Machine")]
     #[arg(allow_hyphen_values = true, value_parser = duration::parse)]
     pub grace_time: Option<Duration>,
+
+    /// Who emulates the interrupt controllers: kernel, or split (the monitor the I/O APIC) [default: kernel]
+    #[arg(long, value_name = "WHO", help_heading = "Machine")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub irqchip: Option<Irqchip>,
 
     /// Interval timer (i8254): true or false; alone it means true [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Machine", hide_possible_values = true)]
@@ -193,8 +198,10 @@ mod tests {
     #[test]
     fn fault_c2_cpus_outside_the_range_name_the_limit() {
         assert!(refusal(&["--cpus", "0"]).contains("0 is below the minimum of 1"));
-        assert!(refusal(&["--cpus", "255"]).contains("255 is above the limit of 254"));
-        assert!(refusal(&["--cpus", "-1"]).contains("-1 is negative; expected a whole number from 1 to 254"));
+        assert!(refusal(&["--cpus", "1025"]).contains("1025 is above the limit of 1024"));
+        assert!(
+            refusal(&["--cpus", "-1"]).contains("-1 is negative; expected a whole number from 1 to 1024")
+        );
     }
 
     #[test]
@@ -202,7 +209,8 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+        for flag in ["--kick", "--irqchip", "--on-reset", "--on-triple-fault", "--log-level", "--log-format"]
+        {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");

@@ -35,6 +35,16 @@ pub enum Kick {
     SignalMask,
 }
 
+/// Who emulates the interrupt controllers beside the local APICs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Irqchip {
+    /// KVM: an I/O APIC and two 8259s
+    #[default]
+    Kernel,
+    /// The monitor: an I/O APIC
+    Split,
+}
+
 /// The least important messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogLevel {
@@ -101,6 +111,7 @@ mod tests {
         every_word_is_read_back::<OnReset>(&["exit", "restart"]);
         every_word_is_read_back::<OnTripleFault>(&["crash", "reset"]);
         every_word_is_read_back::<Kick>(&["immediate-exit", "signal-mask"]);
+        every_word_is_read_back::<Irqchip>(&["kernel", "split"]);
         every_word_is_read_back::<LogLevel>(&["off", "error", "warn", "info", "debug", "trace"]);
         every_word_is_read_back::<LogFormat>(&["text", "json"]);
     }

@@ -51,6 +51,19 @@ pub enum ConfigError {
         keys::with_flag(image)
     )]
     OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
+    #[error(
+        "{} = {count}: with the interrupt controllers in the kernel there are at most {limit} vCPUs; set {} to \"split\"",
+        keys::with_flag(key),
+        keys::with_flag("machine.irqchip")
+    )]
+    NeedsSplitIrqchip { key: &'static str, count: u16, limit: u16 },
+    #[error(
+        "{} = true: KVM has its interval timer only beside its own interrupt controllers; leave it out, or set {} to \
+         \"kernel\"",
+        keys::with_flag(key),
+        keys::with_flag("machine.irqchip")
+    )]
+    NoTimer { key: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,

@@ -59,6 +59,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("on_reset", "--on-reset", Form::Text, "\"exit\" or \"restart\""),
             key("on_triple_fault", "--on-triple-fault", Form::Text, "\"crash\" or \"reset\""),
             key("grace_time", "--grace-time", Form::Text, duration::EXPECTED),
+            key("irqchip", "--irqchip", Form::Text, "\"kernel\" or \"split\""),
             key("pit", "--pit", Form::Switch, EXPECTED_SWITCH),
             key("selftest", "--selftest", Form::Switch, EXPECTED_SWITCH),
         ],

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault};
+pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
@@ -33,6 +33,9 @@ use crate::args::VmArgs;
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Most vCPUs with the irqchip in the kernel: xAPIC identifiers end at 254, 255 is the broadcast.
+const KERNEL_IRQCHIP_CPUS: u16 = 254;
 
 /// Longest path of a Unix socket in bytes: `sun_path` without its closing NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -75,9 +78,9 @@ pub struct BootConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CpuConfig {
-    /// Number of vCPUs, 1 to 254.
+    /// Number of vCPUs, 1 to 1024; more than 254 only with [`Irqchip::Split`].
     #[serde(deserialize_with = "value::cpus")]
-    pub count: u8,
+    pub count: u16,
     /// How they are interrupted.
     #[serde(deserialize_with = "choice::deserialize")]
     pub kick: Kick,
@@ -104,7 +107,10 @@ pub struct MachineConfig {
     /// How long an orderly stop may take before it is forced; at most one hour.
     #[serde(deserialize_with = "duration::deserialize")]
     pub grace_time: Duration,
-    /// Whether there is an interval timer (i8254).
+    /// Who emulates the interrupt controllers.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub irqchip: Irqchip,
+    /// Whether there is an interval timer (i8254); not with [`Irqchip::Split`].
     pub pit: bool,
     /// Whether there are devices for the self-test of the embedded guest; `None` leaves it to
     /// [`VmConfig::selftest`].
@@ -153,6 +159,7 @@ impl Default for MachineConfig {
             on_reset: OnReset::default(),
             on_triple_fault: OnTripleFault::default(),
             grace_time: Duration::from_secs(5),
+            irqchip: Irqchip::default(),
             pit: false,
             selftest: None,
         }
@@ -202,6 +209,7 @@ impl VmConfig {
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
         set(&mut self.machine.grace_time, args.grace_time.as_ref());
+        set(&mut self.machine.irqchip, args.irqchip.as_ref());
         set(&mut self.machine.pit, args.pit.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
@@ -226,6 +234,7 @@ impl VmConfig {
 
     /// Checks what no single value shows.
     fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_irqchip()?;
         let images = [("boot.kernel", &self.boot.kernel), ("boot.initrd", &self.boot.initrd)];
         for (key, image) in images {
             if let Some(path) = image {
@@ -252,6 +261,17 @@ impl VmConfig {
             }
         }
         Ok(())
+    }
+
+    fn validate_irqchip(&self) -> Result<(), ConfigError> {
+        let count = self.cpu.count;
+        match self.machine.irqchip {
+            Irqchip::Kernel if count > KERNEL_IRQCHIP_CPUS => {
+                Err(ConfigError::NeedsSplitIrqchip { key: "cpu.count", count, limit: KERNEL_IRQCHIP_CPUS })
+            }
+            Irqchip::Split if self.machine.pit => Err(ConfigError::NoTimer { key: "machine.pit" }),
+            Irqchip::Kernel | Irqchip::Split => Ok(()),
+        }
     }
 
     fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {

@@ -30,6 +30,7 @@ impl VmConfig {
         out.text("on_reset", &choice::word(&self.machine.on_reset));
         out.text("on_triple_fault", &choice::word(&self.machine.on_triple_fault));
         out.text("grace_time", &duration::render(self.machine.grace_time));
+        out.text("irqchip", &choice::word(&self.machine.irqchip));
         out.set("pit", self.machine.pit);
         match (self.machine.selftest, self.selftest()) {
             (Some(selftest), _) => out.set("selftest", selftest),
@@ -115,9 +116,10 @@ mod tests {
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (count, kick, pages) in (1_u8..=254, word(), 256_u64..=1 << 28),
+            (count, kick, pages) in (1_u16..=1024, word(), 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
-            (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
+            (irqchip, pit, selftest) in (word(), any::<bool>(), any::<Option<bool>>()),
+            serial in serial(),
             (level, format, file) in (word(), word(), optional_path()),
         ) -> VmConfig {
             VmConfig {
@@ -128,6 +130,7 @@ mod tests {
                     on_reset,
                     on_triple_fault,
                     grace_time: Duration::from_millis(milliseconds),
+                    irqchip,
                     pit,
                     selftest,
                 },
@@ -167,6 +170,7 @@ size = \"128M\"
 on_reset = \"exit\"
 on_triple_fault = \"crash\"
 grace_time = \"5s\"
+irqchip = \"kernel\"
 pit = false
 # selftest is not set: true, as the embedded guest runs
 

@@ -20,7 +20,7 @@ kernel = "images/vmlinux"
 initrd = "/abs/initrd"
 cmdline = "console=ttyS0 \"quoted\""
 [cpu]
-count = 254
+count = 1024
 kick = "signal-mask"
 [memory]
 size = "1TiB"
@@ -28,6 +28,7 @@ size = "1TiB"
 on_reset = "restart"
 on_triple_fault = "reset"
 grace_time = "250ms"
+irqchip = "split"
 pit = true
 selftest = false
 [console]
@@ -79,12 +80,13 @@ fn every_key_arrives_in_its_field() {
             initrd: Some("/abs/initrd".into()),
             cmdline: "console=ttyS0 \"quoted\"".into(),
         },
-        cpu: CpuConfig { count: 254, kick: Kick::SignalMask },
+        cpu: CpuConfig { count: 1024, kick: Kick::SignalMask },
         memory: MemoryConfig { size: MemorySize::MAX },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
             on_triple_fault: OnTripleFault::Reset,
             grace_time: Duration::from_millis(250),
+            irqchip: Irqchip::Split,
             pit: true,
             selftest: Some(false),
         },
@@ -105,7 +107,8 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path("images")).unwrap();
     scratch.file("images/vmlinux", "");
-    let file = scratch.file("vm.toml", FULL.replace("/abs/initrd", "images/vmlinux"));
+    let text = FULL.replace("/abs/initrd", "images/vmlinux").replace("pit = true", "pit = false");
+    let file = scratch.file("vm.toml", text);
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
@@ -121,7 +124,8 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--on-reset=exit",
         "--on-triple-fault=crash",
         "--grace-time=2m",
-        "--pit=false",
+        "--irqchip=kernel",
+        "--pit",
         "--selftest",
         "--serial=file=out",
         "--log-level=off",
@@ -142,7 +146,8 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             on_reset: OnReset::Exit,
             on_triple_fault: OnTripleFault::Crash,
             grace_time: Duration::from_secs(120),
-            pit: false,
+            irqchip: Irqchip::Kernel,
+            pit: true,
             selftest: Some(true),
         },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
@@ -150,6 +155,23 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
+}
+
+#[test]
+fn what_the_split_irqchip_has_and_lacks_is_refused_with_the_remedy() {
+    load(["--cpus=1024", "--irqchip=split"]).unwrap();
+    load(["--cpus=254", "--pit"]).unwrap();
+    let error = message(load(["--cpus=255"]).unwrap_err());
+    assert_eq!(
+        error,
+        "cpu.count (--cpus) = 255: with the interrupt controllers in the kernel there are at most 254 vCPUs; set \
+         machine.irqchip (--irqchip) to \"split\""
+    );
+    let error = message(load(["--pit", "--irqchip=split"]).unwrap_err());
+    assert!(
+        error.starts_with("machine.pit (--pit) = true: ") && error.contains("machine.irqchip"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -183,7 +205,7 @@ fn a_refused_text_names_place_and_remedy() {
             "memory.size = 9223372036854775808",
             "1:15: memory.size = 9223372036854775808 does not fit in 64 bits",
         ),
-        ("cpu.count = '2'", "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 254"),
+        ("cpu.count = '2'", "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 1024"),
         ("machine.grace_time = '5'", "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds"),
         ("machine.on_reset = 'no'", "1:20: machine.on_reset = no is not one of exit, restart"),
         ("boot.kernel = ''", "1:15: boot.kernel = \"\" is empty; expected a path"),

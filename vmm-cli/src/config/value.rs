@@ -10,13 +10,13 @@ use thiserror::Error;
 /// Most characters of a refused value that a message repeats.
 const SHOWN_VALUE: usize = 80;
 
-/// Largest number of vCPUs: xAPIC identifiers end at 254, 255 is the broadcast.
-const MAX_CPUS: u8 = 254;
+/// Largest number of vCPUs; with the irqchip in the kernel there are fewer.
+const MAX_CPUS: u16 = 1024;
 
 /// Longest command line in bytes: Linux on x86 keeps 2048 with the closing NUL (`COMMAND_LINE_SIZE`).
 const MAX_CMDLINE: usize = 2047;
 
-pub(super) const EXPECTED_CPUS: &str = "a whole number from 1 to 254";
+pub(super) const EXPECTED_CPUS: &str = "a whole number from 1 to 1024";
 pub(super) const EXPECTED_CMDLINE: &str = "a string of printable ASCII, at most 2047 bytes";
 pub(super) const EXPECTED_PATH: &str = "a path in quotes";
 pub(super) const EXPECTED_SWITCH: &str = "true or false";
@@ -111,27 +111,27 @@ pub(super) fn split_number<'a>(
     Ok((digits, unit))
 }
 
-/// Reads the number of vCPUs, 1 to 254.
+/// Reads the number of vCPUs, 1 to 1024.
 ///
 /// # Errors
 ///
 /// [`ValueError`] if `text` is not a decimal number in that range.
-pub fn parse_cpus(text: &str) -> Result<u8, ValueError> {
+pub fn parse_cpus(text: &str) -> Result<u16, ValueError> {
     let value = || text.to_owned();
     let (digits, unit) = split_number(text, EXPECTED_CPUS)?;
     if !unit.is_empty() {
         return Err(ValueError::Malformed { value: value(), expected: EXPECTED_CPUS });
     }
     // Only digits: `parse` can fail by overflow alone, which is above the limit too.
-    match digits.parse::<u8>() {
+    match digits.parse::<u16>() {
         Ok(0) => Err(ValueError::BelowMinimum { value: value(), minimum: "1" }),
         Ok(count) if count <= MAX_CPUS => Ok(count),
-        _ => Err(ValueError::AboveLimit { value: value(), limit: "254" }),
+        _ => Err(ValueError::AboveLimit { value: value(), limit: "1024" }),
     }
 }
 
 /// Deserializes [`parse_cpus`]'s number from an integer.
-pub(super) fn cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+pub(super) fn cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     parse_cpus(&i64::deserialize(deserializer)?.to_string()).map_err(D::Error::custom)
 }
 
@@ -181,9 +181,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpus_are_taken_from_1_to_254() {
+    fn cpus_are_taken_from_1_to_1024() {
         assert_eq!(parse_cpus("1"), Ok(1));
-        assert_eq!(parse_cpus("254"), Ok(254));
+        assert_eq!(parse_cpus("1024"), Ok(1024));
         assert_eq!(parse_cpus("007"), Ok(7));
     }
 
@@ -191,15 +191,15 @@ mod tests {
     fn cpus_outside_the_range_name_the_limit() {
         for (text, message) in [
             ("0", "0 is below the minimum of 1"),
-            ("255", "255 is above the limit of 254"),
-            ("99999999999999999999", "99999999999999999999 is above the limit of 254"),
-            ("-1", "-1 is negative; expected a whole number from 1 to 254"),
-            ("", "\"\" is empty; expected a whole number from 1 to 254"),
-            ("-", "- is not a whole number from 1 to 254"),
-            ("+1", "+1 is not a whole number from 1 to 254"),
-            ("two", "two is not a whole number from 1 to 254"),
-            ("1.5", "1.5 is a fraction; expected a whole number from 1 to 254"),
-            ("2M", "2M is not a whole number from 1 to 254"),
+            ("1025", "1025 is above the limit of 1024"),
+            ("99999999999999999999", "99999999999999999999 is above the limit of 1024"),
+            ("-1", "-1 is negative; expected a whole number from 1 to 1024"),
+            ("", "\"\" is empty; expected a whole number from 1 to 1024"),
+            ("-", "- is not a whole number from 1 to 1024"),
+            ("+1", "+1 is not a whole number from 1 to 1024"),
+            ("two", "two is not a whole number from 1 to 1024"),
+            ("1.5", "1.5 is a fraction; expected a whole number from 1 to 1024"),
+            ("2M", "2M is not a whole number from 1 to 1024"),
         ] {
             assert_eq!(parse_cpus(text).unwrap_err().to_string(), message);
         }

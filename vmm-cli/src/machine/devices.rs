@@ -6,7 +6,9 @@ use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
 use vmm_core::seam::DoorbellFds;
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::acpi::{GenericEvents, PowerControl};
-use vmm_devices::legacy::{Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, ResetControl, Serial};
+use vmm_devices::legacy::{
+    Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, Ioapic, ResetControl, Serial,
+};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::{BusDevice, Pvpanic};
 
@@ -37,6 +39,13 @@ impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
         Self { exits: Exits::new(), lines: Vec::new(), router }
+    }
+
+    /// Adds the I/O APIC of a machine whose KVM has none.
+    pub(super) fn add_ioapic(&mut self) -> Result<(), Failure> {
+        let pins = self.router.ioapic_pins();
+        self.exits.ioapic = Some(pins.clone());
+        self.mmio((Ioapic::ADDRESS, Ioapic::LENGTH), "ioapic", Arc::new(Ioapic::new(pins)))
     }
 
     /// Adds what every machine has; returns its serial port.

@@ -1,6 +1,7 @@
 //! `Exits`: where the exits of the vCPUs meet the buses.
 
 use vmm_core::Deferred;
+use vmm_core::irq::IoapicPins;
 use vmm_devices::Bus;
 use vmm_vcpu::ExitHandler;
 
@@ -8,11 +9,13 @@ use vmm_vcpu::ExitHandler;
 pub(super) struct Exits {
     pub(super) pio: Bus,
     pub(super) mmio: Bus,
+    /// The pins of an I/O APIC in user space.
+    pub(super) ioapic: Option<IoapicPins>,
 }
 
 impl Exits {
     pub(super) fn new() -> Self {
-        Self { pio: Bus::new("pio"), mmio: Bus::new("mmio") }
+        Self { pio: Bus::new("pio"), mmio: Bus::new("mmio"), ioapic: None }
     }
 }
 
@@ -35,5 +38,12 @@ impl ExitHandler for Exits {
     #[inline]
     fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Deferred> {
         self.mmio.write(address, data.len(), data)
+    }
+
+    #[inline]
+    fn end_of_interrupt(&self, vector: u8) {
+        if let Some(pins) = &self.ioapic {
+            pins.end_of_interrupt(vector);
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod devices;
 mod exits;
+mod irqchip;
 pub(crate) mod layout;
 mod power;
 mod report;
@@ -15,8 +16,8 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_core::irq::{IrqLine, IrqOptions, IrqRouter, Irqchip};
-use vmm_core::seam::{InterruptVm, MemorySlots};
+use vmm_core::irq::IrqLine;
+use vmm_core::seam::MemorySlots;
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_memory::AddressSpace;
@@ -25,7 +26,7 @@ use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, 
 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
-use crate::config::{Kick, OnTripleFault, VmConfig};
+use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
 use devices::Devices;
@@ -63,13 +64,10 @@ impl Machine {
         let memory = Arc::new(AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>));
         let size = config.memory.size.bytes();
         memory.map(&layout::ram(size)).map_err(Failure::host_cannot)?;
-        vm.create_irqchip().map_err(Failure::host_cannot)?;
-        if config.machine.pit {
-            vm.create_pit().map_err(Failure::host_cannot)?;
+        let mut devices = Devices::new(irqchip::create(kvm, &vm, config)?);
+        if config.machine.irqchip == Irqchip::Split {
+            devices.add_ioapic()?;
         }
-        let options = IrqOptions::of_host(kvm.capabilities(), Irqchip::Kernel);
-        let router = IrqRouter::new(Arc::clone(&vm) as Arc<dyn InterruptVm>, options);
-        let mut devices = Devices::new(router);
         let serial = devices.add_legacy(console, events)?;
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
@@ -160,7 +158,10 @@ fn cpuid(kvm: &Kvm, config: &VmConfig) -> Result<CpuidTemplate, Failure> {
         return Err(Failure::host_cannot(error));
     }
     let supported = kvm.supported_cpuid().map_err(Failure::host_cannot)?;
-    let template = CpuidTemplate::new(&supported, kvm.capabilities(), count);
+    let mut template = CpuidTemplate::new(&supported, kvm.capabilities(), count);
+    if config.machine.irqchip == Irqchip::Split {
+        template = template.with_extended_destinations();
+    }
     let bits = template.physical_address_bits();
     let end = layout::ram(config.memory.size.bytes()).last().map_or(0, |range| range.start + range.size);
     if end > 1 << bits {
