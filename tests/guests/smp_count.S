@@ -1,7 +1,7 @@
 /*
  * Starts all other CPUs with one INIT and one SIPI to all but itself. Each of them counts itself and notes its APIC id
- * as CPUID leaf 1 and leaf 0xb give it. The first CPU waits for them, says how many it expected (leaf 0xb, subleaf 1),
- * how many came, and how many ids are right (each from 1 on there once, equal in both leaves); then everybody halts.
+ * as CPUID leaf 0xb gives it; leaf 1 must have its lower 8 bits. The first CPU waits for them, says how many it expected
+ * (leaf 0xb, subleaf 1), how many came, and how many ids are right (each from 1 on there once); then everybody halts.
  */
 #include "guest.inc"
 
@@ -12,7 +12,7 @@
 #define ICR_STARTUP_OTHERS 0xc4600
 #define TRAMPOLINE 0x8000
 #define COUNTER 0x9000
-/* A byte for each APIC id: how often a CPU came with it in both leaves. */
+/* A byte for each APIC id: how often a CPU came with it. */
 #define SEEN 0x9100
 #define PATIENCE 20000000
 
@@ -74,9 +74,10 @@ trampoline:
     mov $0xb, %eax
     xor %ecx, %ecx
     cpuid
-    cmp %edx, %esi
+    movzbl %dl, %eax
+    cmp %eax, %esi
     jne 1f
-    lock incb SEEN(%esi)
+    lock incb SEEN(%edx)
 1:  lock incl COUNTER
 2:  cli
     hlt

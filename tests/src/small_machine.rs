@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
-use vmm_core::seam::MemorySlots;
+use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
+use vmm_core::seam::{InterruptVm, MemorySlots};
 use vmm_core::{Kvm, Vm};
 use vmm_memory::{AddressSpace, RamRange};
 use vmm_vcpu::Vcpu;
@@ -27,6 +28,8 @@ pub struct SmallMachine {
     pub vcpu: Vcpu,
     /// Its memory.
     pub memory: AddressSpace,
+    /// Its interrupt routes.
+    pub router: IrqRouter,
 }
 
 impl SmallMachine {
@@ -36,19 +39,40 @@ impl SmallMachine {
     ///
     /// Whatever the parts refuse.
     pub fn boot(guest: &Path) -> anyhow::Result<Self> {
+        Self::boot_with(guest, Irqchip::Kernel, |vm| vm)
+    }
+
+    /// As [`boot`](Self::boot), with `irqchip`; `watched` may put something between the router and the VM.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn boot_with(
+        guest: &Path,
+        irqchip: Irqchip,
+        watched: impl FnOnce(Arc<dyn InterruptVm>) -> Arc<dyn InterruptVm>,
+    ) -> anyhow::Result<Self> {
         let kvm = Kvm::open(Path::new("/dev/kvm"))?;
         let vm = Arc::new(Vm::create(&kvm)?);
         vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
         let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
         memory.map(&[RamRange { start: 0, size: RAM_SIZE }])?;
-        vm.create_irqchip()?;
+        match irqchip {
+            Irqchip::Kernel => vm.create_irqchip()?,
+            Irqchip::Split => {
+                vm.split_irqchip()?;
+                vm.enable_x2apic_destinations()?;
+            }
+        }
+        let options = IrqOptions::of_host(kvm.capabilities(), irqchip);
+        let router = IrqRouter::new(watched(Arc::clone(&vm) as Arc<dyn InterruptVm>), options);
         let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
         let platform = Platform { map: &memory_map(), rsdp: None };
         let boot = boot::load(&*memory.memory(), &platform, &source)?;
         let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
         let vcpu = Vcpu::create(&kvm, &vm, 0)?;
         vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;
-        Ok(Self { vcpu, memory })
+        Ok(Self { vcpu, memory, router })
     }
 }
 

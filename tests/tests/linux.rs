@@ -7,6 +7,7 @@ mod linux {
     pub mod clock;
     pub mod console;
     pub mod ends;
+    pub mod irqchip;
     pub mod shell;
 }
 
@@ -80,8 +81,13 @@ pub(crate) use trials;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials =
-        [linux::boot::trials(), linux::clock::trials(), linux::console::trials(), linux::ends::trials()];
+    let trials = [
+        linux::boot::trials(),
+        linux::clock::trials(),
+        linux::console::trials(),
+        linux::ends::trials(),
+        linux::irqchip::trials(),
+    ];
     let trials = trials.into_iter().flatten();
     let missing = |name| env::var_os(name).is_none();
     let trials = if missing(VMM_CLI) || missing(VMM_LINUX) {

@@ -11,6 +11,7 @@ mod native {
     pub mod ends;
     pub mod images;
     pub mod io;
+    pub mod irq;
     pub mod lifecycle;
     pub mod limits;
     pub mod outputs;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         native::ends::trials(),
         native::images::trials(),
         native::io::trials(),
+        native::irq::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),
         native::outputs::trials(),

@@ -99,6 +99,9 @@ fn the_doorbell_is_rung_as_often_as_the_guest_rings_it() -> Result<()> {
 
 fn every_interrupt_through_the_ioapic_arrives() -> Result<()> {
     let expected = format!("line {:08x}\ninterrupts {:08x}\n", 5, 100);
-    TestVm::guest("interrupt").args("--selftest").run()?.ensure_code(0)?.ensure_output(&expected)?;
+    for irqchip in ["kernel", "split"] {
+        let vm = TestVm::guest("interrupt").args("--selftest --irqchip").arg(irqchip);
+        vm.run()?.ensure_code(0)?.ensure_output(&expected)?;
+    }
     Ok(())
 }

@@ -67,9 +67,10 @@ fn fault_c2_memory_out_of_range_is_refused_with_the_limit() -> Result<()> {
 fn fault_c2_cpus_out_of_range_are_refused_with_the_limit() -> Result<()> {
     for (count, words) in [
         ("0", "below the minimum of 1"),
-        ("255", "above the limit of 254"),
-        ("4294967297", "above the limit of 254"),
-        ("-1", "negative; expected a whole number from 1 to 254"),
+        ("255", "at most 254 vCPUs; set machine.irqchip"),
+        ("1025", "above the limit of 1024"),
+        ("4294967297", "above the limit of 1024"),
+        ("-1", "negative; expected a whole number from 1 to 1024"),
     ] {
         let vm = TestVm::guest("bench_reset").arg("--cpus").arg(count).run()?;
         vm.ensure_code(2)?.ensure_message(&["--cpus", count, words])?.ensure_output("")?;

@@ -12,13 +12,14 @@ pub fn trials() -> Vec<Trial> {
     crate::trials![
         all_cpus_start_and_have_their_ids,
         cpus_254_start_and_have_their_ids,
+        cpus_300_start_with_the_split_irqchip,
         every_vcpu_has_a_named_thread,
     ]
 }
 
 /// Waits until the guest has said how many CPUs came, and ends it.
-fn count(cpus: u32) -> Result<()> {
-    let mut vm = TestVm::guest("smp_count").args(&format!("--cpus {cpus}")).spawn()?;
+fn count(cpus: u32, irqchip: &str) -> Result<()> {
+    let mut vm = TestVm::guest("smp_count").args(&format!("--cpus {cpus} --irqchip {irqchip}")).spawn()?;
     let expected = format!("expected {cpus:08x}\ncame {cpus:08x}\nids {:08x}\n", cpus - 1);
     // The ids are those of the CPUs that were started, so all but the first.
     vm.wait_for_output("ids ")?;
@@ -30,13 +31,18 @@ fn count(cpus: u32) -> Result<()> {
 
 fn all_cpus_start_and_have_their_ids() -> Result<()> {
     for cpus in [1, 2, 3, 4, 7, 16, 33] {
-        count(cpus)?;
+        count(cpus, "kernel")?;
     }
     Ok(())
 }
 
 fn cpus_254_start_and_have_their_ids() -> Result<()> {
-    count(254)
+    count(254, "kernel")
+}
+
+/// Their ids have more than 8 bits.
+fn cpus_300_start_with_the_split_irqchip() -> Result<()> {
+    count(300, "split")
 }
 
 fn every_vcpu_has_a_named_thread() -> Result<()> {
