@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
 use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_cpuid2, kvm_irqfd, kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs,
-    kvm_userspace_memory_region,
+    kvm_cpuid_entry2, kvm_cpuid2, kvm_irq_routing, kvm_irq_routing_entry, kvm_irqfd, kvm_msr_entry, kvm_msrs,
+    kvm_regs, kvm_sregs, kvm_userspace_memory_region,
 };
 use libc::{Ioctl, c_int, c_ulong};
 
@@ -50,6 +50,26 @@ impl MsrTable {
     }
 }
 
+/// Routes a routing table has room for: those of the irqchip's pins, and a thousand messages.
+pub const ROUTES: usize = 40 + 1000;
+
+/// `struct kvm_irq_routing` with its entries.
+#[repr(C)]
+pub struct RoutingTable {
+    header: kvm_irq_routing,
+    entries: [kvm_irq_routing_entry; ROUTES],
+}
+
+impl RoutingTable {
+    /// A table of `routes`, of which there are at most [`ROUTES`].
+    pub fn new(routes: &[kvm_irq_routing_entry]) -> Box<Self> {
+        let mut entries = [kvm_irq_routing_entry::default(); ROUTES];
+        let count = routes.len().min(ROUTES);
+        entries[..count].copy_from_slice(&routes[..count]);
+        Box::new(Self { header: kvm_irq_routing { nr: count as u32, ..Default::default() }, entries })
+    }
+}
+
 /// A request whose argument is a number.
 pub struct Number(Ioctl);
 /// A request that reads a `T`.
@@ -70,6 +90,7 @@ const SET_USER_MEMORY_REGION: In<kvm_userspace_memory_region> =
 pub const SET_TSS_ADDR: Number = Number(libc::_IO(KVMIO, 0x47));
 pub const SET_IDENTITY_MAP_ADDR: In<u64> = In(libc::_IOW::<u64>(KVMIO, 0x48), PhantomData);
 pub const CREATE_IRQCHIP: Number = Number(libc::_IO(KVMIO, 0x60));
+pub const SET_GSI_ROUTING: In<RoutingTable> = In(libc::_IOW::<kvm_irq_routing>(KVMIO, 0x6a), PhantomData);
 pub const IRQFD: In<kvm_irqfd> = In(libc::_IOW::<kvm_irqfd>(KVMIO, 0x76), PhantomData);
 pub const RUN: Number = Number(libc::_IO(KVMIO, 0x80));
 pub const SET_REGS: In<kvm_regs> = In(libc::_IOW::<kvm_regs>(KVMIO, 0x82), PhantomData);

@@ -17,6 +17,9 @@ pub struct Mapping {
 // SAFETY: a `Mapping` is the only owner of memory that is not tied to a thread.
 unsafe impl Send for Mapping {}
 
+// SAFETY: shared, it gives away its address and nothing else.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// Private zeroed memory, not reserved.
     pub fn anonymous(size: usize) -> io::Result<Self> {

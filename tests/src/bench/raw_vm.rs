@@ -7,16 +7,19 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS,
     KVM_CAP_NR_MEMSLOTS, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR, KVM_CAP_USER_MEMORY,
-    KVM_EXIT_IO, KVM_EXIT_IO_OUT, kvm_irqfd, kvm_msr_entry, kvm_regs, kvm_run,
+    KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_IRQFD_FLAG_RESAMPLE, kvm_irqfd, kvm_msr_entry, kvm_regs, kvm_run,
     kvm_run__bindgen_ty_1__bindgen_ty_4 as PortExit, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
 use libc::c_ulong;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::bench::raw_mapping::Mapping;
 use crate::bench::{raw_elf, raw_ioctl as kvm};
@@ -72,8 +75,8 @@ pub struct RawVm {
     run: Mapping,
     vcpu: OwnedFd,
     _serial_irq: OwnedFd,
-    vm: OwnedFd,
-    _ram: Mapping,
+    vm: Arc<OwnedFd>,
+    ram: Arc<Mapping>,
 }
 
 impl Drop for RawVm {
@@ -124,7 +127,12 @@ impl RawVm {
         let set_up =
             set_cpuid(&kvm, &vcpu).and_then(|()| set_msrs(&vcpu)).and_then(|()| set_registers(&vcpu, entry));
         set_up.map_err(RawError::system("setting the vCPU up"))?;
-        Ok(Self { run, vcpu, _serial_irq: serial_irq, vm, _ram: ram })
+        Ok(Self { run, vcpu, _serial_irq: serial_irq, vm: Arc::new(vm), ram: Arc::new(ram) })
+    }
+
+    /// What raises interrupts, for another thread than the vCPU's.
+    pub fn interrupts(&self) -> RawInterrupts {
+        RawInterrupts { vm: Arc::clone(&self.vm), ram: Arc::clone(&self.ram) }
     }
 
     /// Runs the guest until its next exit.
@@ -174,6 +182,55 @@ impl RawVm {
         // SAFETY: the mapping begins with a `kvm_run`, is page-aligned, and larger; KVM writes to it only in
         // `enter`, which borrows `self` exclusively.
         unsafe { self.run.start().cast().as_ref() }
+    }
+}
+
+/// The VM descriptor and the memory of a machine whose vCPU runs on another thread.
+#[derive(Debug)]
+pub struct RawInterrupts {
+    vm: Arc<OwnedFd>,
+    ram: Arc<Mapping>,
+}
+
+impl RawInterrupts {
+    /// Connects a new eventfd to `gsi`, with a resample descriptor if there is to be one.
+    ///
+    /// # Errors
+    ///
+    /// A system call fails.
+    pub fn irqfd(&self, gsi: u32, resample: Option<&EventFd>) -> io::Result<EventFd> {
+        let raised = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let fd = |fd: &EventFd| fd.as_fd().as_raw_fd().cast_unsigned();
+        let request = kvm_irqfd {
+            fd: fd(&raised),
+            gsi,
+            flags: if resample.is_some() { KVM_IRQFD_FLAG_RESAMPLE } else { 0 },
+            resamplefd: resample.map_or(0, fd),
+            ..Default::default()
+        };
+        kvm::IRQFD.call(&self.vm, &request)?;
+        Ok(raised)
+    }
+
+    /// Replaces the routing table.
+    ///
+    /// # Errors
+    ///
+    /// The ioctl fails.
+    pub fn set_routes(&self, table: &kvm::RoutingTable) -> io::Result<()> {
+        kvm::SET_GSI_ROUTING.call(&self.vm, table).map(drop)
+    }
+
+    /// The aligned word at `address` of the guest's memory as it is now; 0 outside of it.
+    pub fn word(&self, address: usize) -> u32 {
+        if address % 4 != 0 || address >= RAM_SIZE {
+            return 0;
+        }
+        // SAFETY: the word is within the mapping.
+        let word = unsafe { self.ram.start().add(address) };
+        // SAFETY: it is aligned, stays mapped as long as `self`, and nobody has a reference to it: the guest that writes it
+        // is no part of this program.
+        unsafe { AtomicU32::from_ptr(word.as_ptr().cast()) }.load(Ordering::Acquire)
     }
 }
 

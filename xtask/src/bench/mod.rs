@@ -31,6 +31,8 @@ pub enum Bench {
     Startup,
     /// The cost of each kind of exit.
     Exits,
+    /// The way of each kind of interrupt from an eventfd to the guest's handler, and the cost of its routes.
+    Irq,
     /// Process start to a Linux guest's first instruction and first program, and exits by reason, beside QEMU's microvm.
     Boot,
 }
@@ -70,7 +72,7 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let name = args.name.name();
     ensure!(
-        args.name != Bench::Exits || args.peers.is_empty(),
+        !matches!(args.name, Bench::Exits | Bench::Irq) || args.peers.is_empty(),
         "{name} has no peers: it measures inside a process"
     );
     let json = if args.name == Bench::Boot {
@@ -97,6 +99,7 @@ impl Bench {
         match self {
             Self::Startup => "startup",
             Self::Exits => "exits",
+            Self::Irq => "irq",
             Self::Boot => "boot",
         }
     }
@@ -176,8 +179,10 @@ mod tests {
     }
 
     #[test]
-    fn exits_takes_no_peers() {
-        let args = parsed(&["exits", "--peer", "firecracker=Cargo.toml"]).unwrap();
-        assert!(run(&args).unwrap_err().to_string().contains("no peers"));
+    fn what_measures_inside_a_process_takes_no_peers() {
+        for name in ["exits", "irq"] {
+            let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
+            assert!(run(&args).unwrap_err().to_string().contains("no peers"));
+        }
     }
 }
