@@ -274,11 +274,13 @@ impl VmConfig {
             _ => None,
         };
         let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
-        let outputs = [("console.serial", serial), ("log.file", self.log.file.as_ref()), ("stats.output", stats)];
+        let outputs =
+            [("console.serial", serial), ("log.file", self.log.file.as_ref()), ("stats.output", stats)];
         let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
-            let same =
-                |image: &&(_, &Option<PathBuf>)| image.1.as_ref().is_some_and(|image| is_same_file(image, path));
+            let same = |image: &&(_, &Option<PathBuf>)| {
+                image.1.as_ref().is_some_and(|image| is_same_file(image, path))
+            };
             if let Some(&(image, _)) = images.iter().find(same) {
                 return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
             }

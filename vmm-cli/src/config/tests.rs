@@ -68,7 +68,10 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
-    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n[stats]\n").unwrap(), VmConfig::default());
+    assert_eq!(
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n[stats]\n").unwrap(),
+        VmConfig::default()
+    );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
 }
 

@@ -121,8 +121,8 @@ impl Backend {
                 Ok((Self::Stdin(Stdin::open().map_err(host("raw mode"))?), output))
             }
             SerialMode::File(path) => {
-                let file =
-                    output_file::create(path).map_err(|source| OpenError::Path { path: path.clone(), source })?;
+                let file = output_file::create(path)
+                    .map_err(|source| OpenError::Path { path: path.clone(), source })?;
                 Ok((Self::OutputOnly, start(Some(file.into()))?))
             }
             SerialMode::Pty => {
