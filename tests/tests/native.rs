@@ -15,6 +15,7 @@ mod native {
     pub mod limits;
     pub mod outputs;
     pub mod smp;
+    pub mod stats;
     pub mod terminal;
 }
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         native::limits::trials(),
         native::outputs::trials(),
         native::smp::trials(),
+        native::stats::trials(),
         native::terminal::trials(),
     ];
     let trials = trials.into_iter().flatten();

@@ -205,6 +205,11 @@ impl VmConfig {
         self.machine.selftest.unwrap_or(self.boot.kernel.is_none())
     }
 
+    /// Whether somebody may ask what the kernel counts: each vCPU then takes one more descriptor.
+    pub fn keeps_kernel_stats(&self) -> bool {
+        self.stats.output.is_some()
+    }
+
     fn apply(&mut self, args: &VmArgs) {
         fn set<T: Clone>(setting: &mut T, flag: Option<&T>) {
             if let Some(value) = flag {

@@ -1,8 +1,9 @@
 //! `KernelStats`: the kernel's statistics of a machine's VM and of its vCPUs, held open.
 
+use anyhow::Context;
 use vmm_core::Vm;
 use vmm_core::stats::{Sample, StatsError, StatsFd};
-use vmm_vcpu::{Vcpu, VcpuError};
+use vmm_vcpu::Vcpu;
 
 /// One descriptor for the VM and one for each vCPU.
 #[derive(Debug)]
@@ -20,20 +21,19 @@ pub(super) struct Samples {
 }
 
 impl KernelStats {
-    /// Opens the statistics of `vm`, to which those of its vCPUs are to be [added](Self::add).
-    pub(crate) fn open(vm: &Vm) -> Result<Self, StatsError> {
-        Ok(Self { vm: StatsFd::open(vm)?, vcpus: Vec::new() })
-    }
-
-    /// Opens the statistics of the next vCPU. To be called before its thread is started: a vCPU that runs would keep the
+    /// Opens the statistics of `vm` and of its `vcpus`, whose threads have yet to start: a vCPU that runs would keep the
     /// caller waiting.
-    pub(crate) fn add(&mut self, vcpu: &Vcpu) -> Result<(), VcpuError> {
-        let mut stats = vcpu.stats()?;
-        if let Some(first) = self.vcpus.first() {
-            stats.share_schema(first);
+    pub(crate) fn open(vm: &Vm, vcpus: &[Vcpu]) -> Result<Self, anyhow::Error> {
+        let mut opened: Vec<StatsFd> = Vec::with_capacity(vcpus.len());
+        for vcpu in vcpus {
+            let mut stats = vcpu.stats()?;
+            if let Some(first) = opened.first() {
+                stats.share_schema(first);
+            }
+            opened.push(stats);
         }
-        self.vcpus.push(stats);
-        Ok(())
+        let vm = StatsFd::open(vm).context("the statistics of the VM")?;
+        Ok(Self { vm, vcpus: opened })
     }
 
     /// Reads all of them, one after the other, while the vCPUs run or when they have ended.

@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
 use vmm_vcpu::Counters;
 
-use super::kernel::Samples;
+use super::kernel::{KernelStats, Samples};
 
 /// Rises when a field changes its meaning or goes, not when one is added.
 const SCHEMA: u32 = 1;
@@ -81,6 +81,20 @@ struct Definition {
 
 impl Report {
     /// Puts a report together: `counters` by index of the vCPU, and what the kernel has counted, if it does.
+    pub(crate) fn take(
+        machine: MachineCounters,
+        counters: Vec<Counters>,
+        kernel: Option<&KernelStats>,
+    ) -> Self {
+        let samples = kernel.and_then(|stats| {
+            stats
+                .sample()
+                .inspect_err(|error| tracing::warn!(%error, "the kernel's statistics cannot be read"))
+                .ok()
+        });
+        Self::new(machine, counters, samples)
+    }
+
     pub(super) fn new(machine: MachineCounters, counters: Vec<Counters>, kernel: Option<Samples>) -> Self {
         let definitions = kernel.as_ref().map(|samples| Definitions {
             machine: Described(samples.machine.schema().clone()),
