@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::config::{
-    LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, duration,
-    value,
+    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
+    duration, value,
 };
 
 const RUN_HELP: &str = "\
@@ -90,6 +90,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "COUNT", help_heading = "Processors and memory")]
     #[arg(allow_hyphen_values = true, value_parser = value::parse_cpus)]
     pub cpus: Option<u8>,
+
+    /// How a vCPU in the guest is interrupted: immediate-exit or signal-mask [default: immediate-exit]
+    #[arg(long, value_name = "MECHANISM", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub kick: Option<Kick>,
 
     /// Guest RAM: 1M to 1T in steps of 4K, such as 512M or 4GiB [default: 128M]
     ///
@@ -207,7 +212,9 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--on-reset", "--on-triple-fault", "--log-level", "--log-format", "--stats-format"] {
+        for flag in
+            ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format", "--stats-format"]
+        {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");

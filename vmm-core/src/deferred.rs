@@ -16,7 +16,6 @@ enum State {
 }
 
 /// Makes the two ends of a deferred access.
-#[must_use]
 pub fn deferred() -> (Completer, Deferred) {
     let state = Arc::new(Mutex::new(State::Open(None)));
     (Completer(Arc::clone(&state)), Deferred(state))

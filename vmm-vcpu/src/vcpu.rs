@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vmm_core::stats::{StatsError, StatsFd};
 use vmm_core::{IoctlError, Kvm, Vm};
@@ -80,7 +80,7 @@ impl Vcpu {
     }
 
     /// Gives the vCPU its CPUID table and MSRs; `boot` also gives it the registers with which a boot protocol enters the
-    /// guest.
+    /// guest, and makes it one that runs without INIT and SIPI.
     ///
     /// CPUID comes first: it decides which MSRs exist. The local APIC stays as KVM resets it: LINT0 of the boot
     /// processor takes the PIC.
@@ -99,6 +99,8 @@ impl Vcpu {
             boot.apply_to(&mut sregs);
             self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
             self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
+            let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+            self.fd.set_mp_state(runnable).map_err(self.failed("KVM_SET_MP_STATE"))?;
         }
         Ok(())
     }

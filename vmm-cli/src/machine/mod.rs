@@ -21,11 +21,11 @@ use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_memory::AddressSpace;
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
-use vmm_vcpu::{StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
+use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
-use crate::config::{OnTripleFault, VmConfig};
+use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
 use crate::stats::{KernelStats, MachineCounters, Report};
@@ -88,12 +88,13 @@ impl Machine {
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
+        let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
         let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
                 let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
-                VcpuThread::spawn(vcpu, Arc::clone(&exits), ThreadOptions::default(), on_end)
+                VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
@@ -156,6 +157,18 @@ fn boot_failure(error: BootError) -> Failure {
     match error {
         BootError::Memory { .. } => Failure::internal(error),
         _ => Failure::bad_input(error),
+    }
+}
+
+/// The mechanism that is asked for, or the one that every KVM has.
+fn mechanism(kvm: &Kvm, kick: Kick) -> Mechanism {
+    match kick {
+        Kick::ImmediateExit if kvm.capabilities().immediate_exit => Mechanism::ImmediateExit,
+        Kick::ImmediateExit => {
+            tracing::info!("KVM lacks KVM_CAP_IMMEDIATE_EXIT: vCPUs are kicked by signal mask");
+            Mechanism::SignalMask
+        }
+        Kick::SignalMask => Mechanism::SignalMask,
     }
 }
 

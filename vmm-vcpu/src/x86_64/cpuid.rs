@@ -141,6 +141,7 @@ mod tests {
     const CAPABILITIES: Capabilities = Capabilities {
         max_vcpus: 1024,
         ioeventfd: true,
+        immediate_exit: true,
         tsc_deadline_timer: true,
         kvmclock_ctrl: true,
         binary_stats: true,
