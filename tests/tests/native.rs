@@ -17,6 +17,7 @@ mod native {
     pub mod outputs;
     pub mod pause;
     pub mod smp;
+    pub mod stats;
     pub mod terminal;
 }
 
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         native::outputs::trials(),
         native::pause::trials(),
         native::smp::trials(),
+        native::stats::trials(),
         native::terminal::trials(),
     ];
     let trials = trials.into_iter().flatten();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use vmm_core::stats::{StatsError, StatsFd};
 use vmm_core::{IoctlError, Kvm, Vm};
 
 use crate::ioctl;
@@ -33,6 +34,15 @@ pub enum VcpuError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// There are no statistics.
+    #[error("the statistics of vCPU {index}")]
+    Stats {
+        /// The vCPU.
+        index: u32,
+        /// What failed.
+        #[source]
+        source: StatsError,
     },
     /// The host's KVM does not let the guest have this MSR.
     #[error("vCPU {index}: MSR {msr:#x} is refused")]
@@ -110,6 +120,15 @@ impl Vcpu {
     pub fn translate(&self, address: u64) -> Option<u64> {
         let translation = self.fd.translate_gva(address).ok()?;
         (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    /// Opens what the kernel counts about this vCPU. Needs `KVM_CAP_BINARY_STATS_FD`. The result is independent of this
+    /// value: the statistics can be read while the vCPU runs and after it has ended.
+    pub fn stats(&self) -> Result<StatsFd, VcpuError> {
+        let failed = |source| VcpuError::Stats { index: self.index, source };
+        let fd = ioctl::stats_fd(&self.fd)
+            .map_err(|source| failed(IoctlError { ioctl: "KVM_GET_STATS_FD", source }.into()))?;
+        StatsFd::from_fd(fd).map_err(failed)
     }
 
     /// The byte that kickers set.
