@@ -16,6 +16,7 @@ mod logging;
 mod machine;
 pub mod messages;
 pub mod outcome;
+mod processors;
 pub mod run;
 mod signals;
 mod sink;

@@ -15,6 +15,7 @@ use crate::console::{Console, OpenError};
 use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
+use crate::processors::Processors;
 use crate::signals::Signals;
 use crate::{advice, default_guest, host, logging, messages};
 
@@ -44,11 +45,12 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     // Before anything is opened for writing, or built.
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let processors = Processors::prepare(&kvm, &config.cpu)?;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
     let (ended, machine) = loop {
         let started = Instant::now();
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let machine = Machine::build(&kvm, config, &source, &console, &events)?;
+        let machine = Machine::build(&kvm, config, &processors, &source, &console, &events)?;
         machine.resume();
         let ended = event_loop::run(&events, &signals, &mut console, &machine, config.machine.grace_time);
         let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();

@@ -28,6 +28,7 @@ use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
+use crate::processors::Processors;
 use devices::Devices;
 use exits::Exits;
 pub use power::PowerButton;
@@ -44,19 +45,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine of `config` and loads `source` into it; events go to `events`, output to `console`.
+    /// Builds the machine of `config` on `processors` and loads `source` into it; events go to `events`, output to `console`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
     pub fn build(
         kvm: &Kvm,
         config: &VmConfig,
+        processors: &Processors,
         source: &BootSource<'_>,
         console: &Console,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let cpuid = cpuid(kvm, config)?;
+        let mut cpuid = cpuid(kvm, config)?;
+        processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
+        processors.set_up(&vm).map_err(Failure::host_cannot)?;
         vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
         // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
         // grace period of the kernel.
