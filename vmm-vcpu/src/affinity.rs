@@ -272,7 +272,10 @@ mod tests {
         let gone = Witness::start().end();
         let kept = KeptOff::of(|| Ok(vec![gone, witness.id]), &last);
         if all.without(&last).is_empty() {
-            assert!(matches!(kept, Err(AffinityError::NoneLeft { .. })), "nothing is left of one CPU: {kept:?}");
+            assert!(
+                matches!(kept, Err(AffinityError::NoneLeft { .. })),
+                "nothing is left of one CPU: {kept:?}"
+            );
         } else {
             let kept = kept.unwrap();
             assert_eq!(witness.cpus(), all.without(&last));
@@ -290,10 +293,7 @@ mod tests {
         confine(Some(bound.id), &last).unwrap();
         let refused = KeptOff::of(|| Ok(vec![free.id, bound.id]), &last);
         let named = if all == last { free.id } else { bound.id }.as_raw_nonzero().get();
-        assert!(
-            matches!(refused, Err(AffinityError::NoneLeft { thread }) if thread == named),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(AffinityError::NoneLeft { thread }) if thread == named), "{refused:?}");
         assert_eq!(free.cpus(), all);
         (free.end(), bound.end());
     }

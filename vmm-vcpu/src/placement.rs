@@ -68,9 +68,27 @@ fn first_run<V: RunVcpu, T: KickTarget>(vcpu: &mut V, target: &T) -> io::Result<
 #[cfg(test)]
 #[cfg(not(any(loom, miri)))]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::affinity::{current, on_scratch_thread, permitted};
     use crate::fake::{Script, ScriptedVcpu};
+
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl KickTarget for Flag {
+        fn arm(&self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+        fn signal(&self) {}
+        fn arm_own(&self) {
+            self.arm();
+        }
+        fn disarm(&self) -> bool {
+            self.0.swap(false, Ordering::Relaxed)
+        }
+    }
 
     fn take(placement: Placement, script: Vec<Script>) -> Result<CpuSet, PlacementError> {
         let mut vcpu = ScriptedVcpu::new(script).unwrap();

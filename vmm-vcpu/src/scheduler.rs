@@ -82,7 +82,9 @@ mod tests {
 
     #[test]
     fn a_policy_is_taken_and_not_inherited() {
-        for (scheduler, number) in [(Scheduler::Batch, libc::SCHED_BATCH), (Scheduler::Idle, libc::SCHED_IDLE)] {
+        for (scheduler, number) in
+            [(Scheduler::Batch, libc::SCHED_BATCH), (Scheduler::Idle, libc::SCHED_IDLE)]
+        {
             let taken = on_scratch_thread(|| {
                 scheduler.take()?;
                 policies()

@@ -88,7 +88,14 @@ impl CpuidTemplate {
         self.each(0, |entry| entry.eax = entry.eax.max(MWAIT_LEAF));
         self.each(1, |entry| entry.ecx |= MONITOR);
         self.entries.retain(|entry| entry.function != MWAIT_LEAF);
-        self.entries.push(kvm_cpuid_entry2 { function: MWAIT_LEAF, eax, ebx, ecx, edx, ..Default::default() });
+        self.entries.push(kvm_cpuid_entry2 {
+            function: MWAIT_LEAF,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        });
     }
 
     fn each(&mut self, function: u32, change: impl FnMut(&mut kvm_cpuid_entry2)) {
