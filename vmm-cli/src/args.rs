@@ -9,8 +9,8 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, cpu, duration, scheduler,
-    value,
+    Affinity, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, cpu, duration,
+    scheduler, value,
 };
 
 const RUN_HELP: &str = "\

@@ -1,7 +1,7 @@
 //! The section `[cpu]`: the guest's processors, and what they get of the host's.
 
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 use thiserror::Error;
 use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
@@ -11,8 +11,7 @@ use super::choice::{self, Kick};
 use super::value::{self, ValueError, split_number};
 use super::{keys, scheduler};
 
-pub(super) const EXPECTED_EXITS: &str =
-    "names of \"hlt\", \"pause\", \"cstate\", \"mwait\" (in a file an array, as a flag with commas between, or none)";
+pub(super) const EXPECTED_EXITS: &str = "names of \"hlt\", \"pause\", \"cstate\", \"mwait\" (in a file an array, as a flag with commas between, or none)";
 pub(super) const EXPECTED_NANOSECONDS: &str = "a whole number of nanoseconds from 0 to 4294967295";
 
 /// What no exits are called in a flag.
@@ -68,7 +67,10 @@ impl Default for CpuConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum CpuError {
-    #[error("{}: there are {lists} lists for {vcpus} vCPUs; write one for each, or one for all", flag("affinity"))]
+    #[error(
+        "{}: there are {lists} lists for {vcpus} vCPUs; write one for each, or one for all",
+        flag("affinity")
+    )]
     Lists { lists: usize, vcpus: u8 },
     #[error(
         "{} needs {}: name a host CPU for each vCPU, such as affinity = \"{}\"",
@@ -115,7 +117,8 @@ fn flag(name: &str) -> String {
 
 /// As many CPUs as there are vCPUs, the first of the host left alone.
 fn example(vcpus: u8) -> String {
-    CpuList::new((1..=usize::from(vcpus)).collect::<Vec<_>>()).map_or_else(String::new, |list| list.to_string())
+    CpuList::new((1..=usize::from(vcpus)).collect::<Vec<_>>())
+        .map_or_else(String::new, |list| list.to_string())
 }
 
 impl CpuConfig {
@@ -185,7 +188,9 @@ fn one_of_its_own(lists: &[CpuList]) -> Result<(), CpuError> {
         if list.len() > 1 {
             return Err(CpuError::Several { vcpu, list: list.clone() });
         }
-        if let (Some(one), Some(cpu)) = (lists[..vcpu].iter().position(|other| other == list), list.iter().next()) {
+        if let (Some(one), Some(cpu)) =
+            (lists[..vcpu].iter().position(|other| other == list), list.iter().next())
+        {
             return Err(CpuError::Shared { cpu, one, other: vcpu });
         }
     }
@@ -269,12 +274,27 @@ mod tests {
     #[test]
     fn vcpus_that_cannot_have_a_cpu_of_their_own_are_refused_with_what_to_write() {
         for (config, message) in [
-            (with(3, "1:2", false), "cpu.affinity (--affinity): there are 2 lists for 3 vCPUs; write one for each"),
-            (with(3, "", true), "cpu.dedicated (--dedicated) needs cpu.affinity (--affinity): name a host CPU for \
-                 each vCPU, such as affinity = \"1-3\""),
-            (with(3, "4-5", true), "cpu.affinity (--affinity): 4-5 are 2 host CPUs for 3 vCPUs; with cpu.dedicated"),
-            (with(2, "1:2-3", true), "cpu.affinity (--affinity): vCPU 1 has the host CPUs 2-3; with cpu.dedicated"),
-            (with(3, "1:2:1", true), "cpu.affinity (--affinity): host CPU 1 is given to vCPU 0 and to vCPU 2; with"),
+            (
+                with(3, "1:2", false),
+                "cpu.affinity (--affinity): there are 2 lists for 3 vCPUs; write one for each",
+            ),
+            (
+                with(3, "", true),
+                "cpu.dedicated (--dedicated) needs cpu.affinity (--affinity): name a host CPU for \
+                 each vCPU, such as affinity = \"1-3\"",
+            ),
+            (
+                with(3, "4-5", true),
+                "cpu.affinity (--affinity): 4-5 are 2 host CPUs for 3 vCPUs; with cpu.dedicated",
+            ),
+            (
+                with(2, "1:2-3", true),
+                "cpu.affinity (--affinity): vCPU 1 has the host CPUs 2-3; with cpu.dedicated",
+            ),
+            (
+                with(3, "1:2:1", true),
+                "cpu.affinity (--affinity): host CPU 1 is given to vCPU 0 and to vCPU 2; with",
+            ),
         ] {
             let error = config.validate().unwrap_err().to_string();
             assert!(error.starts_with(message), "{error}");
@@ -288,8 +308,7 @@ mod tests {
         let dedicated = with(1, "1", true);
         assert_eq!(dedicated.exits(), DisabledExits::HLT | DisabledExits::PAUSE);
         assert_eq!(dedicated.halt_poll(), Some(0));
-        let told =
-            CpuConfig { disable_exits: Some(DisabledExits::NONE), halt_poll_ns: Some(7), ..dedicated };
+        let told = CpuConfig { disable_exits: Some(DisabledExits::NONE), halt_poll_ns: Some(7), ..dedicated };
         assert_eq!((told.exits(), told.halt_poll()), (DisabledExits::NONE, Some(7)));
     }
 
@@ -298,7 +317,8 @@ mod tests {
         let fifo = CpuConfig { scheduler: Some(Scheduler::Fifo(1)), ..with(1, "1", true) };
         let error = fifo.validate().unwrap_err().to_string();
         assert!(error.starts_with("cpu.scheduler (--scheduler) = fifo:1: "), "{error}");
-        for word in ["hangs", "cpu.dedicated (--dedicated)", "cpu.monopolize_cpus (--monopolize-cpus) = true"] {
+        for word in ["hangs", "cpu.dedicated (--dedicated)", "cpu.monopolize_cpus (--monopolize-cpus) = true"]
+        {
             assert!(error.contains(word), "{error}");
         }
         let named = CpuConfig { disable_exits: Some(DisabledExits::HLT), ..fifo.clone() };

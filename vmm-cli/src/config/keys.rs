@@ -100,7 +100,8 @@ impl Form {
             DeValue::Integer(_) => matches!(self, Self::Integer | Self::TextOrInteger),
             DeValue::Boolean(_) => self == Self::Switch,
             DeValue::Array(items) => {
-                matches!(self, Self::Words | Self::TextOrWords) && items.iter().all(|item| item.get_ref().is_str())
+                matches!(self, Self::Words | Self::TextOrWords)
+                    && items.iter().all(|item| item.get_ref().is_str())
             }
             _ => false,
         }

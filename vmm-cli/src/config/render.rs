@@ -88,7 +88,10 @@ impl Writer {
             (Some(exits), _) => self.words("disable_exits", exits.names()),
             (None, DisabledExits::NONE) => self.unset("disable_exits", "none"),
             (None, exits) => {
-                self.unset("disable_exits", &format!("{exits}, as far as the host offers them, for dedicated CPUs"));
+                self.unset(
+                    "disable_exits",
+                    &format!("{exits}, as far as the host offers them, for dedicated CPUs"),
+                );
             }
         }
         match (cpu.halt_poll_ns, cpu.halt_poll()) {
@@ -147,7 +150,8 @@ mod tests {
     }
 
     fn affinity() -> impl Strategy<Value = Affinity> {
-        let list = || prop::collection::hash_set(0_usize..1024, 1..9).prop_map(|cpus| CpuList::new(cpus).unwrap());
+        let list =
+            || prop::collection::hash_set(0_usize..1024, 1..9).prop_map(|cpus| CpuList::new(cpus).unwrap());
         prop_oneof![
             list().prop_map(Affinity::All),
             prop::collection::vec(list(), 1..5).prop_map(Affinity::Each),
@@ -223,7 +227,8 @@ mod tests {
 
     #[test]
     fn what_follows_from_dedicated_cpus_is_shown() {
-        let text = parse_toml("[cpu]\naffinity = '1'\ndedicated = true", Path::new("vm.toml")).unwrap().to_toml();
+        let text =
+            parse_toml("[cpu]\naffinity = '1'\ndedicated = true", Path::new("vm.toml")).unwrap().to_toml();
         for line in [
             "# disable_exits is not set: hlt, pause, as far as the host offers them, for dedicated CPUs\n",
             "# halt_poll_ns is not set: 0, for dedicated CPUs\n",

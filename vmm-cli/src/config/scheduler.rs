@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn any_other_policy_lists_the_permitted_ones() {
-        for text in ["", "fair", "fifo", "fifo:", "fifo:0", "fifo:100", "rr:+1", "rr:1:2", "other:1", "FIFO:1"] {
+        for text in
+            ["", "fair", "fifo", "fifo:", "fifo:0", "fifo:100", "rr:+1", "rr:1:2", "other:1", "FIFO:1"]
+        {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.ends_with(&format!(" is not {EXPECTED}")), "{error}");
         }

@@ -201,8 +201,8 @@ fn a_refused_text_names_place_and_remedy() {
         ("[memory]\nsise = 1", "2:1: unknown key `memory.sise`: did you mean `memory.size`?"),
         ("\n cpus = 2", "2:2: unknown key `cpus`: the key is `cpu.count`"),
         ("[memroy]", "1:2: unknown key `memroy`: did you mean `memory`?"),
-        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count, affinity"),
-        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count, affinity"),
+        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count, kick, affinity"),
+        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count, kick, affinity"),
         ("memory = '1G'", "1:1: `memory` is a section, not a string: the key is `memory.size`"),
         (
             "boot = ['k', 'i', '']",
@@ -220,10 +220,19 @@ fn a_refused_text_names_place_and_remedy() {
         ("cpu.affinity = '5-2'", "1:16: cpu.affinity = 5-2 runs backwards: write 2-5"),
         ("cpu.affinity = ['1', '2', '1-1024']", "1:16: cpu.affinity = 1024 is above the limit of CPU 1023"),
         ("cpu.affinity = []", "1:16: cpu.affinity = [] is not host CPUs"),
-        ("cpu.affinity = ['1', 2]", "1:16: cpu.affinity = \"['1', 2]\" is an array of something else than strings"),
-        ("cpu.disable_exits = ['hlt', 'halt']", "1:21: cpu.disable_exits = halt is not one of hlt, pause, cstate, mwait"),
+        (
+            "cpu.affinity = ['1', 2]",
+            "1:16: cpu.affinity = \"['1', 2]\" is an array of something else than strings",
+        ),
+        (
+            "cpu.disable_exits = ['hlt', 'halt']",
+            "1:21: cpu.disable_exits = halt is not one of hlt, pause, cstate, mwait",
+        ),
         ("cpu.disable_exits = 'hlt'", "1:21: cpu.disable_exits = 'hlt' is a string; expected names of"),
-        ("cpu.halt_poll_ns = 4294967296", "1:20: cpu.halt_poll_ns = 4294967296 is above the limit of 4294967295"),
+        (
+            "cpu.halt_poll_ns = 4294967296",
+            "1:20: cpu.halt_poll_ns = 4294967296 is above the limit of 4294967295",
+        ),
         ("cpu.scheduler = 'fifo'", "1:17: cpu.scheduler = fifo is not one of \"other\""),
         ("machine.grace_time = '5'", "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds"),
         ("machine.on_reset = 'no'", "1:20: machine.on_reset = no is not one of exit, restart"),
