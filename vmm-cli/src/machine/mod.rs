@@ -88,12 +88,13 @@ impl Machine {
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
-        let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
+        let mechanism = mechanism(kvm, config.cpu.kick);
         let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
                 let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
+                let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()) };
                 VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
             })
             .collect::<Result<_, _>>()

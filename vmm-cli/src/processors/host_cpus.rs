@@ -13,7 +13,6 @@ const ISOLATED: &str = "/sys/devices/system/cpu/isolated";
 
 /// Why vCPUs cannot have the CPUs that were named.
 #[derive(Debug, PartialEq, Eq, Error)]
-#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub(super) enum HostCpuError {
     #[error("cpu.affinity (--affinity): host CPU {cpu} is not online; those are {online}")]
     Offline { cpu: usize, online: CpuList },
@@ -77,7 +76,8 @@ impl HostCpus {
 
     /// Whether `dedicated` leaves a CPU for the threads that are not vCPUs.
     pub(super) fn check_rest(&self, dedicated: &CpuSet) -> Result<(), HostCpuError> {
-        let Some(own) = CpuList::new(self.own.iter()).filter(|_| self.own.without(dedicated).is_empty()) else {
+        let Some(own) = CpuList::new(self.own.iter()).filter(|_| self.own.without(dedicated).is_empty())
+        else {
             return Ok(());
         };
         // Isolated ones are for vCPUs.
@@ -141,7 +141,10 @@ mod tests {
         isolated.check_rest(&CpuSet::default()).unwrap();
         let confined = host("0-3", "0-3", "2", "2-3");
         let error = confined.check_rest(&set("2")).unwrap_err().to_string();
-        assert!(error.contains("which may run on 2; ") && error.contains("`taskset -c 0-1 vmm-cli"), "{error}");
+        assert!(
+            error.contains("which may run on 2; ") && error.contains("`taskset -c 0-1 vmm-cli"),
+            "{error}"
+        );
         let single = host("0", "0", "0", "");
         let error = single.check_rest(&set("0")).unwrap_err().to_string();
         assert!(error.contains("a host with one CPU more is needed"), "{error}");

@@ -147,10 +147,14 @@ fn warn_about(config: &CpuConfig, exits: DisabledExits) {
         return;
     }
     if exits.contains(DisabledExits::HLT) {
-        tracing::warn!("HLT exits are disabled, but CPUs are not dedicated: a guest that idles takes all of them");
+        tracing::warn!(
+            "HLT exits are disabled, but CPUs are not dedicated: a guest that idles takes all of them"
+        );
     }
     if config.scheduler.is_some_and(Scheduler::is_realtime) {
-        tracing::warn!("vCPUs are realtime, but CPUs are not dedicated: the monitor's own threads may have to wait");
+        tracing::warn!(
+            "vCPUs are realtime, but CPUs are not dedicated: the monitor's own threads may have to wait"
+        );
     }
     if config.realtime_hint {
         tracing::warn!(
@@ -167,7 +171,9 @@ fn probe(kvm: &Kvm) -> Result<(), Failure> {
             "KVM has accepted that HLT exits are disabled, but it has no effect: a vCPU that halts still exits"
         ),
         Halt::Unknown => {
-            tracing::warn!("KVM has accepted that HLT exits are disabled; whether it has an effect is not known");
+            tracing::warn!(
+                "KVM has accepted that HLT exits are disabled; whether it has an effect is not known"
+            );
         }
     }
     Ok(())
@@ -201,7 +207,10 @@ mod tests {
     fn a_named_limit_of_polling_that_the_host_cannot_have_is_refused_and_a_default_one_left_out() {
         let dedicated = CpuConfig { dedicated: true, ..Default::default() };
         assert_eq!(halt_poll(&CAPABILITIES, &dedicated).unwrap(), None);
-        assert_eq!(halt_poll(&Capabilities { halt_poll: true, ..CAPABILITIES }, &dedicated).unwrap(), Some(0));
+        assert_eq!(
+            halt_poll(&Capabilities { halt_poll: true, ..CAPABILITIES }, &dedicated).unwrap(),
+            Some(0)
+        );
         let named = CpuConfig { halt_poll_ns: Some(1), ..dedicated };
         let error = halt_poll(&CAPABILITIES, &named).unwrap_err().to_string();
         assert!(error.contains("/sys/module/kvm/parameters/halt_poll_ns"), "{error}");
