@@ -9,8 +9,8 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, cpu, duration,
-    scheduler, value,
+    Affinity, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat,
+    StatsOutput, cpu, duration, scheduler, value,
 };
 
 const RUN_HELP: &str = "\
@@ -185,6 +185,15 @@ pub struct VmArgs {
     /// File to append the log to [default: standard error]
     #[arg(long, value_name = "PATH", help_heading = "Log")]
     pub log_file: Option<PathBuf>,
+
+    /// File for what the machine has counted, written at its end; - is standard output [default: none]
+    #[arg(long, value_name = "PATH", help_heading = "Statistics")]
+    pub stats: Option<StatsOutput>,
+
+    /// Form of the statistics: table or json [default: table on standard output, json in a file]
+    #[arg(long, value_name = "FORMAT", help_heading = "Statistics")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub stats_format: Option<StatsFormat>,
 }
 
 #[cfg(test)]
@@ -241,7 +250,9 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+        for flag in
+            ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format", "--stats-format"]
+        {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");
@@ -259,7 +270,7 @@ mod tests {
 
     #[test]
     fn an_empty_path_is_refused() {
-        for flag in ["--kernel=", "--initrd=", "--log-file=", ""] {
+        for flag in ["--kernel=", "--initrd=", "--log-file=", "--stats=", ""] {
             assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 2, "{flag}");
         }
     }

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES,
+    CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_MAX_CPUID_ENTRIES,
 };
 use kvm_ioctls::{Cap, VmFd};
 
@@ -55,6 +56,8 @@ pub struct Capabilities {
     pub tsc_deadline_timer: bool,
     /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
     pub kvmclock_ctrl: bool,
+    /// `KVM_CAP_BINARY_STATS_FD`: the kernel's own statistics of a VM and its vCPUs.
+    pub binary_stats: bool,
     /// `KVM_CAP_X86_DISABLE_EXITS`: instructions that can be left to the processor.
     pub disable_exits: DisabledExits,
     /// `KVM_CAP_HALT_POLL`: a VM can have its own limit of halt polling.
@@ -99,6 +102,7 @@ impl Kvm {
             immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
+            binary_stats: value(&fd, KVM_CAP_BINARY_STATS_FD) != 0,
             disable_exits: DisabledExits::from_mask(value(&fd, KVM_CAP_X86_DISABLE_EXITS)),
             halt_poll: value(&fd, KVM_CAP_HALT_POLL) != 0,
         };

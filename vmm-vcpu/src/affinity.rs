@@ -295,7 +295,8 @@ mod tests {
         let named = if all == last { free.id } else { bound.id }.as_raw_nonzero().get();
         assert!(matches!(refused, Err(AffinityError::NoneLeft { thread }) if thread == named), "{refused:?}");
         assert_eq!(free.cpus(), all);
-        (free.end(), bound.end());
+        free.end();
+        bound.end();
     }
 
     #[test]

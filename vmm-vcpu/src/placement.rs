@@ -24,7 +24,7 @@ pub enum PlacementError {
     FirstRun(#[source] io::Error),
     /// The kernel does not let it run there.
     #[error("cannot run on the CPUs {0:?}")]
-    Cpus(CpuSet, #[source] io::Error),
+    Cpus(Vec<usize>, #[source] io::Error),
     /// The kernel does not let it have this policy.
     #[error("cannot be scheduled by {0:?}")]
     Scheduler(Scheduler, #[source] io::Error),
@@ -43,7 +43,7 @@ impl Placement {
         }
         first_run(vcpu, target).map_err(PlacementError::FirstRun)?;
         if let Some(cpus) = self.cpus {
-            confine(None, &cpus).map_err(|source| PlacementError::Cpus(cpus, source))?;
+            confine(None, &cpus).map_err(|source| PlacementError::Cpus(cpus.iter().collect(), source))?;
         }
         if let Some(scheduler) = self.scheduler {
             scheduler.take().map_err(|source| PlacementError::Scheduler(scheduler, source))?;

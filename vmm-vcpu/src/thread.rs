@@ -12,7 +12,7 @@ use crate::counters::Counters;
 use crate::kick::{Kick, Parking, Requests};
 use crate::mechanism::{Mechanism, ThreadTarget};
 use crate::placement::{Placement, PlacementError};
-use crate::run_loop::{ExitHandler, Shared, VcpuEnd, run};
+use crate::run_loop::{Ended, ExitHandler, Shared, VcpuEnd, run};
 use crate::signal;
 use crate::vcpu::Vcpu;
 
@@ -121,22 +121,15 @@ impl VcpuThread {
         self.shared.kicks.withdraw(Requests::PAUSE);
     }
 
-    /// Performs `task` on the vCPU's own thread, out of the guest with the pending access completed, and waits for its
-    /// result. A vCPU whose access is deferred performs it when the access has ended.
+    /// As [`Shared::perform`], for this vCPU.
     ///
     /// # Errors
-    /// The thread has ended or ends before it comes to the task.
+    /// The thread has ended, or ends before it comes to the task.
     pub fn perform<R: Send + 'static>(
         &self,
         task: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
     ) -> Result<R, VcpuGone> {
-        let (sender, result) = mpsc::sync_channel(1);
-        self.shared.tasks.push(Box::new(move |vcpu| {
-            // The receiver waits until it has this or the sender is gone.
-            let _ = sender.send(task(vcpu));
-        }));
-        self.shared.kicks.kick(Requests::TASK);
-        result.recv().map_err(|_| VcpuGone { index: self.index })
+        self.shared.perform(task).map_err(|Ended| VcpuGone { index: self.index })
     }
 
     /// What was counted so far.
@@ -201,6 +194,7 @@ fn thread_main<H: ExitHandler>(
     // Fails when nobody waits for it.
     let _ = report.send(placed);
     if !is_placed {
+        shared.end();
         return;
     }
     let end = match settled {
@@ -209,8 +203,7 @@ fn thread_main<H: ExitHandler>(
             .unwrap_or_else(|panic| VcpuEnd::Panicked(panic_message(&*panic))),
         Err(error) => VcpuEnd::RunFailed(error),
     };
-    shared.kicks.end();
-    shared.tasks.close();
+    shared.end();
     on_end(&vcpu, end);
 }
 

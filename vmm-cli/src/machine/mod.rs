@@ -29,6 +29,7 @@ use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
 use crate::processors::Processors;
+use crate::stats::{KernelStats, MachineCounters, Report};
 use devices::Devices;
 use exits::Exits;
 pub use power::PowerButton;
@@ -36,6 +37,8 @@ pub use power::PowerButton;
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
     vcpus: Vcpus,
+    /// Absent if nobody wants them, or the kernel has none.
+    kernel_stats: Option<KernelStats>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
     power_button: PowerButton,
@@ -86,6 +89,7 @@ impl Machine {
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
+        let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
         let mechanism = mechanism(kvm, config.cpu.kick);
@@ -103,12 +107,31 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
+        Ok(Self { vcpus, kernel_stats, serial, power_button, exits, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
         self.vcpus.resume();
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
+        Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref())
+    }
+
+    /// Ends the vCPUs and returns all that has been counted.
+    #[must_use]
+    pub fn final_report(&self) -> Report {
+        self.vcpus.request_stop();
+        for index in 0..self.vcpus.counters().len() as u32 {
+            // The answer of one that was asked to stop, whichever it is, says that nothing of it will run any more.
+            let _ = self.vcpus.perform(index, |_| ());
+        }
+        self.report()
     }
 
     /// The guest's power button.
@@ -192,6 +215,17 @@ fn configured_vcpus(
             Ok(vcpu)
         })
         .collect()
+}
+
+/// Opens what the kernel counts, if that is wanted and there.
+fn kernel_stats(
+    kvm: &Kvm,
+    config: &VmConfig,
+    vm: &Vm,
+    vcpus: &[Vcpu],
+) -> Result<Option<KernelStats>, Failure> {
+    let wanted = config.keeps_kernel_stats() && kvm.capabilities().binary_stats;
+    wanted.then(|| KernelStats::open(vm, vcpus)).transpose().map_err(Failure::host_cannot)
 }
 
 /// What the end of a vCPU means for the machine.

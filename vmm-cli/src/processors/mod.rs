@@ -189,6 +189,7 @@ mod tests {
         immediate_exit: true,
         tsc_deadline_timer: true,
         kvmclock_ctrl: true,
+        binary_stats: true,
         disable_exits: DisabledExits::PAUSE,
         halt_poll: false,
     };

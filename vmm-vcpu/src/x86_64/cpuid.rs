@@ -206,6 +206,7 @@ mod tests {
         immediate_exit: true,
         tsc_deadline_timer: true,
         kvmclock_ctrl: true,
+        binary_stats: true,
         disable_exits: DisabledExits::NONE,
         halt_poll: false,
     };
