@@ -206,7 +206,7 @@ fn what_cannot_be_had_is_refused_and_nothing_runs() -> Result<()> {
             2,
             &["cpu.dedicated (--dedicated) needs cpu.affinity (--affinity)", "affinity = \"1\""][..],
         ),
-        ("--dedicated --cpus 2 --affinity 0", 2, &["0 are 1 host CPUs for 2 vCPUs"]),
+        ("--dedicated --cpus 2 --affinity 0", 2, &["the host CPUs 0 are fewer than 2 vCPUs"]),
         ("--dedicated --cpus 2 --affinity 0:0", 2, &["host CPU 0 is given to vCPU 0 and to vCPU 1"]),
         ("--cpus 3 --affinity 0:0", 2, &["2 lists for 3 vCPUs"]),
         ("--affinity 1-0", 2, &["1-0 runs backwards: write 0-1"]),
@@ -242,7 +242,8 @@ fn an_exit_that_the_host_does_not_offer_is_refused_by_name() -> Result<()> {
 fn the_last_cpu_is_left_to_the_other_threads() -> Result<()> {
     let cpus = cpus()?;
     let all = CpuList::new(cpus.clone()).context("no CPU")?;
-    let words = [format!("no host CPU is left for the other threads of the monitor, which may run on {all}")];
+    let words =
+        [format!("no host CPU is left for the other threads of the monitor, which may run on {all}, ")];
     refused(&format!("--dedicated --cpus {} --affinity {all}", cpus.len()), 3, &[&words[0]])?;
     // Confined to one CPU, which is to be dedicated, while there are others.
     let [first, .., last] = cpus[..] else { return Ok(()) };

@@ -80,11 +80,11 @@ pub enum CpuError {
     )]
     NoAffinity { vcpus: u8 },
     #[error(
-        "{}: {list} are {cpus} host CPUs for {vcpus} vCPUs; with {} each vCPU has one of its own",
+        "{}: the host CPUs {list} are fewer than {vcpus} vCPUs; with {} each vCPU has one of its own",
         flag("affinity"),
         flag("dedicated")
     )]
-    TooFew { list: CpuList, cpus: usize, vcpus: u8 },
+    TooFew { list: CpuList, vcpus: u8 },
     #[error(
         "{}: vCPU {vcpu} has the host CPUs {list}; with {} it has one of its own",
         flag("affinity"),
@@ -174,7 +174,7 @@ impl CpuConfig {
             _ if !self.dedicated => Ok(()),
             None => Err(CpuError::NoAffinity { vcpus }),
             Some(Affinity::All(list)) if list.len() < usize::from(vcpus) => {
-                Err(CpuError::TooFew { list: list.clone(), cpus: list.len(), vcpus })
+                Err(CpuError::TooFew { list: list.clone(), vcpus })
             }
             Some(Affinity::All(_)) => Ok(()),
             Some(Affinity::Each(lists)) => one_of_its_own(lists),
@@ -285,7 +285,7 @@ mod tests {
             ),
             (
                 with(3, "4-5", true),
-                "cpu.affinity (--affinity): 4-5 are 2 host CPUs for 3 vCPUs; with cpu.dedicated",
+                "cpu.affinity (--affinity): the host CPUs 4-5 are fewer than 3 vCPUs; with cpu.dedicated",
             ),
             (
                 with(2, "1:2-3", true),

@@ -27,8 +27,8 @@ pub(super) enum HostCpuError {
     )]
     NoneLeft { own: CpuList, more: CpuList },
     #[error(
-        "cpu.dedicated (--dedicated): no host CPU is left for the other threads of the monitor, which may run on {own}, \
-         as all of this process; a host with one CPU more is needed"
+        "cpu.dedicated (--dedicated): no host CPU is left for the other threads of the monitor, which may run on {own}, as \
+         everything of this process; dedicate fewer, or use a host with more"
     )]
     NoneAnywhere { own: CpuList },
 }
@@ -147,7 +147,7 @@ mod tests {
         );
         let single = host("0", "0", "0", "");
         let error = single.check_rest(&set("0")).unwrap_err().to_string();
-        assert!(error.contains("a host with one CPU more is needed"), "{error}");
+        assert!(error.contains("or use a host with more"), "{error}");
     }
 
     #[test]
