@@ -6,6 +6,7 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod console;
+    pub mod dedicated;
     pub mod doctor;
     pub mod embed;
     pub mod ends;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::console::trials(),
+        native::dedicated::trials(),
         native::doctor::trials(),
         native::embed::trials(),
         native::ends::trials(),

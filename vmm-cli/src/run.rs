@@ -15,6 +15,7 @@ use crate::console::{Console, OpenError};
 use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
+use crate::processors::Processors;
 use crate::signals::Signals;
 use crate::{advice, default_guest, host, logging, messages, stats};
 
@@ -44,6 +45,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     // Before anything is opened for writing, or built.
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let processors = Processors::prepare(&kvm, &config.cpu)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
@@ -51,7 +53,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let (ended, machine) = loop {
         let started = Instant::now();
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let machine = Machine::build(&kvm, config, &source, &console, &events)?;
+        let machine = Machine::build(&kvm, config, &processors, &source, &console, &events)?;
         machine.resume();
         let ended = event_loop::run(&events, &signals, &mut console, &machine, config.machine.grace_time);
         let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
