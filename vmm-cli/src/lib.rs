@@ -12,6 +12,7 @@ mod default_guest;
 pub mod doctor;
 mod event_loop;
 mod host;
+mod listener;
 mod logging;
 mod machine;
 pub mod messages;

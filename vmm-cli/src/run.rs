@@ -104,7 +104,7 @@ fn kvm_failure(error: KvmOpenError) -> Failure {
 fn console_failure(error: OpenError) -> Failure {
     match error {
         OpenError::Host { .. } => Failure::host_cannot(error),
-        OpenError::Path { .. } | OpenError::Occupied { .. } => Failure::bad_input(error),
+        OpenError::Path { .. } | OpenError::Socket(_) => Failure::bad_input(error),
     }
 }
 
