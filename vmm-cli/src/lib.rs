@@ -8,6 +8,7 @@ pub mod args;
 pub mod boot;
 pub mod config;
 mod console;
+pub mod control;
 mod default_guest;
 pub mod doctor;
 mod event_loop;

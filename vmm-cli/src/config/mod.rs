@@ -30,12 +30,10 @@ pub use size::MemorySize;
 pub use value::ValueError;
 
 use crate::args::VmArgs;
+use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Longest path of a Unix socket in bytes: `sun_path` without its closing NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// One virtual machine. [`VmConfig::load`] gives one whose every value is in range, whose paths are absolute and
 /// whose boot images could be opened.
@@ -52,6 +50,8 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// Its serial port.
     pub console: ConsoleConfig,
+    /// How it is controlled from outside.
+    pub control: ControlConfig,
     /// The log of this process.
     pub log: LogConfig,
 }
@@ -115,6 +115,15 @@ pub struct ConsoleConfig {
     /// Where the serial port ends on the host.
     #[serde(deserialize_with = "value::from_text")]
     pub serial: SerialMode,
+}
+
+/// The section `[control]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// The path of the control socket; `None`: there is none.
+    #[serde(deserialize_with = "value::path")]
+    pub socket: Option<PathBuf>,
 }
 
 /// The section `[log]`.
@@ -201,6 +210,7 @@ impl VmConfig {
         set(&mut self.machine.pit, args.pit.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
+        set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
         set_optional(&mut self.log.file, args.log_file.as_ref());
@@ -240,11 +250,27 @@ impl VmConfig {
                 return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
             }
         }
-        if let SerialMode::Unix(path) = &self.console.serial {
+        self.validate_sockets()
+    }
+
+    fn validate_sockets(&self) -> Result<(), ConfigError> {
+        let serial = match &self.console.serial {
+            SerialMode::Unix(path) => Some(path),
+            _ => None,
+        };
+        let control = self.control.socket.as_ref();
+        for (key, socket) in [("console.serial", serial), ("control.socket", control)] {
+            let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
-                let (key, path) = ("console.serial", path.clone());
+                let path = path.clone();
                 return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
+            }
+        }
+        let files = [("console.serial", self.console.serial.path()), ("log.file", self.log.file.as_ref())];
+        for (other, path) in files {
+            if let Some(path) = path.filter(|path| control == Some(path)) {
+                return Err(ConfigError::SamePath { key: "control.socket", path: path.clone(), other });
             }
         }
         Ok(())
@@ -255,6 +281,7 @@ impl VmConfig {
             ("boot.kernel", self.boot.kernel.as_mut()),
             ("boot.initrd", self.boot.initrd.as_mut()),
             ("console.serial", self.console.serial.path_mut()),
+            ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
         ];
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))

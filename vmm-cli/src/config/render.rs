@@ -39,6 +39,9 @@ impl VmConfig {
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
 
+        out.section("control");
+        out.path("socket", self.control.socket.as_deref(), "there is none");
+
         out.section("log");
         out.text("level", &choice::word(&self.log.level));
         out.text("format", &choice::word(&self.log.format));
@@ -85,7 +88,7 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
+        BootConfig, ConsoleConfig, ControlConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
         keys, parse_toml,
     };
 
@@ -117,6 +120,7 @@ mod tests {
             (count, pages) in (1_u8..=254, 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
+            socket in optional_path(),
             (level, format, file) in (word(), word(), optional_path()),
         ) -> VmConfig {
             VmConfig {
@@ -131,6 +135,7 @@ mod tests {
                     selftest,
                 },
                 console: ConsoleConfig { serial },
+                control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
             }
         }
@@ -170,6 +175,9 @@ pit = false
 
 [console]
 serial = \"stdio\"
+
+[control]
+# socket is not set: there is none
 
 [log]
 level = \"warn\"

@@ -31,6 +31,8 @@ pit = true
 selftest = false
 [console]
 serial = "unix=sock"
+[control]
+socket = "control.sock"
 [log]
 level = "trace"
 format = "json"
@@ -65,7 +67,7 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
-    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n").unwrap(), VmConfig::default());
+    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n").unwrap(), VmConfig::default());
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
 }
 
@@ -88,6 +90,7 @@ fn every_key_arrives_in_its_field() {
             selftest: Some(false),
         },
         console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
+        control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
             format: LogFormat::Json,
@@ -109,6 +112,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
+    assert_eq!(config.control.socket, Some(scratch.path("control.sock")));
 
     let flags = [
         "--kernel=Cargo.toml",
@@ -122,6 +126,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--pit=false",
         "--selftest",
         "--serial=file=out",
+        "--api-sock=ctl",
         "--log-level=off",
         "--log-format=text",
         "--log-file=log",
@@ -144,6 +149,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             selftest: Some(true),
         },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
+        control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
     };
     assert_eq!(config, expected);
@@ -258,10 +264,22 @@ fn a_path_that_toml_cannot_hold_is_refused() {
 #[test]
 fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
     let path = format!("/{}", "s".repeat(MAX_SOCKET_PATH - 1));
-    assert!(load([format!("--serial=unix={path}")]).is_ok());
-    let error = message(load([format!("--serial=unix={path}s")]).unwrap_err());
-    assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
+    for (flag, key) in [("--serial=unix=", "console.serial (--serial)"), ("--api-sock=", "control.socket (--api-sock)")] {
+        assert!(load([format!("{flag}{path}")]).is_ok());
+        let error = message(load([format!("{flag}{path}s")]).unwrap_err());
+        assert!(error.starts_with(key), "{error}");
+        assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
+    }
     assert!(load([format!("--serial=file={path}s")]).is_ok());
+}
+
+#[test]
+fn a_control_socket_shares_its_path_with_nothing() {
+    for (other, key) in [("--serial=unix=s", "console.serial (--serial)"), ("--log-file=s", "log.file (--log-file)")] {
+        let error = message(load(["--api-sock=s", other]).unwrap_err());
+        assert!(error.starts_with("control.socket (--api-sock): "), "{error}");
+        assert!(error.ends_with(&format!("s is also {key}; a socket needs a path of its own")), "{error}");
+    }
 }
 
 #[test]
