@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value};
+use crate::config::{
+    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value,
+};
 use crate::control::operations::Operation;
 use crate::control::wire;
 
@@ -163,6 +165,11 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true, value_parser = value::parse_cpus)]
     pub cpus: Option<u8>,
 
+    /// How a vCPU in the guest is interrupted: immediate-exit or signal-mask [default: immediate-exit]
+    #[arg(long, value_name = "MECHANISM", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub kick: Option<Kick>,
+
     /// Guest RAM: 1M to 1T in steps of 4K, such as 512M or 4GiB [default: 128M]
     ///
     /// K, M, G and T are powers of 1024, also written KB or KiB; without a unit the number counts bytes.
@@ -274,7 +281,7 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+        for flag in ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");

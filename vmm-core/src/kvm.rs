@@ -47,6 +47,8 @@ pub struct Capabilities {
     pub max_vcpus: usize,
     /// `KVM_CAP_IOEVENTFD`: doorbells without an exit to user space.
     pub ioeventfd: bool,
+    /// `KVM_CAP_IMMEDIATE_EXIT`: a byte on the run page makes `KVM_RUN` return.
+    pub immediate_exit: bool,
     /// `KVM_CAP_TSC_DEADLINE_TIMER`: the local APIC has the TSC-deadline mode.
     pub tsc_deadline_timer: bool,
     /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
@@ -79,7 +81,6 @@ impl Kvm {
             (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
             (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
             (Cap::Irqfd, "KVM_CAP_IRQFD"),
-            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.12)"),
             (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
         ] {
             if !fd.check_extension(cap) {
@@ -89,6 +90,7 @@ impl Kvm {
         let capabilities = Capabilities {
             max_vcpus: fd.get_max_vcpus(),
             ioeventfd: fd.check_extension(Cap::Ioeventfd),
+            immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
         };

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vmm_core::{IoctlError, Kvm, Vm};
 
-use crate::run_loop::RunVcpu;
+use crate::ioctl;
+use crate::run_loop::{RunVcpu, coarse_now};
 use crate::run_page::{ImmediateExit, RunPage};
 use crate::x86_64::{BootRegs, boot_msrs};
 
@@ -114,6 +116,11 @@ impl Vcpu {
         self.page.immediate_exit()
     }
 
+    /// Sets the signals that are blocked inside `KVM_RUN`, signal n at bit n − 1 (`KVM_SET_SIGNAL_MASK`).
+    pub(crate) fn set_signal_mask(&self, blocked: u64) -> io::Result<()> {
+        ioctl::set_signal_mask(&self.fd, blocked)
+    }
+
     fn failed(&self, ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
         let index = self.index;
         move |errno| VcpuError::Ioctl { index, source: IoctlError::of(ioctl)(errno) }
@@ -138,9 +145,9 @@ impl RunVcpu for Vcpu {
         &mut self.page
     }
 
-    /// Tells the guest that it did not run for a while, so that its soft-lockup watchdog does not take the host's
-    /// pause for its own fault (`KVM_KVMCLOCK_CTRL`).
-    fn interrupted_from_outside(&mut self) {
+    /// Tells the guest by `KVM_KVMCLOCK_CTRL`, so that its soft-lockup watchdog does not take the host's pause for its own
+    /// fault.
+    fn tell_stopped(&mut self) {
         if self.kvmclock_ctrl
             && let Err(errno) = self.fd.kvmclock_ctrl()
             // The guest has no kvmclock, or not yet.
@@ -148,5 +155,10 @@ impl RunVcpu for Vcpu {
         {
             tracing::warn!(vcpu = self.index, %errno, "KVM_KVMCLOCK_CTRL failed");
         }
+    }
+
+    #[inline]
+    fn now(&self) -> Duration {
+        coarse_now()
     }
 }

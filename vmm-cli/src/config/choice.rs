@@ -25,6 +25,16 @@ pub enum OnTripleFault {
     Reset,
 }
 
+/// How a vCPU is interrupted that is in the guest. The mechanisms are those of `vmm_vcpu::Mechanism`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Kick {
+    /// A byte on the run page and a signal
+    #[default]
+    ImmediateExit,
+    /// A signal that is blocked outside the guest
+    SignalMask,
+}
+
 /// The least important messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogLevel {
@@ -90,6 +100,7 @@ mod tests {
     fn words_are_those_of_the_documentation() {
         every_word_is_read_back::<OnReset>(&["exit", "restart"]);
         every_word_is_read_back::<OnTripleFault>(&["crash", "reset"]);
+        every_word_is_read_back::<Kick>(&["immediate-exit", "signal-mask"]);
         every_word_is_read_back::<LogLevel>(&["off", "error", "warn", "info", "debug", "trace"]);
         every_word_is_read_back::<LogFormat>(&["text", "json"]);
     }

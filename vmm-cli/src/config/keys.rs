@@ -45,7 +45,13 @@ pub(super) const SECTIONS: &[Section] = &[
             key("cmdline", "--cmdline", Form::Text, EXPECTED_CMDLINE),
         ],
     },
-    Section { name: "cpu", keys: &[key("count", "--cpus", Form::Integer, EXPECTED_CPUS)] },
+    Section {
+        name: "cpu",
+        keys: &[
+            key("count", "--cpus", Form::Integer, EXPECTED_CPUS),
+            key("kick", "--kick", Form::Text, "\"immediate-exit\" or \"signal-mask\""),
+        ],
+    },
     Section { name: "memory", keys: &[key("size", "--memory", Form::TextOrInteger, size::EXPECTED)] },
     Section {
         name: "machine",
@@ -215,7 +221,7 @@ mod tests {
     fn a_key_near_to_nothing_lists_what_there_is() {
         assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, control, log");
-        assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count");
+        assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count, kick");
     }
 
     #[test]

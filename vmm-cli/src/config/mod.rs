@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use choice::{LogFormat, LogLevel, OnReset, OnTripleFault};
+pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
@@ -78,6 +78,9 @@ pub struct CpuConfig {
     /// Number of vCPUs, 1 to 254.
     #[serde(deserialize_with = "value::cpus")]
     pub count: u8,
+    /// How they are interrupted.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub kick: Kick,
 }
 
 /// The section `[memory]`.
@@ -143,7 +146,7 @@ pub struct LogConfig {
 
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { count: 1 }
+        Self { count: 1, kick: Kick::default() }
     }
 }
 
@@ -203,6 +206,7 @@ impl VmConfig {
         set_optional(&mut self.boot.initrd, args.initrd.as_ref());
         set(&mut self.boot.cmdline, args.cmdline.as_ref());
         set(&mut self.cpu.count, args.cpus.as_ref());
+        set(&mut self.cpu.kick, args.kick.as_ref());
         set(&mut self.memory.size, args.memory.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());

@@ -21,6 +21,7 @@ impl VmConfig {
 
         out.section("cpu");
         out.set("count", self.cpu.count);
+        out.text("kick", &choice::word(&self.cpu.kick));
 
         out.section("memory");
         out.text("size", &self.memory.size.to_string());
@@ -117,7 +118,7 @@ mod tests {
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (count, pages) in (1_u8..=254, 256_u64..=1 << 28),
+            (count, kick, pages) in (1_u8..=254, word(), 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
             socket in optional_path(),
@@ -125,7 +126,7 @@ mod tests {
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
-                cpu: CpuConfig { count },
+                cpu: CpuConfig { count, kick },
                 memory: MemoryConfig { size: MemorySize::try_from(pages * 4096).unwrap() },
                 machine: MachineConfig {
                     on_reset,
@@ -162,6 +163,7 @@ cmdline = \"\"
 
 [cpu]
 count = 1
+kick = \"immediate-exit\"
 
 [memory]
 size = \"128M\"

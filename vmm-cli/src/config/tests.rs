@@ -21,6 +21,7 @@ initrd = "/abs/initrd"
 cmdline = "console=ttyS0 \"quoted\""
 [cpu]
 count = 254
+kick = "signal-mask"
 [memory]
 size = "1TiB"
 [machine]
@@ -80,7 +81,7 @@ fn every_key_arrives_in_its_field() {
             initrd: Some("/abs/initrd".into()),
             cmdline: "console=ttyS0 \"quoted\"".into(),
         },
-        cpu: CpuConfig { count: 254 },
+        cpu: CpuConfig { count: 254, kick: Kick::SignalMask },
         memory: MemoryConfig { size: MemorySize::MAX },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
@@ -119,6 +120,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--initrd=src/lib.rs",
         "--cmdline=",
         "--cpus=3",
+        "--kick=immediate-exit",
         "--memory=1G",
         "--on-reset=exit",
         "--on-triple-fault=crash",
@@ -139,7 +141,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             initrd: Some(here.join("src/lib.rs")),
             cmdline: String::new(),
         },
-        cpu: CpuConfig { count: 3 },
+        cpu: CpuConfig { count: 3, kick: Kick::ImmediateExit },
         memory: MemoryConfig { size: "1G".parse().unwrap() },
         machine: MachineConfig {
             on_reset: OnReset::Exit,

@@ -21,11 +21,11 @@ use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_memory::AddressSpace;
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
-use vmm_vcpu::{StopHandle, Vcpu, VcpuEnd, VcpuThread};
+use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
-use crate::config::{OnTripleFault, VmConfig};
+use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
 use devices::Devices;
@@ -34,7 +34,7 @@ pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
-    vcpus: Vec<VcpuThread>,
+    vcpus: Vcpus,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
     power_button: PowerButton,
@@ -84,23 +84,26 @@ impl Machine {
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
+        let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
         let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
-                VcpuThread::spawn(vcpu, Arc::clone(&exits), move |vcpu, end| ends.report(vcpu, &end))
+                let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
+                VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
+        let vcpus = Vcpus::new(vcpus);
         // A vCPU that asks for the end of the machine executes nothing after it.
-        let stops: Vec<_> = vcpus.iter().map(VcpuThread::stop_handle).collect();
+        let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
-        self.vcpus.iter().for_each(VcpuThread::resume);
+        self.vcpus.resume();
     }
 
     /// The guest's power button.
@@ -118,9 +121,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // All are asked before the first is waited for.
-        self.vcpus.iter().for_each(VcpuThread::request_stop);
-        self.vcpus.clear();
+        self.vcpus.stop();
         let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         if ports + mmio != 0 {
             tracing::debug!(ports, mmio, "accesses to addresses without a device");
@@ -133,6 +134,18 @@ fn boot_failure(error: BootError) -> Failure {
     match error {
         BootError::Memory { .. } => Failure::internal(error),
         _ => Failure::bad_input(error),
+    }
+}
+
+/// The mechanism that is asked for, or the one that every KVM has.
+fn mechanism(kvm: &Kvm, kick: Kick) -> Mechanism {
+    match kick {
+        Kick::ImmediateExit if kvm.capabilities().immediate_exit => Mechanism::ImmediateExit,
+        Kick::ImmediateExit => {
+            tracing::info!("KVM lacks KVM_CAP_IMMEDIATE_EXIT: vCPUs are kicked by signal mask");
+            Mechanism::SignalMask
+        }
+        Kick::SignalMask => Mechanism::SignalMask,
     }
 }
 
