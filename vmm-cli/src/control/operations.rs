@@ -113,8 +113,8 @@ pub enum OperationError {
     /// The machine has ended.
     #[error("the machine is being stopped")]
     Stopping,
-    /// A vCPU has not parked in time. The pause is taken back.
-    #[error("vCPU {vcpu} has not answered within {limit:?}; the machine goes on")]
+    /// A vCPU has not parked in time. The pause stays asked for: it is not this client's alone.
+    #[error("vCPU {vcpu} has not answered within {limit:?}; it is still to pause: `pause` waits further, `resume` gives up")]
     NoAnswer {
         /// The first that has not.
         vcpu: u32,
@@ -136,7 +136,7 @@ pub trait Controlled: Send + Sync {
     /// Returns when every vCPU is parked, `limit` is over, or the machine ends.
     ///
     /// # Errors
-    /// [`OperationError`]: the machine is not paused then.
+    /// [`OperationError`]. After [`OperationError::NoAnswer`] the pause stays asked for.
     fn pause(&self, limit: Duration) -> Result<(), OperationError>;
     /// Lets every vCPU go on.
     fn resume(&self);
@@ -175,7 +175,7 @@ impl Operations {
     /// Carries `operation` out.
     ///
     /// # Errors
-    /// [`OperationError`]: nothing has changed then.
+    /// [`OperationError`]: nothing has changed then, but for a pause that stays asked for.
     pub fn execute(&self, operation: Operation) -> Result<Outcome, OperationError> {
         match operation {
             Operation::Status => Ok(Outcome::Status(self.status())),
@@ -289,14 +289,18 @@ mod tests {
     }
 
     #[test]
-    fn fault_d5_a_pause_that_a_vcpu_does_not_answer_names_it_and_leaves_the_machine_running() {
+    fn fault_d5_a_pause_that_a_vcpu_does_not_answer_names_it_and_stays_asked_for() {
         let bench = bench();
         bench.machine.answers_no_pause();
         let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
         let operation = Operation::Pause { limit: Duration::ZERO };
         let refused = OperationError::NoAnswer { vcpu: 1, limit: Duration::ZERO };
         assert_eq!(bench.operations.execute(operation), Err(refused));
-        assert_eq!(state(&bench.operations), State::Running);
+        assert_eq!(state(&bench.operations), State::Pausing);
+        assert_eq!(
+            bench.operations.execute(Operation::Resume),
+            Ok(Outcome::Reached { state: State::Running })
+        );
     }
 
     #[test]

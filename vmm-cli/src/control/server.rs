@@ -341,3 +341,226 @@ fn owner_only(stream: &UnixStream) -> Result<(), ErrorBody> {
 fn is_owner(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+    use vmm_core::{VmEvent, VmEvents};
+
+    use super::*;
+    use crate::config::MemorySize;
+    use crate::control::Publication;
+    use crate::control::current::Current;
+    use crate::control::operations::{Facts, State};
+    use crate::control::testing::FakeMachine;
+
+    struct Bench {
+        machine: Arc<FakeMachine>,
+        published: Option<Publication>,
+        asked: VmEvents,
+        server: Option<Server>,
+        path: PathBuf,
+        _directory: tempfile::TempDir,
+    }
+
+    fn bench() -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let (machine, current) = (Arc::new(FakeMachine::default()), Arc::new(Current::default()));
+        let published = Some(current.publish(Arc::clone(&machine) as _));
+        let asked = VmEvents::new().unwrap();
+        let facts = Facts { vcpus: 2, memory: MemorySize::DEFAULT };
+        let operations = Operations::new(facts, current, asked.clone());
+        let server = Some(Server::start(Listener::bind(&path).unwrap(), operations).unwrap());
+        Bench { machine, published, asked, server, path, _directory: directory }
+    }
+
+    impl Bench {
+        fn connect(&self) -> UnixStream {
+            let stream = UnixStream::connect(&self.path).unwrap();
+            // A watchdog, not a measure.
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream
+        }
+
+        /// Asks on a connection of its own.
+        fn ask(&self, request: &str) -> Answer<Value> {
+            let mut stream = self.connect();
+            send(&mut stream, request);
+            receive(&mut stream)
+        }
+
+        fn state(&self) -> State {
+            match self.ask(r#"{"verb":"status"}"#) {
+                Answer::Ok(status) => serde_json::from_value(status["state"].clone()).unwrap(),
+                error => panic!("{error:?}"),
+            }
+        }
+    }
+
+    fn send(stream: &mut UnixStream, request: &str) {
+        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+    }
+
+    fn receive(stream: &mut UnixStream) -> Answer<Value> {
+        let mut line = String::new();
+        BufReader::with_capacity(1, stream).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    fn code(answer: Answer<Value>) -> ErrorCode {
+        match answer {
+            Answer::Error(error) => error.code,
+            Answer::Ok(value) => panic!("{value}"),
+        }
+    }
+
+    #[test]
+    fn a_status_is_answered_while_a_pause_waits_and_a_resume_ends_it() {
+        let bench = bench();
+        bench.machine.answers_no_pause();
+        let mut pausing = bench.connect();
+        send(&mut pausing, r#"{"verb":"pause","limit":"1m"}"#);
+        while bench.state() != State::Pausing {}
+        assert_eq!(bench.ask(r#"{"verb":"resume"}"#), Answer::Ok(serde_json::json!({ "state": "running" })));
+        assert_eq!(code(receive(&mut pausing)), ErrorCode::Resumed);
+    }
+
+    #[test]
+    fn fault_d5_the_end_of_the_machine_ends_a_pause_and_its_client_is_told() {
+        let mut bench = bench();
+        bench.machine.answers_no_pause();
+        let mut pausing = bench.connect();
+        send(&mut pausing, r#"{"verb":"pause","limit":"1m"}"#);
+        while bench.state() != State::Pausing {}
+        bench.ask(r#"{"verb":"reset"}"#);
+        bench.published = None;
+        bench.server = None;
+        assert_eq!(code(receive(&mut pausing)), ErrorCode::Stopping);
+        assert!(!bench.path.exists());
+    }
+
+    #[test]
+    fn a_quit_is_answered_before_the_end() {
+        let mut bench = bench();
+        let mut stream = bench.connect();
+        send(&mut stream, r#"{"verb":"quit"}"#);
+        while bench.asked.get().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(bench.asked.get(), Some(&VmEvent::UserStop("control socket")));
+        bench.server = None;
+        assert_eq!(receive(&mut stream), Answer::Ok(serde_json::json!({})));
+    }
+
+    #[test]
+    fn requests_of_one_connection_are_answered_in_their_order() {
+        let bench = bench();
+        let mut stream = bench.connect();
+        let requests = [r#"{"verb":"pause"}"#, r#"{"verb":"status"}"#, "x", r#"{"verb":"resume"}"#];
+        send(&mut stream, &requests.join("\n"));
+        let answers: Vec<_> = (0..4).map(|_| receive(&mut stream)).collect();
+        assert!(matches!(&answers[0], Answer::Ok(value) if value["state"] == "paused"), "{answers:?}");
+        assert!(matches!(&answers[1], Answer::Ok(value) if value["vcpus"] == 2), "{answers:?}");
+        assert!(matches!(&answers[2], Answer::Error(error) if error.column == Some(1)), "{answers:?}");
+        assert!(matches!(&answers[3], Answer::Ok(value) if value["state"] == "running"), "{answers:?}");
+    }
+
+    #[test]
+    fn fault_c11_with_every_place_taken_by_silent_clients_a_new_one_is_served() {
+        let bench = bench();
+        let mut known = bench.connect();
+        send(&mut known, r#"{"verb":"status"}"#);
+        receive(&mut known);
+        let mut silent: Vec<_> = (0..4 * MOST_CONNECTIONS).map(|_| bench.connect()).collect();
+        silent.iter_mut().for_each(|stream| stream.write_all(b"{\"verb\"").unwrap_or(()));
+        assert_eq!(bench.state(), State::Running);
+        assert_eq!(code(receive(&mut silent[0])), ErrorCode::Evicted);
+        send(&mut known, r#"{"verb":"status"}"#);
+        assert!(matches!(receive(&mut known), Answer::Ok(_)));
+    }
+
+    #[test]
+    fn fault_c11_with_every_place_taken_by_pauses_a_new_client_is_served() {
+        let bench = bench();
+        bench.machine.answers_no_pause();
+        let pausing: Vec<_> = (0..2 * MOST_WAITING)
+            .map(|_| {
+                let mut stream = bench.connect();
+                send(&mut stream, r#"{"verb":"pause","limit":"1m"}"#);
+                stream
+            })
+            .collect();
+        let codes: Vec<_> = pausing
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| *at >= MOST_WAITING && *at < 2 * MOST_WAITING - MOST_CONNECTIONS)
+            .map(|(_, mut stream)| code(receive(&mut stream)))
+            .collect();
+        assert!(codes.iter().all(|code| *code == ErrorCode::Busy || *code == ErrorCode::Evicted), "{codes:?}");
+        assert_eq!(code(bench.ask(r#"{"verb":"pause"}"#)), ErrorCode::Busy);
+        assert_eq!(bench.state(), State::Pausing);
+        bench.ask(r#"{"verb":"resume"}"#);
+    }
+
+    #[test]
+    fn fault_c10_a_request_without_an_end_is_refused_and_others_are_served() {
+        let bench = bench();
+        let mut flood = bench.connect();
+        let reader = flood.try_clone().unwrap();
+        let writer = std::thread::spawn(move || {
+            // Fails when the connection is closed.
+            while flood.write_all(&[b'['; 4096]).is_ok() {}
+        });
+        assert_eq!(code(receive(&mut { reader })), ErrorCode::TooLong);
+        writer.join().unwrap();
+        assert_eq!(bench.state(), State::Running);
+    }
+
+    #[test]
+    fn fault_c11_clients_that_vanish_are_forgotten() {
+        let bench = bench();
+        for _ in 0..4 * MOST_CONNECTIONS {
+            let mut stream = bench.connect();
+            send(&mut stream, r#"{"verb":"status"}"#);
+        }
+        assert_eq!(bench.state(), State::Running);
+    }
+
+    #[test]
+    fn fault_c11_a_client_that_does_not_read_keeps_nobody_waiting() {
+        let bench = bench();
+        let mut flood = bench.connect();
+        flood.set_nonblocking(true).unwrap();
+        let requests = "{\"verb\":\"stats\"}\n".repeat(1000);
+        // Until neither side takes any more.
+        let mut full = 0;
+        while full < 100 {
+            match flood.write(requests.as_bytes()) {
+                Ok(_) => full = 0,
+                Err(_) => full += 1,
+            }
+            assert_eq!(bench.state(), State::Running);
+        }
+    }
+
+    #[test]
+    fn a_server_that_ends_hangs_up() {
+        let mut bench = bench();
+        let mut stream = bench.connect();
+        assert_eq!(bench.state(), State::Running);
+        bench.server = None;
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        assert!(UnixStream::connect(&bench.path).is_err());
+    }
+
+    #[test]
+    fn only_the_owner_and_root_are_served() {
+        assert!(is_owner(1000, 1000) && is_owner(0, 1000) && is_owner(0, 0));
+        assert!(!is_owner(1001, 1000) && !is_owner(1000, 0));
+        assert_eq!(owner_only(&UnixStream::pair().unwrap().0), Ok(()));
+    }
+}

@@ -57,13 +57,10 @@ impl Controlled for FakeMachine {
         self.set(State::Pausing);
         let pausing = |state: &mut State| *state == State::Pausing;
         let state = self.state.lock().unwrap();
-        let (mut state, _) = self.changed.wait_timeout_while(state, limit, pausing).unwrap();
+        let (state, _) = self.changed.wait_timeout_while(state, limit, pausing).unwrap();
         match *state {
             State::Stopping => Err(OperationError::Stopping),
-            State::Pausing => {
-                *state = State::Running;
-                Err(OperationError::NoAnswer { vcpu: 1, limit })
-            }
+            State::Pausing => Err(OperationError::NoAnswer { vcpu: 1, limit }),
             _ => Err(OperationError::Resumed),
         }
     }

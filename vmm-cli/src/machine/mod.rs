@@ -5,6 +5,7 @@
 
 mod devices;
 mod exits;
+mod handle;
 pub(crate) mod layout;
 mod power;
 mod report;
@@ -27,17 +28,20 @@ use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
+use crate::control::operations::Controlled;
 use crate::outcome::Failure;
 use devices::Devices;
 use exits::Exits;
+use handle::Handle;
 pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
-    vcpus: Vcpus,
+    vcpus: Arc<Vcpus>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
-    power_button: PowerButton,
+    power_button: Arc<PowerButton>,
+    events: VmEvents,
     exits: Arc<Exits>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
@@ -72,7 +76,7 @@ impl Machine {
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
-        let power_button = devices.add_acpi(&vm, events)?;
+        let power_button = Arc::new(devices.add_acpi(&vm, events)?);
         acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
         memory
             .memory()
@@ -94,16 +98,29 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
-        let vcpus = Vcpus::new(vcpus);
+        let vcpus = Arc::new(Vcpus::new(vcpus));
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
+        let events = events.clone();
+        Ok(Self { vcpus, serial, power_button, events, exits, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
         self.vcpus.resume();
+    }
+
+    /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
+    pub fn request_stop(&self) {
+        self.vcpus.request_stop();
+    }
+
+    /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.
+    #[must_use]
+    pub fn handle(&self) -> Arc<dyn Controlled> {
+        let (vcpus, power_button) = (Arc::clone(&self.vcpus), Arc::clone(&self.power_button));
+        Arc::new(Handle { vcpus, power_button, events: self.events.clone() })
     }
 
     /// The guest's power button.
@@ -121,7 +138,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.vcpus.stop();
+        match Arc::get_mut(&mut self.vcpus) {
+            Some(vcpus) => vcpus.stop(),
+            // A handle is left: whoever drops it joins them.
+            None => self.vcpus.request_stop(),
+        }
         let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         if ports + mmio != 0 {
             tracing::debug!(ports, mmio, "accesses to addresses without a device");
