@@ -6,6 +6,7 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod console;
+    pub mod control;
     pub mod doctor;
     pub mod embed;
     pub mod ends;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::console::trials(),
+        native::control::trials(),
         native::doctor::trials(),
         native::embed::trials(),
         native::ends::trials(),

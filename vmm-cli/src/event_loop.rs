@@ -149,7 +149,8 @@ pub(crate) fn pause(
             return None;
         }
         console.look_for_terminal();
-        let mut fds = [signals.as_fd(), control.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN)).to_vec();
+        let mut fds =
+            [signals.as_fd(), control.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN)).to_vec();
         fds.extend(console.input());
         // A failure leaves nothing ready; the time passes all the same.
         let _ = poll(&mut fds, at_least(left));

@@ -51,7 +51,12 @@ pub enum ConfigError {
         keys::with_flag(image)
     )]
     OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
-    #[error("{}: {} is also {}; a socket needs a path of its own", keys::with_flag(key), show(path), keys::with_flag(other))]
+    #[error(
+        "{}: {} is also {}; a socket needs a path of its own",
+        keys::with_flag(key),
+        show(path),
+        keys::with_flag(other)
+    )]
     SamePath { key: &'static str, path: PathBuf, other: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {

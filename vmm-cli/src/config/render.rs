@@ -89,8 +89,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
-        keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig,
+        MemorySize, SerialMode, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {

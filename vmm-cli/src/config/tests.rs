@@ -68,7 +68,10 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
-    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n").unwrap(), VmConfig::default());
+    assert_eq!(
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n").unwrap(),
+        VmConfig::default()
+    );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
 }
 
@@ -266,7 +269,9 @@ fn a_path_that_toml_cannot_hold_is_refused() {
 #[test]
 fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
     let path = format!("/{}", "s".repeat(MAX_SOCKET_PATH - 1));
-    for (flag, key) in [("--serial=unix=", "console.serial (--serial)"), ("--api-sock=", "control.socket (--api-sock)")] {
+    for (flag, key) in
+        [("--serial=unix=", "console.serial (--serial)"), ("--api-sock=", "control.socket (--api-sock)")]
+    {
         assert!(load([format!("{flag}{path}")]).is_ok());
         let error = message(load([format!("{flag}{path}s")]).unwrap_err());
         assert!(error.starts_with(key), "{error}");
@@ -277,7 +282,9 @@ fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
 
 #[test]
 fn a_control_socket_shares_its_path_with_nothing() {
-    for (other, key) in [("--serial=unix=s", "console.serial (--serial)"), ("--log-file=s", "log.file (--log-file)")] {
+    for (other, key) in
+        [("--serial=unix=s", "console.serial (--serial)"), ("--log-file=s", "log.file (--log-file)")]
+    {
         let error = message(load(["--api-sock=s", other]).unwrap_err());
         assert!(error.starts_with("control.socket (--api-sock): "), "{error}");
         assert!(error.ends_with(&format!("s is also {key}; a socket needs a path of its own")), "{error}");

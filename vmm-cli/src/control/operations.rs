@@ -114,7 +114,9 @@ pub enum OperationError {
     #[error("the machine is being stopped")]
     Stopping,
     /// A vCPU has not parked in time. The pause stays asked for: it is not this client's alone.
-    #[error("vCPU {vcpu} has not answered within {limit:?}; it is still to pause: `pause` waits further, `resume` gives up")]
+    #[error(
+        "vCPU {vcpu} has not answered within {limit:?}; it is still to pause: `pause` waits further, `resume` gives up"
+    )]
     NoAnswer {
         /// The first that has not.
         vcpu: u32,

@@ -215,9 +215,10 @@ impl Clients {
 
     fn answer(&mut self, id: u64, answer: &Answer<Outcome>, now: Instant) {
         let Some(at) = self.all.iter().position(|client| client.id == id) else { return };
-        let gone = self.all.get_mut(at).is_some_and(|client| {
-            client.connection.answer(wire::line(answer), now).is_err()
-        });
+        let gone = self
+            .all
+            .get_mut(at)
+            .is_some_and(|client| client.connection.answer(wire::line(answer), now).is_err());
         if gone {
             self.all.remove(at);
         }
@@ -254,11 +255,9 @@ impl Clients {
             return Err(ErrorBody::new(ErrorCode::Busy, message));
         }
         let (operations, inbox) = (Arc::clone(&self.operations), Arc::clone(&self.inbox));
-        let execute = move || {
-            match catch_unwind(AssertUnwindSafe(|| operations.execute(operation))) {
-                Ok(result) => inbox.send(|mail| mail.answers.push((id, result.into()))),
-                Err(_) => operations.fail("an operation of the control socket panicked"),
-            }
+        let execute = move || match catch_unwind(AssertUnwindSafe(|| operations.execute(operation))) {
+            Ok(result) => inbox.send(|mail| mail.answers.push((id, result.into()))),
+            Err(_) => operations.fail("an operation of the control socket panicked"),
         };
         let thread = std::thread::Builder::new().name("control-wait".into()).spawn(execute);
         let exhausted = |error| ErrorBody::new(ErrorCode::Exhausted, format!("no thread for it: {error}"));
@@ -331,7 +330,7 @@ fn is_passing(error: &io::Error) -> bool {
 fn owner_only(stream: &UnixStream) -> Result<(), ErrorBody> {
     let peer = getsockopt(stream, sockopt::PeerCredentials).map(|credentials| credentials.uid());
     let message = match peer {
-        Ok(uid) if is_owner(uid, nix::unistd::geteuid().as_raw()) => return Ok(()),
+        Ok(uid) if is_owner(uid, rustix::process::geteuid().as_raw()) => return Ok(()),
         Ok(uid) => format!("user {uid} is neither root nor the one who runs this machine"),
         Err(errno) => format!("cannot tell who asks: {errno}"),
     };
@@ -484,24 +483,18 @@ mod tests {
     }
 
     #[test]
-    fn fault_c11_with_every_place_taken_by_pauses_a_new_client_is_served() {
+    fn fault_c11_with_as_many_pauses_as_may_wait_a_new_client_is_served() {
         let bench = bench();
         bench.machine.answers_no_pause();
-        let pausing: Vec<_> = (0..2 * MOST_WAITING)
-            .map(|_| {
-                let mut stream = bench.connect();
-                send(&mut stream, r#"{"verb":"pause","limit":"1m"}"#);
-                stream
-            })
-            .collect();
-        let codes: Vec<_> = pausing
-            .into_iter()
-            .enumerate()
-            .filter(|(at, _)| *at >= MOST_WAITING && *at < 2 * MOST_WAITING - MOST_CONNECTIONS)
-            .map(|(_, mut stream)| code(receive(&mut stream)))
-            .collect();
-        assert!(codes.iter().all(|code| *code == ErrorCode::Busy || *code == ErrorCode::Evicted), "{codes:?}");
-        assert_eq!(code(bench.ask(r#"{"verb":"pause"}"#)), ErrorCode::Busy);
+        let mut pausing = Vec::new();
+        // Some may have to make room before they are heard.
+        while code(bench.ask(r#"{"verb":"pause","limit":"0s"}"#)) != ErrorCode::Busy {
+            let mut stream = bench.connect();
+            send(&mut stream, r#"{"verb":"pause","limit":"1m"}"#);
+            pausing.push(stream);
+            assert!(pausing.len() < 10 * MOST_WAITING);
+        }
+        assert!(pausing.len() >= MOST_WAITING);
         assert_eq!(bench.state(), State::Pausing);
         bench.ask(r#"{"verb":"resume"}"#);
     }

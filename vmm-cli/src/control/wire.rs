@@ -17,16 +17,16 @@ pub const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
 /// The longest limit of a pause.
 pub const LONGEST_LIMIT: Duration = Duration::from_secs(60);
 
-/// Most characters of a message: it may repeat what the client has sent.
+/// Most characters of a message, and of a name in it: they may repeat what the client has sent.
 const LONGEST_MESSAGE: usize = 300;
+const LONGEST_NAME: usize = 80;
 
 /// Buffers larger than this are given back when they are empty.
 const KEPT: usize = 4 << 10;
 
 /// What a request asks for, by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Verb {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
     Status,
     Pause,
     Resume,
@@ -36,10 +36,31 @@ enum Verb {
     Stats,
 }
 
+/// The verbs as they are written.
+pub(super) const VERBS: [(&str, Verb); 7] = [
+    ("status", Verb::Status),
+    ("pause", Verb::Pause),
+    ("resume", Verb::Resume),
+    ("power-button", Verb::PowerButton),
+    ("reset", Verb::Reset),
+    ("quit", Verb::Quit),
+    ("stats", Verb::Stats),
+];
+
 /// Only the verb, whatever stands beside it.
 #[derive(Deserialize)]
 struct Named {
+    #[serde(deserialize_with = "verb")]
     verb: Verb,
+}
+
+fn verb<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Verb, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let known = VERBS.iter().find(|(name, _)| *name == text);
+    known.map(|(_, verb)| *verb).ok_or_else(|| {
+        let names = VERBS.map(|(name, _)| name).join(", ");
+        D::Error::custom(format!("unknown verb `{}`; the verbs are: {names}", cut(&text, LONGEST_NAME)))
+    })
 }
 
 /// A request that is nothing but its verb.
@@ -71,13 +92,13 @@ fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Erro
 /// Reads the limit of a pause: a duration as in a configuration, up to [`LONGEST_LIMIT`].
 ///
 /// # Errors
-/// What is wrong with it, beginning with its name.
+/// What it has to be.
 pub(crate) fn parse_limit(text: &str) -> Result<Duration, String> {
-    let limit = duration::parse(text).map_err(|error| format!("limit: {error}"))?;
-    if limit > LONGEST_LIMIT {
-        return Err(format!("limit: {text} is above the limit of {}", duration::render(LONGEST_LIMIT)));
-    }
-    Ok(limit)
+    let limit = duration::parse(text).ok().filter(|limit| *limit <= LONGEST_LIMIT);
+    limit.ok_or_else(|| {
+        let (found, longest) = (cut(text, LONGEST_NAME), duration::render(LONGEST_LIMIT));
+        format!("the limit `{found}` is no duration from 0s to {longest}, such as 5s or 250ms")
+    })
 }
 
 /// Why a line is no request. Columns count bytes from 1.
@@ -138,13 +159,13 @@ fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, RequestError> {
         let message = error.to_string();
         let place = format!(" at line {} column {}", error.line(), error.column());
         let reason = message.strip_suffix(&place).unwrap_or(&message);
-        RequestError::Malformed { column: error.column(), reason: cut(reason) }
+        RequestError::Malformed { column: error.column(), reason: cut(reason, LONGEST_MESSAGE) }
     })
 }
 
 /// The beginning of `text`.
-fn cut(text: &str) -> String {
-    let mut message: String = text.chars().take(LONGEST_MESSAGE).collect();
+fn cut(text: &str, length: usize) -> String {
+    let mut message: String = text.chars().take(length).collect();
     if message.len() < text.len() {
         message.push('…');
     }
@@ -156,7 +177,7 @@ fn cut(text: &str) -> String {
 pub fn request(operation: Operation) -> String {
     #[derive(Serialize)]
     struct Request {
-        verb: Verb,
+        verb: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         limit: Option<String>,
     }
@@ -169,7 +190,8 @@ pub fn request(operation: Operation) -> String {
         Operation::Quit => (Verb::Quit, None),
         Operation::Stats => (Verb::Stats, None),
     };
-    line(&Request { verb, limit })
+    let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
+    line(&Request { verb: name, limit })
 }
 
 /// The answer to a request.
@@ -376,7 +398,7 @@ mod tests {
             ("PRI * HTTP/2.0\r", 1, "expected an object"),
             (r#"{"verb":"status""#, 16, "EOF while parsing"),
             (r#"{"verb":"status"} x"#, 19, "trailing characters"),
-            (r#"{"verb":"reboot"}"#, 16, "unknown variant `reboot`, expected one of `status`"),
+            (r#"{"verb":"reboot"}"#, 17, "unknown verb `reboot`; the verbs are: status, pause"),
             (r#"{"verb":1}"#, 9, "invalid type: integer `1`"),
             (r#"{"verb":null}"#, 12, "invalid type: null"),
             (r#"{"vreb":"status"}"#, 17, "missing field `verb`"),
@@ -385,8 +407,8 @@ mod tests {
             (r#"{"verb":"pause","limti":"1s"}"#, 23, "unknown field `limti`, expected `verb` or `limit`"),
             (r#"{"verb":"status","verb":"quit"}"#, 23, "duplicate field `verb`"),
             (r#"{"verb":"pause","limit":1}"#, 25, "invalid type: integer `1`, expected a string"),
-            (r#"{"verb":"pause","limit":"1"}"#, 27, "limit: 1 has no unit"),
-            (r#"{"verb":"pause","limit":"2m"}"#, 28, "limit: 2m is above the limit of 1m"),
+            (r#"{"verb":"pause","limit":"1"}"#, 28, "the limit `1` is no duration from 0s to 1m"),
+            (r#"{"verb":"pause","limit":"2m"}"#, 29, "the limit `2m` is no duration from 0s to 1m"),
             (r#"{"verb":"pause","limit":null}"#, 28, "invalid type: null"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());
@@ -413,8 +435,10 @@ mod tests {
 
     #[test]
     fn fault_c10_a_message_repeats_no_more_than_a_little() {
-        let (_, reason) = refusal(format!(r#"{{"verb":"{}"}}"#, "x".repeat(60_000)).as_bytes());
-        assert_eq!(reason.chars().count(), LONGEST_MESSAGE + 1);
+        for request in [r#"{"verb":"X"}"#, r#"{"verb":"status","X":1}"#, r#"{"verb":"pause","limit":"X"}"#] {
+            let (_, reason) = refusal(request.replace('X', &"x".repeat(60_000)).as_bytes());
+            assert!(reason.chars().count() <= LONGEST_MESSAGE + 1, "{reason}");
+        }
         assert_eq!(refusal(&vec![b' '; MAX_REQUEST + 1]).1, "too long");
     }
 
@@ -423,8 +447,11 @@ mod tests {
         let error = parse(b"{\"verb\":\"a\\nb\"}").unwrap_err();
         let answer = line(&Answer::<Outcome>::Error(error.into()));
         assert_eq!(answer.matches('\n').count(), 1);
-        assert!(answer.starts_with(r#"{"error":{"code":"bad-request","message":"unknown variant `a"#), "{answer}");
-        assert!(answer.ends_with("\"column\":14}}\n"), "{answer}");
+        assert!(
+            answer.starts_with(r#"{"error":{"code":"bad-request","message":"unknown verb `a"#),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\"column\":15}}\n"), "{answer}");
     }
 
     #[test]
@@ -470,7 +497,8 @@ mod tests {
             line in r#"\{"(verb|limit|x)":("(pause|status|1s|2m|)"|1|null|[\[\{]{0,3})(,"(verb|limit)":"(pause|1ms)")?\}?"#,
         ) {
             if let Ok(operation) = parse(line.as_bytes()) {
-                prop_assert!(matches!(operation, Operation::Status | Operation::Pause { .. }));
+                let is_possible = operation == Operation::Status || operation.waits();
+                prop_assert!(is_possible, "{:?}", operation);
             }
         }
 
