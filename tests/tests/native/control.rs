@@ -34,6 +34,7 @@ pub fn trials() -> Vec<Trial> {
         fault_c11_a_killed_monitor_leaves_a_socket_that_the_next_replaces,
         fault_c11_a_socket_in_use_and_a_file_are_refused,
         fault_d7_the_socket_is_private_and_gone_after_every_end,
+        fault_c1_without_a_free_descriptor_a_new_client_is_served,
         another_user_is_refused,
         ctl_says_why_there_is_no_answer,
     ]
@@ -486,6 +487,34 @@ fn fault_d7_the_socket_is_private_and_gone_after_every_end() -> Result<()> {
     vm.wait()?.ensure_code(143)?.ensure_message(&["stop forced"])?;
     drop(reader);
     is_gone("after a forced stop")
+}
+
+fn fault_c1_without_a_free_descriptor_a_new_client_is_served() -> Result<()> {
+    let place = Place::new()?;
+    // The fewest with which the machine runs.
+    let mut limits = 3..=64;
+    let (limit, vm) = loop {
+        let limit = limits.next().context("64 descriptors are not enough")?;
+        let vm = TestVm::guest("bench_halt").through_shell(&format!("ulimit -n {limit}; exec \"$@\""));
+        let mut vm = vm.arg("--api-sock").arg(&place.path).spawn()?;
+        if vm.wait_for_output(RUNS).is_ok() {
+            break (limit, vm);
+        }
+        vm.wait()?.ensure_code(3).with_context(|| format!("{limit} descriptors"))?;
+    };
+    let mut others = Vec::new();
+    for round in 0..2 * limit {
+        others.push(UnixStream::connect(&place.path)?);
+        place.ctl("status")?.ensure_code(0).with_context(|| format!("beside {round} others"))?;
+    }
+    ensure!(vm.process().descriptors()? <= limit, "more than {limit} descriptors");
+    let (watched, before) = (Duration::from_millis(500), vm.process().cpu_time()?);
+    thread::sleep(watched);
+    let used = vm.process().cpu_time()?.saturating_sub(before);
+    ensure!(used < watched / 10, "{used:?} of {watched:?} for clients that say nothing");
+    place.ctl("quit")?.ensure_code(0)?;
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
 }
 
 fn another_user_is_refused() -> Result<()> {

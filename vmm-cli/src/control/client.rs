@@ -132,7 +132,8 @@ impl Attempt<'_> {
         let sent = stream.write_all(request);
         let mut answer = Vec::new();
         let mut chunk = [0; 4096];
-        while !answer.ends_with(b"\n") {
+        // Whatever follows the first line is about the connection, which is of no more use.
+        while !answer.contains(&b'\n') {
             stream.set_read_timeout(Some(self.left()?)).map_err(failed)?;
             match stream.read(&mut chunk) {
                 Ok(0) => {
@@ -147,6 +148,8 @@ impl Attempt<'_> {
                 return Err(CtlError::NotAnAnswer { path: self.path.to_owned() });
             }
         }
+        let end = answer.iter().position(|&byte| byte == b'\n').map_or(answer.len(), |at| at + 1);
+        answer.truncate(end);
         String::from_utf8(answer).map_err(|_| CtlError::NotAnAnswer { path: self.path.to_owned() })
     }
 
