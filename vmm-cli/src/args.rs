@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::config::{
-    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value,
+    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
+    duration, value,
 };
 use crate::control::operations::Operation;
 use crate::control::wire;
@@ -117,9 +118,9 @@ pub enum CtlVerb {
 }
 
 impl CtlVerb {
-    /// What it asks for.
+    /// What it asks for; statistics `for_programs` or for people.
     #[must_use]
-    pub fn operation(self) -> Operation {
+    pub fn operation(self, for_programs: bool) -> Operation {
         match self {
             Self::Status => Operation::Status,
             Self::Pause { limit } => Operation::Pause { limit },
@@ -127,7 +128,8 @@ impl CtlVerb {
             Self::PowerButton => Operation::PowerButton,
             Self::Reset => Operation::Reset,
             Self::Quit => Operation::Quit,
-            Self::Stats => Operation::Stats,
+            Self::Stats if for_programs => Operation::Stats { format: StatsFormat::Json },
+            Self::Stats => Operation::Stats { format: StatsFormat::Table },
         }
     }
 }
@@ -225,6 +227,15 @@ pub struct VmArgs {
     /// File to append the log to [default: standard error]
     #[arg(long, value_name = "PATH", help_heading = "Log")]
     pub log_file: Option<PathBuf>,
+
+    /// File for what the machine has counted, written at its end; - is standard output [default: none]
+    #[arg(long, value_name = "PATH", help_heading = "Statistics")]
+    pub stats: Option<StatsOutput>,
+
+    /// Form of the statistics: table or json [default: table on standard output, json in a file]
+    #[arg(long, value_name = "FORMAT", help_heading = "Statistics")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub stats_format: Option<StatsFormat>,
 }
 
 #[cfg(test)]
@@ -281,7 +292,9 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+        for flag in
+            ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format", "--stats-format"]
+        {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");
@@ -299,7 +312,7 @@ mod tests {
 
     #[test]
     fn an_empty_path_is_refused() {
-        for flag in ["--kernel=", "--initrd=", "--api-sock=", "--log-file=", ""] {
+        for flag in ["--kernel=", "--initrd=", "--api-sock=", "--log-file=", "--stats=", ""] {
             assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 2, "{flag}");
         }
     }
@@ -325,7 +338,7 @@ mod tests {
         assert_eq!(args.verb, CtlVerb::Pause { limit: Duration::from_millis(250) });
         assert_eq!(args.timeout, Some(Duration::from_secs(2)));
         assert_eq!(
-            parse(&["s", "pause"]).unwrap().verb.operation(),
+            parse(&["s", "pause"]).unwrap().verb.operation(false),
             Operation::Pause { limit: wire::DEFAULT_LIMIT }
         );
         for wrong in

@@ -17,7 +17,7 @@ use crate::event_loop::{self, Ended, Inputs};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
-use crate::{advice, default_guest, host, logging, messages};
+use crate::{advice, default_guest, host, logging, messages, stats};
 
 /// The device node of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
@@ -45,6 +45,9 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     // Before anything is opened for writing, or built.
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
+    let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
+    let mut report = None;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;
@@ -62,6 +65,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             break (ended, Some(life));
         }
         tracing::info!(event = ?ended.event, "restart");
+        report = count(&life.machine);
         drop(life);
         control.starts_again();
         let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
@@ -71,11 +75,18 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     };
     let code = ended.forced.map_or_else(|| outcome::exit_code(&ended.event), outcome::forced);
     signals.watch_over_teardown(ended.asked, config.machine.grace_time, code);
-    drop(life);
+    if let Some(life) = life {
+        report = count(&life.machine);
+    }
     drop(console);
     // Last: until then a client is told that the machine is being stopped.
     drop(control);
     tell_end(&ended);
+    if let (Some(output), Some(report)) = (stats, report) {
+        // What was said before is to stand before.
+        logging::flush();
+        output.write(&report);
+    }
     Ok(ExitCode::from(code))
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::IoctlError;
@@ -53,6 +53,8 @@ pub struct Capabilities {
     pub tsc_deadline_timer: bool,
     /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
     pub kvmclock_ctrl: bool,
+    /// `KVM_CAP_BINARY_STATS_FD`: the kernel's own statistics of a VM and its vCPUs.
+    pub binary_stats: bool,
 }
 
 /// An open `/dev/kvm`.
@@ -93,6 +95,7 @@ impl Kvm {
             immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
+            binary_stats: fd.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0,
         };
         Ok(Self { fd, capabilities })
     }

@@ -3,14 +3,14 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::counters::Counters;
 use crate::kick::{Kick, Parking, Requests};
 use crate::mechanism::{Mechanism, ThreadTarget};
-use crate::run_loop::{ExitHandler, Shared, VcpuEnd, run};
+use crate::run_loop::{Ended, ExitHandler, Shared, VcpuEnd, run};
 use crate::signal;
 use crate::vcpu::Vcpu;
 
@@ -99,22 +99,15 @@ impl VcpuThread {
         self.shared.kicks.withdraw(Requests::PAUSE);
     }
 
-    /// Performs `task` on the vCPU's own thread, out of the guest with the pending access completed, and waits for its
-    /// result. A vCPU whose access is deferred performs it when the access has ended.
+    /// As [`Shared::perform`], for this vCPU.
     ///
     /// # Errors
-    /// The thread has ended or ends before it comes to the task.
+    /// The thread has ended, or ends before it comes to the task.
     pub fn perform<R: Send + 'static>(
         &self,
         task: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
     ) -> Result<R, VcpuGone> {
-        let (sender, result) = mpsc::sync_channel(1);
-        self.shared.tasks.push(Box::new(move |vcpu| {
-            // The receiver waits until it has this or the sender is gone.
-            let _ = sender.send(task(vcpu));
-        }));
-        self.shared.kicks.kick(Requests::TASK);
-        result.recv().map_err(|_| VcpuGone { index: self.index })
+        self.shared.perform(task).map_err(|Ended| VcpuGone { index: self.index })
     }
 
     /// What was counted so far.
@@ -176,8 +169,7 @@ fn thread_main<H: ExitHandler>(
             .unwrap_or_else(|panic| VcpuEnd::Panicked(panic_message(&*panic))),
         Err(error) => VcpuEnd::RunFailed(error),
     };
-    shared.kicks.end();
-    shared.tasks.close();
+    shared.end();
     on_end(&vcpu, end);
 }
 

@@ -52,12 +52,12 @@ pub enum ConfigError {
     )]
     OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
     #[error(
-        "{}: {} is also {}; a socket needs a path of its own",
+        "{}: {} is also {}; choose a path for each",
         keys::with_flag(key),
         show(path),
         keys::with_flag(other)
     )]
-    SamePath { key: &'static str, path: PathBuf, other: &'static str },
+    SameOutput { key: &'static str, path: PathBuf, other: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,

@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{duration, serial, size};
+use super::{duration, serial, size, stats};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -76,6 +76,13 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key("format", "--log-format", Form::Text, "\"text\" or \"json\""),
             key("file", "--log-file", Form::Text, EXPECTED_PATH),
+        ],
+    },
+    Section {
+        name: "stats",
+        keys: &[
+            key("output", "--stats", Form::Text, stats::EXPECTED),
+            key("format", "--stats-format", Form::Text, "\"table\" or \"json\""),
         ],
     },
 ];
@@ -220,7 +227,10 @@ mod tests {
     #[test]
     fn a_key_near_to_nothing_lists_what_there_is() {
         assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
-        assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, control, log");
+        assert_eq!(
+            hint("", "quux"),
+            "the sections are: boot, cpu, memory, machine, console, control, log, stats"
+        );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count, kick");
     }
 

@@ -1,6 +1,6 @@
 //! Configuration: one structure for file and flags, checked once and then trusted.
 
-mod choice;
+pub(crate) mod choice;
 pub(crate) mod duration;
 mod error;
 mod file;
@@ -9,24 +9,26 @@ mod parse;
 mod render;
 mod serial;
 mod size;
+mod stats;
 #[cfg(test)]
 mod testing;
 pub(crate) mod value;
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault};
+pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
 pub use parse::parse_toml;
 pub use serial::SerialMode;
 pub use size::MemorySize;
+pub use stats::StatsOutput;
 pub use value::ValueError;
 
 use crate::args::VmArgs;
@@ -54,6 +56,8 @@ pub struct VmConfig {
     pub control: ControlConfig,
     /// The log of this process.
     pub log: LogConfig,
+    /// What is written about a run.
+    pub stats: StatsConfig,
 }
 
 /// The section `[boot]`.
@@ -144,6 +148,28 @@ pub struct LogConfig {
     pub file: Option<PathBuf>,
 }
 
+/// The section `[stats]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatsConfig {
+    /// Where the statistics go when the machine has ended; `None`: nowhere.
+    #[serde(deserialize_with = "value::some_from_text")]
+    pub output: Option<StatsOutput>,
+    /// Their form; `None` leaves it to [`StatsConfig::format`].
+    #[serde(deserialize_with = "choice::deserialize_some")]
+    pub format: Option<StatsFormat>,
+}
+
+impl StatsConfig {
+    /// The form of the statistics: as configured, else a table on standard output and JSON in a file.
+    pub fn format(&self) -> StatsFormat {
+        self.format.unwrap_or(match self.output {
+            Some(StatsOutput::Stdout) => StatsFormat::Table,
+            Some(StatsOutput::File(_)) | None => StatsFormat::Json,
+        })
+    }
+}
+
 impl Default for CpuConfig {
     fn default() -> Self {
         Self { count: 1, kick: Kick::default() }
@@ -191,6 +217,11 @@ impl VmConfig {
         self.machine.selftest.unwrap_or(self.boot.kernel.is_none())
     }
 
+    /// Whether somebody may ask what the kernel counts: each vCPU then takes one more descriptor.
+    pub fn keeps_kernel_stats(&self) -> bool {
+        self.stats.output.is_some() || self.control.socket.is_some()
+    }
+
     fn apply(&mut self, args: &VmArgs) {
         fn set<T: Clone>(setting: &mut T, flag: Option<&T>) {
             if let Some(value) = flag {
@@ -218,6 +249,8 @@ impl VmConfig {
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
         set_optional(&mut self.log.file, args.log_file.as_ref());
+        set_optional(&mut self.stats.output, args.stats.as_ref());
+        set_optional(&mut self.stats.format, args.stats_format.as_ref());
     }
 
     fn resolve_paths(&mut self) -> Result<(), ConfigError> {
@@ -242,18 +275,7 @@ impl VmConfig {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
             }
         }
-        let serial = match &self.console.serial {
-            SerialMode::File(path) => Some(path),
-            _ => None,
-        };
-        for (key, output) in [("console.serial", serial), ("log.file", self.log.file.as_ref())] {
-            let Some(path) = output else { continue };
-            let same =
-                |image: &&Option<PathBuf>| image.as_ref().is_some_and(|image| is_same_file(image, path));
-            if let Some(&(image, _)) = images.iter().find(|(_, image)| same(image)) {
-                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
-            }
-        }
+        self.validate_outputs(&images)?;
         self.validate_sockets()
     }
 
@@ -262,8 +284,7 @@ impl VmConfig {
             SerialMode::Unix(path) => Some(path),
             _ => None,
         };
-        let control = self.control.socket.as_ref();
-        for (key, socket) in [("console.serial", serial), ("control.socket", control)] {
+        for (key, socket) in [("console.serial", serial), ("control.socket", self.control.socket.as_ref())] {
             let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
@@ -271,10 +292,29 @@ impl VmConfig {
                 return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
             }
         }
-        let files = [("console.serial", self.console.serial.path()), ("log.file", self.log.file.as_ref())];
-        for (other, path) in files {
-            if let Some(path) = path.filter(|path| control == Some(path)) {
-                return Err(ConfigError::SamePath { key: "control.socket", path: path.clone(), other });
+        Ok(())
+    }
+
+    /// Checks that no output, a file or a socket, is an image or another output.
+    fn validate_outputs(&self, images: &[(&'static str, &Option<PathBuf>)]) -> Result<(), ConfigError> {
+        let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
+        let outputs = [
+            ("console.serial", self.console.serial.path()),
+            ("control.socket", self.control.socket.as_ref()),
+            ("log.file", self.log.file.as_ref()),
+            ("stats.output", stats),
+        ];
+        let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
+        for (index, &(key, path)) in outputs.iter().enumerate() {
+            let same = |image: &&(_, &Option<PathBuf>)| {
+                image.1.as_ref().is_some_and(|image| is_same_file(image, path))
+            };
+            if let Some(&(image, _)) = images.iter().find(same) {
+                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
+            }
+            let other = outputs.iter().take(index).find(|(_, other)| is_same_output(other, path));
+            if let Some(&(other, _)) = other {
+                return Err(ConfigError::SameOutput { key, path: path.clone(), other });
             }
         }
         Ok(())
@@ -287,6 +327,7 @@ impl VmConfig {
             ("console.serial", self.console.serial.path_mut()),
             ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
+            ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))
     }
@@ -296,6 +337,14 @@ impl VmConfig {
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
     identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
+/// Whether what is written to both paths would come to one file. Devices take what several write.
+fn is_same_output(one: &Path, other: &Path) -> bool {
+    let is_file = |path: &Path| {
+        path.metadata().map_or(true, |metadata| metadata.is_file() || metadata.file_type().is_socket())
+    };
+    is_file(one) && (one == other || is_same_file(one, other))
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {

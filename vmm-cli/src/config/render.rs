@@ -47,6 +47,16 @@ impl VmConfig {
         out.text("level", &choice::word(&self.log.level));
         out.text("format", &choice::word(&self.log.format));
         out.path("file", self.log.file.as_deref(), "standard error");
+
+        out.section("stats");
+        match &self.stats.output {
+            Some(output) => out.text("output", &output.to_string()),
+            None => out.unset("output", "no statistics are written"),
+        }
+        match &self.stats.format {
+            Some(format) => out.text("format", &choice::word(format)),
+            None => out.unset("format", "table on standard output, json in a file"),
+        }
         out.0
     }
 }
@@ -90,7 +100,7 @@ mod tests {
     use super::*;
     use crate::config::{
         BootConfig, ConsoleConfig, ControlConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig,
-        MemorySize, SerialMode, keys, parse_toml,
+        MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -115,6 +125,12 @@ mod tests {
         ]
     }
 
+    fn stats() -> impl Strategy<Value = StatsConfig> {
+        let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
+        (prop::option::of(output), prop::option::of(word()))
+            .prop_map(|(output, format)| StatsConfig { output, format })
+    }
+
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
@@ -122,7 +138,7 @@ mod tests {
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
             socket in optional_path(),
-            (level, format, file) in (word(), word(), optional_path()),
+            (level, format, file, stats) in (word(), word(), optional_path(), stats()),
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
@@ -138,6 +154,7 @@ mod tests {
                 console: ConsoleConfig { serial },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
+                stats,
             }
         }
     }
@@ -185,6 +202,10 @@ serial = \"stdio\"
 level = \"warn\"
 format = \"text\"
 # file is not set: standard error
+
+[stats]
+# output is not set: no statistics are written
+# format is not set: table on standard output, json in a file
 ";
         assert_eq!(VmConfig::default().to_toml(), expected);
     }

@@ -38,6 +38,9 @@ socket = "control.sock"
 level = "trace"
 format = "json"
 file = "../vm.log"
+[stats]
+output = "stats.txt"
+format = "table"
 "#;
 
 fn parse(text: &str) -> Result<VmConfig, ConfigError> {
@@ -69,7 +72,7 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n").unwrap(),
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n[stats]\n").unwrap(),
         VmConfig::default()
     );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
@@ -100,10 +103,15 @@ fn every_key_arrives_in_its_field() {
             format: LogFormat::Json,
             file: Some("dir/../vm.log".into()),
         },
+        stats: StatsConfig {
+            output: Some(StatsOutput::File("dir/stats.txt".into())),
+            format: Some(StatsFormat::Table),
+        },
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();
     assert_ne!((config.boot, config.machine, config.log), (default.boot, default.machine, default.log));
+    assert_ne!(config.stats, default.stats);
 }
 
 #[test]
@@ -115,6 +123,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
+    assert_eq!(config.stats.output, Some(StatsOutput::File(scratch.path("stats.txt"))));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
     assert_eq!(config.control.socket, Some(scratch.path("control.sock")));
 
@@ -135,6 +144,8 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--log-level=off",
         "--log-format=text",
         "--log-file=log",
+        "--stats=stats",
+        "--stats-format=json",
     ];
     let config = load(flags.map(Path::new).into_iter().chain([&*file])).unwrap();
     let here = std::env::current_dir().unwrap();
@@ -156,6 +167,10 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
+        stats: StatsConfig {
+            output: Some(StatsOutput::File(here.join("stats"))),
+            format: Some(StatsFormat::Json),
+        },
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
@@ -282,12 +297,16 @@ fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
 
 #[test]
 fn a_control_socket_shares_its_path_with_nothing() {
-    for (other, key) in
-        [("--serial=unix=s", "console.serial (--serial)"), ("--log-file=s", "log.file (--log-file)")]
-    {
+    let control = "control.socket (--api-sock)";
+    for (other, first, second) in [
+        ("--serial=unix=s", control, "console.serial (--serial)"),
+        ("--serial=file=s", control, "console.serial (--serial)"),
+        ("--log-file=s", "log.file (--log-file)", control),
+        ("--stats=s", "stats.output (--stats)", control),
+    ] {
         let error = message(load(["--api-sock=s", other]).unwrap_err());
-        assert!(error.starts_with("control.socket (--api-sock): "), "{error}");
-        assert!(error.ends_with(&format!("s is also {key}; a socket needs a path of its own")), "{error}");
+        assert!(error.starts_with(&format!("{first}: ")), "{error}");
+        assert!(error.ends_with(&format!("s is also {second}; choose a path for each")), "{error}");
     }
 }
 
@@ -297,11 +316,40 @@ fn an_output_that_is_an_image_is_refused_by_whatever_name() {
     let kernel = scratch.file("kernel", "precious");
     std::os::unix::fs::symlink(&kernel, scratch.path("other-name")).unwrap();
     let kernel = kernel.display();
-    for output in ["--serial=file=", "--log-file="] {
+    for output in ["--serial=file=", "--log-file=", "--stats="] {
         let output = format!("{output}{}", scratch.path("other-name").display());
         let error = message(load([format!("--kernel={kernel}"), output]).unwrap_err());
         assert!(error.ends_with("is also boot.kernel (--kernel), and would be written over"), "{error}");
     }
+}
+
+#[test]
+fn two_outputs_in_one_file_are_refused_and_two_to_one_device_are_not() {
+    let scratch = Scratch::new();
+    let path = scratch.file("out", "");
+    std::os::unix::fs::symlink(&path, scratch.path("other-name")).unwrap();
+    let (path, other) = (path.display(), scratch.path("other-name"));
+    for second in [path.to_string(), other.display().to_string()] {
+        let error = message(load([format!("--log-file={path}"), format!("--stats={second}")]).unwrap_err());
+        assert_eq!(
+            error,
+            format!("stats.output (--stats): {second} is also log.file (--log-file); choose a path for each")
+        );
+    }
+    let absent = scratch.path("absent");
+    let absent = absent.display();
+    assert!(load([format!("--serial=file={absent}"), format!("--stats={absent}")]).is_err());
+    assert!(load([format!("--serial=file={absent}"), format!("--stats={path}")]).is_ok());
+    assert!(load(["--serial=file=/dev/null", "--log-file=/dev/null", "--stats=/dev/null"]).is_ok());
+}
+
+#[test]
+fn the_form_of_the_statistics_follows_their_place_until_it_is_set() {
+    let format = |flags: &[&str]| load(flags).unwrap().stats.format();
+    assert_eq!(format(&["--stats=-"]), StatsFormat::Table);
+    assert_eq!(format(&["--stats=stats.txt"]), StatsFormat::Json);
+    assert_eq!(format(&["--stats=-", "--stats-format=json"]), StatsFormat::Json);
+    assert_eq!(format(&["--stats=stats.txt", "--stats-format=table"]), StatsFormat::Table);
 }
 
 #[test]
@@ -405,7 +453,7 @@ proptest! {
     #[test]
     fn no_text_that_is_nearly_right_panics(
         lines in prop::collection::vec(
-            r#"\[(boot|cpu|memory|log)\]|(kernel|count|size|level|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
+            r#"\[(boot|cpu|memory|log|stats)\]|(kernel|count|size|level|output|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
             0..6,
         ),
     ) {

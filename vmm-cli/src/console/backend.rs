@@ -1,12 +1,10 @@
 //! `Backend`: what the guest's serial port is connected to on the host.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -17,6 +15,7 @@ use super::stdin::Stdin;
 use crate::config::SerialMode;
 use crate::listener::{ListenError, Listener};
 use crate::messages;
+use crate::output_file;
 use crate::sink::Sink;
 
 /// Why a console cannot be opened. All but [`OpenError::Host`] are the user's to mend.
@@ -91,8 +90,8 @@ impl Backend {
                 Ok((Self::Stdin(Stdin::open().map_err(host("raw mode"))?), output))
             }
             SerialMode::File(path) => {
-                let file =
-                    open_file(path).map_err(|source| OpenError::Path { path: path.clone(), source })?;
+                let file = output_file::create(path)
+                    .map_err(|source| OpenError::Path { path: path.clone(), source })?;
                 Ok((Self::OutputOnly, start(Some(file.into()))?))
             }
             SerialMode::Pty => {
@@ -195,17 +194,6 @@ impl Backend {
     }
 }
 
-/// Creates or empties the output file. Only a regular file or a character device: opening a FIFO would block.
-fn open_file(path: &Path) -> io::Result<File> {
-    if let Ok(metadata) = path.metadata()
-        && !(metadata.is_file() || metadata.file_type().is_char_device())
-    {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)
-}
-
 /// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked
 /// for it can read it.
 fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -246,31 +234,5 @@ pub(super) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'
         Err(Errno::EINTR | Errno::EAGAIN) => Some(&[]),
         // A terminal that hung up, a peer that reset the connection.
         Err(_) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scratch(name: &str) -> PathBuf {
-        std::env::temp_dir().join(format!("vmm-console-{}-{name}", std::process::id()))
-    }
-
-    #[test]
-    fn a_fifo_is_no_output_file() {
-        let path = scratch("fifo");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(open_file(&path).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn an_output_file_is_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let path = scratch("private-file");
-        open_file(&path).unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0);
-        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -72,7 +72,7 @@ impl CtlError {
 /// Asks once and prints the answer.
 #[must_use]
 pub fn run(args: &CtlArgs) -> ExitCode {
-    let operation = args.verb.operation();
+    let operation = args.verb.operation(args.json);
     let owed = match operation {
         Operation::Pause { limit } => limit,
         _ => Duration::ZERO,

@@ -11,7 +11,8 @@ use serde_json::Value;
 use vmm_core::{VmEvent, VmEvents};
 
 use super::current::{Current, Lease};
-use crate::config::MemorySize;
+use crate::config::{MemorySize, StatsFormat};
+use crate::stats::Report;
 
 /// Who has asked, in the reason of a machine's end.
 pub const ASKED_BY: &str = "control socket";
@@ -38,7 +39,10 @@ pub enum Operation {
     /// The machine and its monitor end.
     Quit,
     /// What has been counted.
-    Stats,
+    Stats {
+        /// For people or for programs.
+        format: StatsFormat,
+    },
 }
 
 impl Operation {
@@ -47,7 +51,8 @@ impl Operation {
     pub fn waits(self) -> bool {
         match self {
             Self::Pause { .. } => true,
-            Self::Status | Self::Resume | Self::PowerButton | Self::Reset | Self::Quit | Self::Stats => false,
+            Self::Status | Self::Resume | Self::PowerButton => false,
+            Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
     }
 }
@@ -100,8 +105,13 @@ pub enum Outcome {
     },
     /// Of an operation that has been passed on: to the guest, or to those who end machines.
     Passed {},
-    /// Of [`Operation::Stats`].
+    /// Of [`Operation::Stats`] for programs.
     Statistics(Value),
+    /// Of [`Operation::Stats`] for people.
+    Table {
+        /// Whole lines.
+        table: String,
+    },
 }
 
 /// Why an operation has not been carried out.
@@ -147,7 +157,7 @@ pub trait Controlled: Send + Sync {
     /// Ends this life of the machine as a reset does; returns whether it has not ended before.
     fn reset(&self) -> bool;
     /// What has been counted.
-    fn statistics(&self) -> Value;
+    fn report(&self) -> Report;
 }
 
 /// What does not change from one life of a machine to the next.
@@ -200,7 +210,13 @@ impl Operations {
                 self.asked.send(VmEvent::UserStop(ASKED_BY));
                 Ok(Outcome::Passed {})
             }
-            Operation::Stats => Ok(Outcome::Statistics(self.machine()?.statistics())),
+            Operation::Stats { format } => {
+                let report = self.machine()?.report();
+                Ok(match format {
+                    StatsFormat::Json => Outcome::Statistics(report.to_value()),
+                    StatsFormat::Table => Outcome::Table { table: report.to_table() },
+                })
+            }
         }
     }
 
@@ -242,6 +258,7 @@ mod tests {
     use crate::control::testing::FakeMachine;
 
     const PAUSE: Operation = Operation::Pause { limit: Duration::from_secs(1) };
+    const STATS: Operation = Operation::Stats { format: StatsFormat::Json };
 
     struct Bench {
         machine: Arc<FakeMachine>,
@@ -269,9 +286,7 @@ mod tests {
     fn without_a_machine_there_is_a_status_and_a_way_to_quit() {
         let bench = bench();
         assert_eq!(state(&bench.operations), State::Starting);
-        for operation in
-            [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset, Operation::Stats]
-        {
+        for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset, STATS] {
             assert_eq!(bench.operations.execute(operation), Err(OperationError::Starting), "{operation:?}");
         }
         assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
@@ -328,6 +343,17 @@ mod tests {
         }
         drop(published);
         assert_eq!(state(&bench.operations), State::Stopping);
+    }
+
+    #[test]
+    fn statistics_come_for_programs_and_for_people() {
+        let bench = bench();
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        let Ok(Outcome::Statistics(report)) = bench.operations.execute(STATS) else { panic!() };
+        assert_eq!(report["vcpus"][1]["monitor"]["port_reads"], 2);
+        let people = Operation::Stats { format: StatsFormat::Table };
+        let Ok(Outcome::Table { table }) = bench.operations.execute(people) else { panic!() };
+        assert!(table.starts_with("vCPUs, counted by vmm-cli"), "{table}");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::config::StatsFormat;
+
 use super::operations::{Operation, OperationError, Outcome, Status};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use super::{connection, server};
@@ -62,7 +64,13 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                 Operation::PowerButton | Operation::Reset | Operation::Quit => {
                     wire::line(&Answer::Ok(Outcome::Passed {}))
                 }
-                Operation::Stats => wire::line(&Answer::Ok(Outcome::Statistics(value))),
+                Operation::Stats { format: StatsFormat::Json } => {
+                    wire::line(&Answer::Ok(Outcome::Statistics(value)))
+                }
+                Operation::Stats { format: StatsFormat::Table } => {
+                    let table = value["table"].as_str().unwrap().to_owned();
+                    wire::line(&Answer::Ok(Outcome::Table { table }))
+                }
             },
         };
         assert_eq!(written.trim_end(), answer);

@@ -7,11 +7,12 @@ use super::operations::{Operation, State, Status};
 /// What `operation` has come to, as whole lines.
 pub(super) fn text(operation: Operation, value: &Value) -> String {
     match operation {
-        Operation::Status => match serde_json::from_value(value.clone()) {
-            Ok(status) => self::status(&status),
-            Err(_) => table(value),
-        },
-        Operation::Stats => table(value),
+        Operation::Status => serde_json::from_value(value.clone())
+            .map_or_else(|_| format!("{value}\n"), |status| self::status(&status)),
+        Operation::Stats { .. } => {
+            let table = value["table"].as_str().map(|table| table.lines().map(printable));
+            table.map_or_else(|| format!("{value}\n"), |lines| lines.map(|line| line + "\n").collect())
+        }
         Operation::Pause { .. } => "paused\n".into(),
         Operation::Resume => "running\n".into(),
         Operation::PowerButton => "the power button is pressed\n".into(),
@@ -48,34 +49,12 @@ fn status(status: &Status) -> String {
     rows.iter().map(|(name, value)| format!("{name:<8} {value}\n")).collect()
 }
 
-/// One line for each value, with the way to it.
-fn table(value: &Value) -> String {
-    let mut rows = Vec::new();
-    collect(String::new(), value, &mut rows);
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
-}
-
-fn collect(name: String, value: &Value, rows: &mut Vec<(String, String)>) {
-    let below = |part: &str| if name.is_empty() { part.to_owned() } else { format!("{name}.{part}") };
-    match value {
-        Value::Object(fields) => {
-            fields.iter().for_each(|(part, value)| collect(below(&printable(part)), value, rows));
-        }
-        Value::Array(items) => {
-            items.iter().zip(0_usize..).for_each(|(value, at)| collect(below(&at.to_string()), value, rows));
-        }
-        Value::String(text) => rows.push((name, printable(text))),
-        Value::Null => rows.push((name, "-".into())),
-        Value::Bool(_) | Value::Number(_) => rows.push((name, value.to_string())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::StatsFormat;
 
     #[test]
     fn a_status_is_a_small_table() {
@@ -89,10 +68,15 @@ mod tests {
     }
 
     #[test]
-    fn statistics_are_a_line_a_value() {
-        let statistics = json!({ "vcpus": [{ "kicks": { "sent": 1 }, "name": "a\u{1b}" }], "since": null });
-        let expected = "since               -\nvcpus.0.kicks.sent  1\nvcpus.0.name        a\u{fffd}\n";
-        assert_eq!(text(Operation::Stats, &statistics), expected);
+    fn statistics_are_the_table_that_was_answered() {
+        let table = json!({ "table": "vCPUs\n  exits  1\u{1b}\n" });
+        let operation = Operation::Stats { format: StatsFormat::Table };
+        assert_eq!(text(operation, &table), "vCPUs\n  exits  1\u{fffd}\n");
+    }
+
+    #[test]
+    fn an_answer_of_another_form_is_shown_as_it_came() {
+        assert_eq!(text(Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use vmm_vcpu::Counters;
 
 use super::operations::{Controlled, OperationError, State};
+use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
 pub(crate) struct FakeMachine {
@@ -79,7 +80,9 @@ impl Controlled for FakeMachine {
         is_first
     }
 
-    fn statistics(&self) -> Value {
-        json!({ "vcpus": [{ "kicks": 1 }, { "kicks": 2 }] })
+    fn report(&self) -> Report {
+        let mut counters = [Counters::default(); 2];
+        (counters[0].port_reads, counters[1].port_reads) = (1, 2);
+        Report::take(MachineCounters::default(), counters.to_vec(), None)
     }
 }

@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::operations::{Operation, OperationError, Outcome};
-use crate::config::duration;
+use crate::config::{StatsFormat, choice, duration};
 
 /// Longest request in bytes, its newline not counted.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -81,6 +81,16 @@ struct Pause {
     limit: Duration,
 }
 
+/// A request for statistics.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stats {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(default, deserialize_with = "choice::deserialize_some")]
+    format: Option<StatsFormat>,
+}
+
 fn default_limit() -> Duration {
     DEFAULT_LIMIT
 }
@@ -150,7 +160,8 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         Verb::PowerButton => bare(Operation::PowerButton),
         Verb::Reset => bare(Operation::Reset),
         Verb::Quit => bare(Operation::Quit),
-        Verb::Stats => bare(Operation::Stats),
+        Verb::Stats => from_text::<Stats>(text)
+            .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
     }
 }
 
@@ -180,18 +191,20 @@ pub fn request(operation: Operation) -> String {
         verb: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         limit: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        format: Option<String>,
     }
-    let (verb, limit) = match operation {
-        Operation::Status => (Verb::Status, None),
-        Operation::Pause { limit } => (Verb::Pause, Some(duration::render(limit))),
-        Operation::Resume => (Verb::Resume, None),
-        Operation::PowerButton => (Verb::PowerButton, None),
-        Operation::Reset => (Verb::Reset, None),
-        Operation::Quit => (Verb::Quit, None),
-        Operation::Stats => (Verb::Stats, None),
+    let (verb, limit, format) = match operation {
+        Operation::Status => (Verb::Status, None, None),
+        Operation::Pause { limit } => (Verb::Pause, Some(duration::render(limit)), None),
+        Operation::Resume => (Verb::Resume, None, None),
+        Operation::PowerButton => (Verb::PowerButton, None, None),
+        Operation::Reset => (Verb::Reset, None, None),
+        Operation::Quit => (Verb::Quit, None, None),
+        Operation::Stats { format } => (Verb::Stats, None, Some(choice::word(&format))),
     };
     let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
-    line(&Request { verb: name, limit })
+    line(&Request { verb: name, limit, format })
 }
 
 /// The answer to a request.
@@ -373,7 +386,8 @@ mod tests {
                 Operation::PowerButton,
                 Operation::Reset,
                 Operation::Quit,
-                Operation::Stats,
+                Operation::Stats { format: StatsFormat::Json },
+                Operation::Stats { format: StatsFormat::Table },
             ]),
         ]
     }
@@ -409,6 +423,8 @@ mod tests {
             (r#"{"verb":"pause","limit":1}"#, 25, "invalid type: integer `1`, expected a string"),
             (r#"{"verb":"pause","limit":"1"}"#, 28, "the limit `1` is no duration from 0s to 1m"),
             (r#"{"verb":"pause","limit":"2m"}"#, 29, "the limit `2m` is no duration from 0s to 1m"),
+            (r#"{"verb":"stats","format":"xml"}"#, 31, "xml is not one of table, json"),
+            (r#"{"verb":"stats","limit":"1s"}"#, 23, "unknown field `limit`, expected `verb` or `format`"),
             (r#"{"verb":"pause","limit":null}"#, 28, "invalid type: null"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());

@@ -1,19 +1,23 @@
-//! `Handle`: a machine as those reach it who control it from outside.
+//! `Handle`: what of a machine others may reach, and what those do who control it from outside.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use vmm_core::{VmEvent, VmEvents};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
+use super::exits::Exits;
 use crate::control::operations::{ASKED_BY, Controlled, OperationError, State};
+use crate::stats::{KernelStats, MachineCounters, Report};
 
-/// What of a machine can be controlled. It keeps that alive: it must be gone when the machine is taken apart.
+/// The vCPUs of a machine and what is beside them.
 pub(super) struct Handle {
-    pub(super) vcpus: Arc<Vcpus>,
-    pub(super) power_button: Arc<PowerButton>,
+    pub(super) vcpus: Vcpus,
+    /// Absent if nobody wants them, or the kernel has none.
+    pub(super) kernel_stats: Option<KernelStats>,
+    pub(super) power_button: PowerButton,
+    pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
 }
 
@@ -50,7 +54,9 @@ impl Controlled for Handle {
         self.events.send(VmEvent::Reset(ASKED_BY))
     }
 
-    fn statistics(&self) -> Value {
-        json!({ "vcpus": self.vcpus.counters() })
+    fn report(&self) -> Report {
+        let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
+        Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref())
     }
 }

@@ -30,19 +30,17 @@ use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
 use crate::outcome::Failure;
+use crate::stats::{KernelStats, Report};
 use devices::Devices;
-use exits::Exits;
 use handle::Handle;
 pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
-    vcpus: Arc<Vcpus>,
+    /// The vCPUs, and what else others may reach: nobody has it any more when the machine is dropped.
+    handle: Arc<Handle>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
-    power_button: Arc<PowerButton>,
-    events: VmEvents,
-    exits: Arc<Exits>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
@@ -76,7 +74,7 @@ impl Machine {
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
-        let power_button = Arc::new(devices.add_acpi(&vm, events)?);
+        let power_button = devices.add_acpi(&vm, events)?;
         acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
         memory
             .memory()
@@ -86,6 +84,7 @@ impl Machine {
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
+        let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
         let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
@@ -98,35 +97,46 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
-        let vcpus = Arc::new(Vcpus::new(vcpus));
+        let vcpus = Vcpus::new(vcpus);
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let events = events.clone();
-        Ok(Self { vcpus, serial, power_button, events, exits, _lines: lines, _memory: memory })
+        let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
+        Ok(Self { handle: Arc::new(handle), serial, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
-        self.vcpus.resume();
+        self.handle.vcpus.resume();
     }
 
     /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
     pub fn request_stop(&self) {
-        self.vcpus.request_stop();
+        self.handle.vcpus.request_stop();
     }
 
     /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.
     #[must_use]
     pub fn handle(&self) -> Arc<dyn Controlled> {
-        let (vcpus, power_button) = (Arc::clone(&self.vcpus), Arc::clone(&self.power_button));
-        Arc::new(Handle { vcpus, power_button, events: self.events.clone() })
+        Arc::clone(&self.handle) as _
+    }
+
+    /// Ends the vCPUs and returns all that has been counted.
+    #[must_use]
+    pub fn final_report(&self) -> Report {
+        let vcpus = &self.handle.vcpus;
+        vcpus.request_stop();
+        for index in 0..vcpus.counters().len() as u32 {
+            // The answer of one that was asked to stop, whichever it is, says that nothing of it will run any more.
+            let _ = vcpus.perform(index, |_| ());
+        }
+        self.handle.report()
     }
 
     /// The guest's power button.
     #[must_use]
     pub fn power_button(&self) -> &PowerButton {
-        &self.power_button
+        &self.handle.power_button
     }
 
     /// The guest's serial port.
@@ -138,12 +148,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        match Arc::get_mut(&mut self.vcpus) {
-            Some(vcpus) => vcpus.stop(),
-            // A handle is left: whoever drops it joins them.
-            None => self.vcpus.request_stop(),
+        match Arc::get_mut(&mut self.handle) {
+            Some(handle) => handle.vcpus.stop(),
+            // Whoever has it still joins them.
+            None => self.handle.vcpus.request_stop(),
         }
-        let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        let (ports, mmio) = (self.handle.exits.pio.unclaimed(), self.handle.exits.mmio.unclaimed());
         if ports + mmio != 0 {
             tracing::debug!(ports, mmio, "accesses to addresses without a device");
         }
@@ -208,6 +218,17 @@ fn configured_vcpus(
             Ok(vcpu)
         })
         .collect()
+}
+
+/// Opens what the kernel counts, if that is wanted and there.
+fn kernel_stats(
+    kvm: &Kvm,
+    config: &VmConfig,
+    vm: &Vm,
+    vcpus: &[Vcpu],
+) -> Result<Option<KernelStats>, Failure> {
+    let wanted = config.keeps_kernel_stats() && kvm.capabilities().binary_stats;
+    wanted.then(|| KernelStats::open(vm, vcpus)).transpose().map_err(Failure::host_cannot)
 }
 
 /// What the end of a vCPU means for the machine.

@@ -144,6 +144,7 @@ mod tests {
         immediate_exit: true,
         tsc_deadline_timer: true,
         kvmclock_ctrl: true,
+        binary_stats: true,
     };
 
     fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
