@@ -6,6 +6,7 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod console;
+    pub mod control;
     pub mod dedicated;
     pub mod doctor;
     pub mod embed;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::console::trials(),
+        native::control::trials(),
         native::dedicated::trials(),
         native::doctor::trials(),
         native::embed::trials(),

@@ -73,7 +73,7 @@ pub enum StatsFormat {
 }
 
 /// The word for `choice`, as file and flags write it.
-pub(super) fn word<T: ValueEnum>(choice: &T) -> String {
+pub(crate) fn word<T: ValueEnum>(choice: &T) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
@@ -94,7 +94,7 @@ where
 }
 
 /// As [`deserialize`]; a key that is present is always `Some`.
-pub(super) fn deserialize_some<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(crate) fn deserialize_some<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: ValueEnum,

@@ -55,7 +55,7 @@ pub enum ConfigError {
     )]
     OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
     #[error(
-        "{}: {} is also {}; choose a file for each",
+        "{}: {} is also {}; choose a path for each",
         keys::with_flag(key),
         show(path),
         keys::with_flag(other)

@@ -74,6 +74,7 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section { name: "console", keys: &[key("serial", "--serial", Form::Text, serial::EXPECTED)] },
+    Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
         name: "log",
         keys: &[
@@ -243,7 +244,10 @@ mod tests {
     #[test]
     fn a_key_near_to_nothing_lists_what_there_is() {
         assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
-        assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, log, stats");
+        assert_eq!(
+            hint("", "quux"),
+            "the sections are: boot, cpu, memory, machine, console, control, log, stats"
+        );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }
 

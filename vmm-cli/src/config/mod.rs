@@ -1,7 +1,7 @@
 //! Configuration: one structure for file and flags, checked once and then trusted.
 
 mod affinity;
-mod choice;
+pub(crate) mod choice;
 pub(crate) mod cpu;
 pub(crate) mod duration;
 mod error;
@@ -18,7 +18,7 @@ mod testing;
 pub(crate) mod value;
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,12 +37,10 @@ pub use stats::StatsOutput;
 pub use value::ValueError;
 
 use crate::args::VmArgs;
+use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Longest path of a Unix socket in bytes: `sun_path` without its closing NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// One virtual machine. [`VmConfig::load`] gives one whose every value is in range, whose paths are absolute and
 /// whose boot images could be opened.
@@ -59,6 +57,8 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// Its serial port.
     pub console: ConsoleConfig,
+    /// How it is controlled from outside.
+    pub control: ControlConfig,
     /// The log of this process.
     pub log: LogConfig,
     /// What is written about a run.
@@ -115,6 +115,15 @@ pub struct ConsoleConfig {
     /// Where the serial port ends on the host.
     #[serde(deserialize_with = "value::from_text")]
     pub serial: SerialMode,
+}
+
+/// The section `[control]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// The path of the control socket; `None`: there is none.
+    #[serde(deserialize_with = "value::path")]
+    pub socket: Option<PathBuf>,
 }
 
 /// The section `[log]`.
@@ -197,7 +206,7 @@ impl VmConfig {
 
     /// Whether somebody may ask what the kernel counts: each vCPU then takes one more descriptor.
     pub fn keeps_kernel_stats(&self) -> bool {
-        self.stats.output.is_some()
+        self.stats.output.is_some() || self.control.socket.is_some()
     }
 
     fn apply(&mut self, args: &VmArgs) {
@@ -230,6 +239,7 @@ impl VmConfig {
         set(&mut self.machine.pit, args.pit.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
+        set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
         set_optional(&mut self.log.file, args.log_file.as_ref());
@@ -261,25 +271,34 @@ impl VmConfig {
             }
         }
         self.validate_outputs(&images)?;
-        if let SerialMode::Unix(path) = &self.console.serial {
+        self.validate_sockets()
+    }
+
+    fn validate_sockets(&self) -> Result<(), ConfigError> {
+        let serial = match &self.console.serial {
+            SerialMode::Unix(path) => Some(path),
+            _ => None,
+        };
+        for (key, socket) in [("console.serial", serial), ("control.socket", self.control.socket.as_ref())] {
+            let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
-                let (key, path) = ("console.serial", path.clone());
+                let path = path.clone();
                 return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
             }
         }
         Ok(())
     }
 
-    /// Checks that no output file is an image, or another output.
+    /// Checks that no output, a file or a socket, is an image or another output.
     fn validate_outputs(&self, images: &[(&'static str, &Option<PathBuf>)]) -> Result<(), ConfigError> {
-        let serial = match &self.console.serial {
-            SerialMode::File(path) => Some(path),
-            _ => None,
-        };
         let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
-        let outputs =
-            [("console.serial", serial), ("log.file", self.log.file.as_ref()), ("stats.output", stats)];
+        let outputs = [
+            ("console.serial", self.console.serial.path()),
+            ("control.socket", self.control.socket.as_ref()),
+            ("log.file", self.log.file.as_ref()),
+            ("stats.output", stats),
+        ];
         let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
             let same = |image: &&(_, &Option<PathBuf>)| {
@@ -301,6 +320,7 @@ impl VmConfig {
             ("boot.kernel", self.boot.kernel.as_mut()),
             ("boot.initrd", self.boot.initrd.as_mut()),
             ("console.serial", self.console.serial.path_mut()),
+            ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
@@ -316,7 +336,9 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 
 /// Whether what is written to both paths would come to one file. Devices take what several write.
 fn is_same_output(one: &Path, other: &Path) -> bool {
-    let is_file = |path: &Path| path.metadata().map_or(true, |metadata| metadata.is_file());
+    let is_file = |path: &Path| {
+        path.metadata().map_or(true, |metadata| metadata.is_file() || metadata.file_type().is_socket())
+    };
     is_file(one) && (one == other || is_same_file(one, other))
 }
 

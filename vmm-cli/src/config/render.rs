@@ -40,6 +40,9 @@ impl VmConfig {
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
 
+        out.section("control");
+        out.path("socket", self.control.socket.as_deref(), "there is none");
+
         out.section("log");
         out.text("level", &choice::word(&self.log.level));
         out.text("format", &choice::word(&self.log.format));
@@ -133,8 +136,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, CpuList, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
-        StatsConfig, StatsOutput, keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, LogConfig, MachineConfig, MemoryConfig,
+        MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -211,6 +214,7 @@ mod tests {
             (cpu, pages) in (cpu(), 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
+            socket in optional_path(),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
         ) -> VmConfig {
             VmConfig {
@@ -225,6 +229,7 @@ mod tests {
                     selftest,
                 },
                 console: ConsoleConfig { serial },
+                control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
             }
@@ -285,6 +290,9 @@ pit = false
 
 [console]
 serial = \"stdio\"
+
+[control]
+# socket is not set: there is none
 
 [log]
 level = \"warn\"

@@ -41,6 +41,8 @@ pit = true
 selftest = false
 [console]
 serial = "unix=sock"
+[control]
+socket = "control.sock"
 [log]
 level = "trace"
 format = "json"
@@ -79,7 +81,7 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n[stats]\n").unwrap(),
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n[stats]\n").unwrap(),
         VmConfig::default()
     );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
@@ -114,6 +116,7 @@ fn every_key_arrives_in_its_field() {
             selftest: Some(false),
         },
         console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
+        control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
             format: LogFormat::Json,
@@ -141,6 +144,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
     assert_eq!(config.stats.output, Some(StatsOutput::File(scratch.path("stats.txt"))));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
+    assert_eq!(config.control.socket, Some(scratch.path("control.sock")));
 
     let flags = [
         "--kernel=Cargo.toml",
@@ -162,6 +166,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--pit=false",
         "--selftest",
         "--serial=file=out",
+        "--api-sock=ctl",
         "--log-level=off",
         "--log-format=text",
         "--log-file=log",
@@ -193,6 +198,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             selftest: Some(true),
         },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
+        control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
         stats: StatsConfig {
             output: Some(StatsOutput::File(here.join("stats"))),
@@ -328,9 +334,14 @@ fn a_path_that_toml_cannot_hold_is_refused() {
 #[test]
 fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
     let path = format!("/{}", "s".repeat(MAX_SOCKET_PATH - 1));
-    assert!(load([format!("--serial=unix={path}")]).is_ok());
-    let error = message(load([format!("--serial=unix={path}s")]).unwrap_err());
-    assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
+    for (flag, key) in
+        [("--serial=unix=", "console.serial (--serial)"), ("--api-sock=", "control.socket (--api-sock)")]
+    {
+        assert!(load([format!("{flag}{path}")]).is_ok());
+        let error = message(load([format!("{flag}{path}s")]).unwrap_err());
+        assert!(error.starts_with(key), "{error}");
+        assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
+    }
     assert!(load([format!("--serial=file={path}s")]).is_ok());
 }
 
@@ -343,6 +354,21 @@ fn processors_that_do_not_go_together_are_refused_by_file_and_flags_alike() {
     let error = message(load([&file]).unwrap_err());
     assert!(error.starts_with("cpu.affinity (--affinity): there are 2 lists for 1 vCPUs"), "{error}");
     load([&*file, Path::new("--cpus=2")]).unwrap();
+}
+
+#[test]
+fn a_control_socket_shares_its_path_with_nothing() {
+    let control = "control.socket (--api-sock)";
+    for (other, first, second) in [
+        ("--serial=unix=s", control, "console.serial (--serial)"),
+        ("--serial=file=s", control, "console.serial (--serial)"),
+        ("--log-file=s", "log.file (--log-file)", control),
+        ("--stats=s", "stats.output (--stats)", control),
+    ] {
+        let error = message(load(["--api-sock=s", other]).unwrap_err());
+        assert!(error.starts_with(&format!("{first}: ")), "{error}");
+        assert!(error.ends_with(&format!("s is also {second}; choose a path for each")), "{error}");
+    }
 }
 
 #[test]
@@ -368,7 +394,7 @@ fn two_outputs_in_one_file_are_refused_and_two_to_one_device_are_not() {
         let error = message(load([format!("--log-file={path}"), format!("--stats={second}")]).unwrap_err());
         assert_eq!(
             error,
-            format!("stats.output (--stats): {second} is also log.file (--log-file); choose a file for each")
+            format!("stats.output (--stats): {second} is also log.file (--log-file); choose a path for each")
         );
     }
     let absent = scratch.path("absent");

@@ -5,6 +5,7 @@
 
 mod devices;
 mod exits;
+mod handle;
 pub(crate) mod layout;
 mod power;
 mod report;
@@ -27,22 +28,20 @@ use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
+use crate::control::operations::Controlled;
 use crate::outcome::Failure;
 use crate::processors::Processors;
-use crate::stats::{KernelStats, MachineCounters, Report};
+use crate::stats::{KernelStats, Report};
 use devices::Devices;
-use exits::Exits;
+use handle::Handle;
 pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
-    vcpus: Vcpus,
-    /// Absent if nobody wants them, or the kernel has none.
-    kernel_stats: Option<KernelStats>,
+    /// The vCPUs, and what else others may reach: nobody has it any more when the machine is dropped.
+    handle: Arc<Handle>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
-    power_button: PowerButton,
-    exits: Arc<Exits>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
@@ -107,37 +106,42 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        Ok(Self { vcpus, kernel_stats, serial, power_button, exits, _lines: lines, _memory: memory })
+        let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
+        Ok(Self { handle: Arc::new(handle), serial, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
-        self.vcpus.resume();
+        self.handle.vcpus.resume();
     }
 
-    /// What has been counted so far.
+    /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
+    pub fn request_stop(&self) {
+        self.handle.vcpus.request_stop();
+    }
+
+    /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.
     #[must_use]
-    pub fn report(&self) -> Report {
-        let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
-        let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
-        Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref())
+    pub fn handle(&self) -> Arc<dyn Controlled> {
+        Arc::clone(&self.handle) as _
     }
 
     /// Ends the vCPUs and returns all that has been counted.
     #[must_use]
     pub fn final_report(&self) -> Report {
-        self.vcpus.request_stop();
-        for index in 0..self.vcpus.counters().len() as u32 {
+        let vcpus = &self.handle.vcpus;
+        vcpus.request_stop();
+        for index in 0..vcpus.counters().len() as u32 {
             // The answer of one that was asked to stop, whichever it is, says that nothing of it will run any more.
-            let _ = self.vcpus.perform(index, |_| ());
+            let _ = vcpus.perform(index, |_| ());
         }
-        self.report()
+        self.handle.report()
     }
 
     /// The guest's power button.
     #[must_use]
     pub fn power_button(&self) -> &PowerButton {
-        &self.power_button
+        &self.handle.power_button
     }
 
     /// The guest's serial port.
@@ -149,8 +153,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.vcpus.stop();
-        let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        match Arc::get_mut(&mut self.handle) {
+            Some(handle) => handle.vcpus.stop(),
+            // Whoever has it still joins them.
+            None => self.handle.vcpus.request_stop(),
+        }
+        let (ports, mmio) = (self.handle.exits.pio.unclaimed(), self.handle.exits.mmio.unclaimed());
         if ports + mmio != 0 {
             tracing::debug!(ports, mmio, "accesses to addresses without a device");
         }

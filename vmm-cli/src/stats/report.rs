@@ -1,10 +1,12 @@
 //! `Report`: everything a machine has counted, as one structure. Its JSON is described in `docs/stats.md`.
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
 use vmm_vcpu::Counters;
 
 use super::kernel::{KernelStats, Samples};
+use super::table;
 
 /// Rises when a field changes its meaning or goes, not when one is added.
 const SCHEMA: u32 = 1;
@@ -122,6 +124,16 @@ impl Report {
     pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self).map(|text| text + "\n")
     }
+
+    /// The same object as a value. Only a value that is no JSON cannot be put so, and there is none here.
+    pub(crate) fn to_value(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// The report as text for people, with a closing newline.
+    pub(crate) fn to_table(&self) -> String {
+        table::text(self)
+    }
 }
 
 impl Serialize for Values {
@@ -179,7 +191,7 @@ impl Definition {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
     use vmm_core::stats::{Blob, Described};
 
     use super::*;
