@@ -114,6 +114,12 @@ impl Form {
             _ => false,
         }
     }
+
+    /// What is wrong with a value whose TOML type is right.
+    pub fn misfit(self, value: &DeValue<'_>) -> Option<&'static str> {
+        let takes_words = matches!(self, Self::Words | Self::TextOrWords);
+        (takes_words && value.is_array()).then_some("an array of something else than strings")
+    }
 }
 
 /// The section called `name`.

@@ -104,7 +104,7 @@ impl Source<'_> {
         if !key.form.takes(value.get_ref()) {
             return Some(ValueError::WrongType {
                 value: written(),
-                found: type_name(value.get_ref()),
+                found: key.form.misfit(value.get_ref()).unwrap_or_else(|| type_name(value.get_ref())),
                 expected,
             });
         }
@@ -129,8 +129,7 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
         DeValue::Float(_) => "a fraction",
         DeValue::Boolean(_) => "a boolean",
         DeValue::Datetime(_) => "a date or time",
-        DeValue::Array(items) if items.iter().all(|item| item.get_ref().is_str()) => "an array",
-        DeValue::Array(_) => "an array of something else than strings",
+        DeValue::Array(_) => "an array",
         DeValue::Table(_) => "a table",
     }
 }
