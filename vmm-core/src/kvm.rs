@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS,
+    CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
 };
 use kvm_ioctls::{Cap, VmFd};
 
-use crate::IoctlError;
+use crate::{DisabledExits, IoctlError};
 
 /// What `KVM_CAP_X2APIC_API` must offer to be of use.
 const X2APIC_FLAGS: i32 =
@@ -70,6 +70,12 @@ pub struct Capabilities {
     pub split_irqchip: bool,
     /// `KVM_CAP_X2APIC_API` with both its flags: destinations of more than 8 bits.
     pub x2apic_destinations: bool,
+    /// `KVM_CAP_BINARY_STATS_FD`: the kernel's own statistics of a VM and its vCPUs.
+    pub binary_stats: bool,
+    /// `KVM_CAP_X86_DISABLE_EXITS`: instructions that can be left to the processor.
+    pub disable_exits: DisabledExits,
+    /// `KVM_CAP_HALT_POLL`: a VM can have its own limit of halt polling.
+    pub halt_poll: bool,
 }
 
 /// An open `/dev/kvm`.
@@ -114,6 +120,9 @@ impl Kvm {
             irq_routes: u32::try_from(fd.check_extension_int(Cap::IrqRouting)).unwrap_or(0),
             split_irqchip: fd.check_extension(Cap::SplitIrqchip),
             x2apic_destinations: fd.check_extension_int(Cap::X2ApicApi) & X2APIC_FLAGS == X2APIC_FLAGS,
+            binary_stats: value(&fd, KVM_CAP_BINARY_STATS_FD) != 0,
+            disable_exits: DisabledExits::from_mask(value(&fd, KVM_CAP_X86_DISABLE_EXITS)),
+            halt_poll: value(&fd, KVM_CAP_HALT_POLL) != 0,
         };
         Ok(Self { fd, capabilities })
     }
@@ -130,7 +139,7 @@ impl Kvm {
     /// For reports: what this project uses is in [`Capabilities`].
     #[must_use]
     pub fn check_extension(&self, capability: u32) -> u32 {
-        u32::try_from(self.fd.check_extension_raw(capability.into())).unwrap_or(0)
+        value(&self.fd, capability)
     }
 
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
@@ -152,6 +161,11 @@ impl Kvm {
             }
         }
     }
+}
+
+/// What `KVM_CHECK_EXTENSION` says about a capability; 0 if it is missing.
+fn value(fd: &kvm_ioctls::Kvm, capability: u32) -> u32 {
+    u32::try_from(fd.check_extension_raw(capability.into())).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use vmm_core::stats::{StatsError, StatsFd};
 use vmm_core::{IoctlError, Kvm, Vm};
 
 use crate::ioctl;
 use crate::run_loop::{RunVcpu, coarse_now};
 use crate::run_page::{ImmediateExit, RunPage};
-use crate::x86_64::{BootRegs, boot_msrs};
+use crate::x86_64::{BootRegs, boot_msrs, has_mwait};
 
 /// Why a vCPU cannot be made or set up.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,15 @@ pub enum VcpuError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// There are no statistics.
+    #[error("the statistics of vCPU {index}")]
+    Stats {
+        /// The vCPU.
+        index: u32,
+        /// What failed.
+        #[source]
+        source: StatsError,
     },
     /// The host's KVM does not let the guest have this MSR.
     #[error("vCPU {index}: MSR {msr:#x} is refused")]
@@ -70,13 +80,13 @@ impl Vcpu {
     }
 
     /// Gives the vCPU its CPUID table and MSRs; `boot` also gives it the registers with which a boot protocol enters the
-    /// guest.
+    /// guest, and makes it one that runs without INIT and SIPI.
     ///
     /// CPUID comes first: it decides which MSRs exist. The local APIC stays as KVM resets it: LINT0 of the boot
     /// processor takes the PIC.
     pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootRegs>) -> Result<(), VcpuError> {
         self.fd.set_cpuid2(cpuid).map_err(self.failed("KVM_SET_CPUID2"))?;
-        let msrs = boot_msrs();
+        let msrs = boot_msrs(has_mwait(cpuid));
         let set = Msrs::from_entries(&msrs)
             .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
             .and_then(|list| self.fd.set_msrs(&list))
@@ -89,6 +99,8 @@ impl Vcpu {
             boot.apply_to(&mut sregs);
             self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
             self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
+            let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+            self.fd.set_mp_state(runnable).map_err(self.failed("KVM_SET_MP_STATE"))?;
         }
         Ok(())
     }
@@ -108,6 +120,15 @@ impl Vcpu {
     pub fn translate(&self, address: u64) -> Option<u64> {
         let translation = self.fd.translate_gva(address).ok()?;
         (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    /// Opens what the kernel counts about this vCPU. Needs `KVM_CAP_BINARY_STATS_FD`. The result is independent of this
+    /// value: the statistics can be read while the vCPU runs and after it has ended.
+    pub fn stats(&self) -> Result<StatsFd, VcpuError> {
+        let failed = |source| VcpuError::Stats { index: self.index, source };
+        let fd = ioctl::stats_fd(&self.fd)
+            .map_err(|source| failed(IoctlError { ioctl: "KVM_GET_STATS_FD", source }.into()))?;
+        StatsFd::from_fd(fd).map_err(failed)
     }
 
     /// The byte that kickers set.

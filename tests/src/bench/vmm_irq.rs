@@ -66,8 +66,9 @@ impl VmmIrq {
     /// A part refuses, or the guest does not start.
     pub fn boot(guests: &Path) -> Result<Self> {
         let guest = guests.join("irq_counters.elf");
-        let SmallMachine { vcpu, memory, router } =
-            SmallMachine::boot_with(&guest, Irqchip::Kernel, |vm| vm)?;
+        let SmallMachine { mut vcpus, memory, router } =
+            SmallMachine::boot_with(&guest, (1, 0), Irqchip::Kernel, |vm| vm)?;
+        let vcpu = vcpus.pop().context("a vCPU")?;
         let (line, level_line) =
             (router.edge_line(EDGE_PIN, "edge")?, router.level_line(LEVEL_PIN, "level")?);
         let level = Arc::new(level_line.input());

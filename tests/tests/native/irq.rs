@@ -193,7 +193,9 @@ impl Counting {
         let ioctls = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&ioctls);
         let watched = |vm| Arc::new(Watched { vm, ioctls: counter }) as Arc<dyn InterruptVm>;
-        let SmallMachine { vcpu, memory, router } = SmallMachine::boot_with(&guest(name), irqchip, watched)?;
+        let SmallMachine { mut vcpus, memory, router } =
+            SmallMachine::boot_with(&guest(name), (1, 0), irqchip, watched)?;
+        let vcpu = vcpus.pop().context("a vCPU")?;
         let (handler, ready) = Handler::new(&router, irqchip);
         let exits = Arc::clone(&handler);
         let thread = VcpuThread::spawn(vcpu, exits, ThreadOptions::default(), |_, _| {})?;

@@ -150,8 +150,7 @@ fn driven(script: Vec<Script>, drive: impl FnOnce(&Loop, &Recorder)) -> (VcpuEnd
     let end = thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let end = run(&mut vcpu, &handler, &shared);
-            shared.kicks.end();
-            shared.tasks.close();
+            shared.end();
             end
         });
         drive(&shared, &handler);
