@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
 use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
 use vmm_core::seam::{InterruptVm, MemorySlots};
@@ -89,6 +90,16 @@ impl SmallMachine {
     pub fn into_one(mut self) -> (Vcpu, AddressSpace) {
         (self.vcpus.remove(0), self.memory)
     }
+}
+
+/// Lets this process have the descriptors of a thousand interrupts.
+///
+/// # Errors
+///
+/// The system call fails.
+pub fn allow_many_descriptors() -> anyhow::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(8192)), hard)?)
 }
 
 fn memory_map() -> [E820Entry; 3] {

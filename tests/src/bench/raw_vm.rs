@@ -223,7 +223,7 @@ impl RawInterrupts {
 
     /// The aligned word at `address` of the guest's memory as it is now; 0 outside of it.
     pub fn word(&self, address: usize) -> u32 {
-        if address % 4 != 0 || address >= RAM_SIZE {
+        if !address.is_multiple_of(4) || address >= RAM_SIZE {
             return 0;
         }
         // SAFETY: the word is within the mapping.

@@ -11,6 +11,7 @@ use vmm_tests::bench::raw_irq::RawIrq;
 use vmm_tests::bench::report::Ratio;
 use vmm_tests::bench::series::{BASELINE, Case, Recorder};
 use vmm_tests::bench::vmm_irq::VmmIrq;
+use vmm_tests::small_machine::allow_many_descriptors;
 
 const VMM: &str = "vmm";
 
@@ -32,6 +33,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    allow_many_descriptors()?;
     let cases: Vec<Case> = IrqKind::ALL.into_iter().map(case).chain([ONE_BY_ONE, AT_ONCE]).collect();
     let mut recorder = Recorder::new(&cases, &[BASELINE, VMM]);
     let raw = RawIrq::boot(&args.guests).context(BASELINE)?;

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libtest_mimic::Trial;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::fake::FakeVm;
@@ -23,7 +23,7 @@ use vmm_memory::AddressSpace;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_tests::harness::{guest, rounds, until};
-use vmm_tests::small_machine::SmallMachine;
+use vmm_tests::small_machine::{SmallMachine, allow_many_descriptors};
 use vmm_vcpu::{ExitHandler, ThreadOptions, VcpuThread};
 
 /// The trials of this suite.
@@ -181,7 +181,7 @@ impl IrqInjection for Watched {
 /// A machine whose guest runs.
 struct Counting {
     // Dropped in this order.
-    thread: VcpuThread,
+    _thread: VcpuThread,
     handler: Arc<Handler>,
     memory: AddressSpace,
     router: IrqRouter,
@@ -200,7 +200,7 @@ impl Counting {
         let exits = Arc::clone(&handler);
         let thread = VcpuThread::spawn(vcpu, exits, ThreadOptions::default(), |_, _| {})?;
         thread.resume();
-        let machine = Self { thread, handler, memory, router, ioctls };
+        let machine = Self { _thread: thread, handler, memory, router, ioctls };
         if name == "irq_counters" {
             ready.recv_timeout(DEADLINE).context("the guest is not ready")?;
         }
@@ -313,7 +313,9 @@ fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Res
                 machine.wait(LEVEL, 2 * round).context(format!("{irqchip:?}, round {round}"))
             });
             end.write(1)?;
-            let listened = listener.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| Ok(())));
+            let listened = listener.map_or(Ok(()), |thread| {
+                thread.join().unwrap_or_else(|_| Err(anyhow!("the listener has panicked")))
+            });
             result.and(listened)
         })?;
     }
@@ -321,6 +323,7 @@ fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Res
 }
 
 fn msix_costs_the_ioctls_that_its_driver_causes() -> Result<()> {
+    allow_many_descriptors()?;
     let machine = Counting::start("irq_counters", Irqchip::Kernel)?;
     let table = machine.router.msix_table("nvme", 1000, TriggeredBy::UserSpace)?;
     let trigger = |index| table.trigger(index).context("a trigger");
@@ -490,7 +493,7 @@ fn lines_and_vectors_go_while_a_handler_and_a_thread_inject() -> Result<()> {
         };
         let result = deassign();
         stop.store(true, Ordering::Relaxed);
-        result.and(injector.join().map_err(|_| anyhow::anyhow!("the thread that injects has panicked")))
+        result.and(injector.join().map_err(|_| anyhow!("the thread that injects has panicked")))
     })?;
     lock(&machine.handler.triggers).clear();
     let before = machine.handler.accesses.load(Ordering::Relaxed);
@@ -501,6 +504,5 @@ fn lines_and_vectors_go_while_a_handler_and_a_thread_inject() -> Result<()> {
         Ok((open_files()? <= files).then_some(()))
     })?;
     machine.router.edge_line(EDGE_PIN, "edge")?;
-    let _ = &machine.thread;
     Ok(())
 }

@@ -1,7 +1,15 @@
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::*;
 use crate::fake::{FakeCall, FakeVm};
 use crate::irq::{IrqTrigger, LevelInput};
 use std::os::fd::AsRawFd;
+
+/// Lets this process have the descriptors of 1000 vectors, and as many for the fake kernel.
+fn allow_many_descriptors() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(8192)), hard).unwrap();
+}
 
 fn message(data: u32) -> MsiMessage {
     MsiMessage { address: 0xfee0_1000, data }
@@ -104,6 +112,7 @@ fn a_level_line_without_resample_is_set_to_both_levels() {
 
 #[test]
 fn a_batch_is_one_ioctl_and_leaves_irqfds_attached() {
+    allow_many_descriptors();
     let (vm, router) = all();
     let vectors: Vec<_> =
         (0..1000).map(|_| router.msi_vector("net", TriggeredBy::UserSpace).unwrap()).collect();
@@ -246,6 +255,7 @@ fn masked_vectors_cost_no_ioctl_and_an_unmask_at_most_one() {
 
 #[test]
 fn a_function_mask_over_1000_ready_vectors_is_released_with_one_ioctl() {
+    allow_many_descriptors();
     let (vm, router) = all();
     let table = router.msix_table("nvme", 1000, TriggeredBy::UserSpace).unwrap();
     let prepared = calls(&vm, || {
