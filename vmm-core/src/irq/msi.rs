@@ -84,8 +84,8 @@ pub struct MsiVector {
     shared: Arc<Shared>,
     gsi: u32,
     vector: Arc<Vector>,
-    /// Held while the vector is masked or unmasked, over the ioctl for that; comes before the router's lock. Triggers do not
-    /// take it.
+    /// Held while the vector is masked, unmasked or given a message, over the ioctl for that; comes before the router's lock.
+    /// Triggers do not take it.
     control: Mutex<()>,
 }
 
@@ -128,6 +128,7 @@ impl MsiVector {
     /// # Errors
     /// KVM does not take the route; everything is as it was.
     pub fn set_message(&self, message: MsiMessage) -> Result<(), IrqError> {
+        let _control = lock(&self.control);
         self.shared.change(&[(self.gsi, Some(message))])?;
         self.vector.follow(Some(message));
         Ok(())

@@ -183,12 +183,14 @@ impl Shared {
         let mut routes = lock(&self.routes);
         let routed = gsi >= super::IOAPIC_PINS && routes.table.message(gsi).is_some();
         routes.table.release(gsi);
-        if routed && self.options.irqfd {
-            let result = self.hand_over(&routes.table);
-            routes.behind = result.is_err();
-            if let Err(error) = result {
-                tracing::error!(gsi, %error, "cannot take an interrupt route back");
-            }
+        if !routed || !self.options.irqfd {
+            return;
+        }
+        let result = self.hand_over(&routes.table);
+        routes.behind = result.is_err();
+        drop(routes);
+        if let Err(error) = result {
+            tracing::error!(gsi, %error, "cannot take an interrupt route back");
         }
     }
 }
@@ -275,8 +277,8 @@ impl IrqRouter {
         Ok(MsixTable::new(Arc::clone(&self.0), vectors))
     }
 
-    /// Makes all changes that `collect` asks for with one `KVM_SET_GSI_ROUTING`; irqfds stay attached. `collect` runs
-    /// without a lock.
+    /// Makes all changes that `collect` asks for with one `KVM_SET_GSI_ROUTING`, or none if nothing changes; irqfds stay
+    /// attached. `collect` runs without a lock. Of two batches with one vector at the same time, either may be the last.
     ///
     /// # Errors
     /// KVM refuses the table; everything is as it was.
