@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_kvm_refuses_is_tried_again_with_the_next_write() {
+    fn a_route_that_is_refused_is_tried_again_with_the_next_write() {
         let (vm, _router, ioapic) = machine();
         vm.fail_call(0, libc::ENOMEM);
         let (low, _) = entry(4);

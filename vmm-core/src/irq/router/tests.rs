@@ -1,3 +1,5 @@
+//! The router against a VM that records what it is told and fails where a test wants it.
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
