@@ -7,6 +7,7 @@ mod native {
     pub mod boot;
     pub mod console;
     pub mod control;
+    pub mod dedicated;
     pub mod doctor;
     pub mod embed;
     pub mod ends;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         native::boot::trials(),
         native::console::trials(),
         native::control::trials(),
+        native::dedicated::trials(),
         native::doctor::trials(),
         native::embed::trials(),
         native::ends::trials(),

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use vmm_core::DisabledExits;
+use vmm_vcpu::Scheduler;
+
 use crate::config::{
-    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
-    duration, value,
+    Affinity, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat,
+    StatsOutput, cpu, duration, scheduler, value,
 };
 use crate::control::operations::Operation;
 use crate::control::wire;
@@ -171,6 +174,41 @@ pub struct VmArgs {
     #[arg(long, value_name = "MECHANISM", help_heading = "Processors and memory")]
     #[arg(allow_hyphen_values = true, hide_possible_values = true)]
     pub kick: Option<Kick>,
+
+    /// Host CPUs of the vCPUs: one list such as 2-5,8, or one for each vCPU, 2:3 [default: the monitor's]
+    #[arg(long, value_name = "LIST", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true)]
+    pub affinity: Option<Affinity>,
+
+    /// Host CPUs of --affinity for the vCPUs alone: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub dedicated: Option<bool>,
+
+    /// What does not leave the guest: hlt, pause, cstate, mwait or none [default: hlt,pause if dedicated]
+    #[arg(long, value_name = "NAMES", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = cpu::parse_exits)]
+    pub disable_exits: Option<DisabledExits>,
+
+    /// Nanoseconds that KVM polls when a vCPU halts [default: 0 if dedicated, else the host's limit]
+    #[arg(long, value_name = "COUNT", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = cpu::parse_halt_poll)]
+    pub halt_poll_ns: Option<u32>,
+
+    /// Tell the guest that its vCPUs are never preempted: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub realtime_hint: Option<bool>,
+
+    /// Scheduling of the vCPUs: other, batch, idle, fifo:1 to fifo:99, rr:1 to rr:99 [default: the monitor's]
+    #[arg(long, value_name = "POLICY", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = scheduler::parse)]
+    pub scheduler: Option<Scheduler>,
+
+    /// Allow fifo and rr although halts do not leave the guest: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub monopolize_cpus: Option<bool>,
 
     /// Guest RAM: 1M to 1T in steps of 4K, such as 512M or 4GiB [default: 128M]
     ///

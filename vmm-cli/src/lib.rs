@@ -19,6 +19,7 @@ mod machine;
 pub mod messages;
 pub mod outcome;
 mod output_file;
+mod processors;
 pub mod run;
 mod signals;
 mod sink;

@@ -16,6 +16,7 @@ use crate::control::{self, Control, Publication};
 use crate::event_loop::{self, Ended, Inputs};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
+use crate::processors::Processors;
 use crate::signals::Signals;
 use crate::{advice, default_guest, host, logging, messages, stats};
 
@@ -45,6 +46,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     // Before anything is opened for writing, or built.
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let processors = Processors::prepare(&kvm, &config.cpu)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
@@ -54,7 +56,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let (ended, life) = loop {
         let started = Instant::now();
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let machine = Machine::build(&kvm, config, &source, &console, &events)?;
+        let machine = Machine::build(&kvm, config, &processors, &source, &console, &events)?;
         machine.resume();
         // Not before: a client's pause would be undone.
         let life = Life { _published: control.publish(machine.handle()), machine };

@@ -5,10 +5,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_MAX_CPUID_ENTRIES,
+};
 use kvm_ioctls::{Cap, VmFd};
 
-use crate::IoctlError;
+use crate::{DisabledExits, IoctlError};
 
 /// Why `/dev/kvm` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +58,10 @@ pub struct Capabilities {
     pub kvmclock_ctrl: bool,
     /// `KVM_CAP_BINARY_STATS_FD`: the kernel's own statistics of a VM and its vCPUs.
     pub binary_stats: bool,
+    /// `KVM_CAP_X86_DISABLE_EXITS`: instructions that can be left to the processor.
+    pub disable_exits: DisabledExits,
+    /// `KVM_CAP_HALT_POLL`: a VM can have its own limit of halt polling.
+    pub halt_poll: bool,
 }
 
 /// An open `/dev/kvm`.
@@ -95,7 +102,9 @@ impl Kvm {
             immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
-            binary_stats: fd.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0,
+            binary_stats: value(&fd, KVM_CAP_BINARY_STATS_FD) != 0,
+            disable_exits: DisabledExits::from_mask(value(&fd, KVM_CAP_X86_DISABLE_EXITS)),
+            halt_poll: value(&fd, KVM_CAP_HALT_POLL) != 0,
         };
         Ok(Self { fd, capabilities })
     }
@@ -112,7 +121,7 @@ impl Kvm {
     /// For reports: what this project uses is in [`Capabilities`].
     #[must_use]
     pub fn check_extension(&self, capability: u32) -> u32 {
-        u32::try_from(self.fd.check_extension_raw(capability.into())).unwrap_or(0)
+        value(&self.fd, capability)
     }
 
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
@@ -134,6 +143,11 @@ impl Kvm {
             }
         }
     }
+}
+
+/// What `KVM_CHECK_EXTENSION` says about a capability; 0 if it is missing.
+fn value(fd: &kvm_ioctls::Kvm, capability: u32) -> u32 {
+    u32::try_from(fd.check_extension_raw(capability.into())).unwrap_or(0)
 }
 
 #[cfg(test)]

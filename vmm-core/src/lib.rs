@@ -13,6 +13,7 @@
 //! No devices, no vCPU loop and no guest RAM live here.
 
 mod deferred;
+mod disabled_exits;
 mod error;
 mod event;
 #[cfg(any(test, feature = "test-util"))]
@@ -28,6 +29,7 @@ mod sync;
 mod vm;
 
 pub use deferred::{Completer, Deferred, deferred};
+pub use disabled_exits::DisabledExits;
 pub use error::IoctlError;
 pub use event::{VmEvent, VmEvents};
 pub use kvm::{Capabilities, Kvm, KvmOpenError};

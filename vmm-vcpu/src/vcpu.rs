@@ -12,7 +12,7 @@ use vmm_core::{IoctlError, Kvm, Vm};
 use crate::ioctl;
 use crate::run_loop::{RunVcpu, coarse_now};
 use crate::run_page::{ImmediateExit, RunPage};
-use crate::x86_64::{BootRegs, boot_msrs};
+use crate::x86_64::{BootRegs, boot_msrs, has_mwait};
 
 /// Why a vCPU cannot be made or set up.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ impl Vcpu {
     /// processor takes the PIC.
     pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootRegs>) -> Result<(), VcpuError> {
         self.fd.set_cpuid2(cpuid).map_err(self.failed("KVM_SET_CPUID2"))?;
-        let msrs = boot_msrs();
+        let msrs = boot_msrs(has_mwait(cpuid));
         let set = Msrs::from_entries(&msrs)
             .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
             .and_then(|list| self.fd.set_msrs(&list))

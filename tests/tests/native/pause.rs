@@ -81,7 +81,7 @@ impl Machine {
     fn start(name: &str, started: u32, asleep: u32, mechanism: Mechanism) -> Result<Self> {
         let SmallMachine { vcpus, memory } = SmallMachine::boot(&guest(name), started, asleep)?;
         let device = Arc::new(Device::default());
-        let options = ThreadOptions { mechanism };
+        let options = ThreadOptions { mechanism, ..ThreadOptions::default() };
         let threads = vcpus
             .into_iter()
             .map(|vcpu| VcpuThread::spawn(vcpu, Arc::clone(&device), options, |_, _| {}))

@@ -1,12 +1,15 @@
 //! Configuration: one structure for file and flags, checked once and then trusted.
 
+mod affinity;
 pub(crate) mod choice;
+pub(crate) mod cpu;
 pub(crate) mod duration;
 mod error;
 mod file;
 mod keys;
 mod parse;
 mod render;
+pub(crate) mod scheduler;
 mod serial;
 mod size;
 mod stats;
@@ -21,7 +24,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use affinity::{Affinity, CpuList};
 pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
+pub use cpu::{CpuConfig, CpuError};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
@@ -73,18 +78,6 @@ pub struct BootConfig {
     /// Command line: printable ASCII, at most 2047 bytes.
     #[serde(deserialize_with = "value::cmdline")]
     pub cmdline: String,
-}
-
-/// The section `[cpu]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CpuConfig {
-    /// Number of vCPUs, 1 to 254.
-    #[serde(deserialize_with = "value::cpus")]
-    pub count: u8,
-    /// How they are interrupted.
-    #[serde(deserialize_with = "choice::deserialize")]
-    pub kick: Kick,
 }
 
 /// The section `[memory]`.
@@ -170,12 +163,6 @@ impl StatsConfig {
     }
 }
 
-impl Default for CpuConfig {
-    fn default() -> Self {
-        Self { count: 1, kick: Kick::default() }
-    }
-}
-
 impl Default for MemoryConfig {
     fn default() -> Self {
         Self { size: MemorySize::DEFAULT }
@@ -238,6 +225,13 @@ impl VmConfig {
         set(&mut self.boot.cmdline, args.cmdline.as_ref());
         set(&mut self.cpu.count, args.cpus.as_ref());
         set(&mut self.cpu.kick, args.kick.as_ref());
+        set_optional(&mut self.cpu.affinity, args.affinity.as_ref());
+        set(&mut self.cpu.dedicated, args.dedicated.as_ref());
+        set_optional(&mut self.cpu.disable_exits, args.disable_exits.as_ref());
+        set_optional(&mut self.cpu.halt_poll_ns, args.halt_poll_ns.as_ref());
+        set(&mut self.cpu.realtime_hint, args.realtime_hint.as_ref());
+        set_optional(&mut self.cpu.scheduler, args.scheduler.as_ref());
+        set(&mut self.cpu.monopolize_cpus, args.monopolize_cpus.as_ref());
         set(&mut self.memory.size, args.memory.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
@@ -269,6 +263,7 @@ impl VmConfig {
 
     /// Checks what no single value shows.
     fn validate(&self) -> Result<(), ConfigError> {
+        self.cpu.validate()?;
         let images = [("boot.kernel", &self.boot.kernel), ("boot.initrd", &self.boot.initrd)];
         for (key, image) in images {
             if let Some(path) = image {

@@ -129,7 +129,8 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
         DeValue::Float(_) => "a fraction",
         DeValue::Boolean(_) => "a boolean",
         DeValue::Datetime(_) => "a date or time",
-        DeValue::Array(_) => "an array",
+        DeValue::Array(items) if items.iter().all(|item| item.get_ref().is_str()) => "an array",
+        DeValue::Array(_) => "an array of something else than strings",
         DeValue::Table(_) => "a table",
     }
 }

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::{CommandFactory, Parser};
 use proptest::prelude::*;
+use vmm_core::DisabledExits;
+use vmm_vcpu::Scheduler;
 
 use super::testing::Scratch;
 use super::*;
@@ -20,8 +22,15 @@ kernel = "images/vmlinux"
 initrd = "/abs/initrd"
 cmdline = "console=ttyS0 \"quoted\""
 [cpu]
-count = 254
+count = 2
 kick = "signal-mask"
+affinity = ["2", "4"]
+dedicated = true
+disable_exits = ["hlt", "mwait"]
+halt_poll_ns = 50000
+realtime_hint = true
+scheduler = "fifo:10"
+monopolize_cpus = true
 [memory]
 size = "1TiB"
 [machine]
@@ -87,7 +96,17 @@ fn every_key_arrives_in_its_field() {
             initrd: Some("/abs/initrd".into()),
             cmdline: "console=ttyS0 \"quoted\"".into(),
         },
-        cpu: CpuConfig { count: 254, kick: Kick::SignalMask },
+        cpu: CpuConfig {
+            count: 2,
+            kick: Kick::SignalMask,
+            affinity: Some("2:4".parse().unwrap()),
+            dedicated: true,
+            disable_exits: Some(DisabledExits::HLT | DisabledExits::MWAIT),
+            halt_poll_ns: Some(50000),
+            realtime_hint: true,
+            scheduler: Some(Scheduler::Fifo(10)),
+            monopolize_cpus: true,
+        },
         memory: MemoryConfig { size: MemorySize::MAX },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
@@ -133,6 +152,13 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--cmdline=",
         "--cpus=3",
         "--kick=immediate-exit",
+        "--affinity=0-2",
+        "--dedicated=false",
+        "--disable-exits=none",
+        "--halt-poll-ns=0",
+        "--realtime-hint=false",
+        "--scheduler=other",
+        "--monopolize-cpus=false",
         "--memory=1G",
         "--on-reset=exit",
         "--on-triple-fault=crash",
@@ -155,7 +181,14 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             initrd: Some(here.join("src/lib.rs")),
             cmdline: String::new(),
         },
-        cpu: CpuConfig { count: 3, kick: Kick::ImmediateExit },
+        cpu: CpuConfig {
+            count: 3,
+            affinity: Some("0-2".parse().unwrap()),
+            disable_exits: Some(DisabledExits::NONE),
+            halt_poll_ns: Some(0),
+            scheduler: Some(Scheduler::Other),
+            ..Default::default()
+        },
         memory: MemoryConfig { size: "1G".parse().unwrap() },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
@@ -192,8 +225,8 @@ fn a_refused_text_names_place_and_remedy() {
         ("[memory]\nsise = 1", "2:1: unknown key `memory.sise`: did you mean `memory.size`?"),
         ("\n cpus = 2", "2:2: unknown key `cpus`: the key is `cpu.count`"),
         ("[memroy]", "1:2: unknown key `memroy`: did you mean `memory`?"),
-        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count"),
-        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count"),
+        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count, kick, affinity"),
+        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count, kick, affinity"),
         ("memory = '1G'", "1:1: `memory` is a section, not a string: the key is `memory.size`"),
         (
             "boot = ['k', 'i', '']",
@@ -208,6 +241,23 @@ fn a_refused_text_names_place_and_remedy() {
             "1:15: memory.size = 9223372036854775808 does not fit in 64 bits",
         ),
         ("cpu.count = '2'", "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 254"),
+        ("cpu.affinity = '5-2'", "1:16: cpu.affinity = 5-2 runs backwards: write 2-5"),
+        ("cpu.affinity = ['1', '2', '1-1024']", "1:16: cpu.affinity = 1024 is above the limit of CPU 1023"),
+        ("cpu.affinity = []", "1:16: cpu.affinity = [] is not host CPUs"),
+        (
+            "cpu.affinity = ['1', 2]",
+            "1:16: cpu.affinity = \"['1', 2]\" is an array of something else than strings",
+        ),
+        (
+            "cpu.disable_exits = ['hlt', 'halt']",
+            "1:21: cpu.disable_exits = halt is not one of hlt, pause, cstate, mwait",
+        ),
+        ("cpu.disable_exits = 'hlt'", "1:21: cpu.disable_exits = 'hlt' is a string; expected names of"),
+        (
+            "cpu.halt_poll_ns = 4294967296",
+            "1:20: cpu.halt_poll_ns = 4294967296 is above the limit of 4294967295",
+        ),
+        ("cpu.scheduler = 'fifo'", "1:17: cpu.scheduler = fifo is not one of \"other\""),
         ("machine.grace_time = '5'", "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds"),
         ("machine.on_reset = 'no'", "1:20: machine.on_reset = no is not one of exit, restart"),
         ("boot.kernel = ''", "1:15: boot.kernel = \"\" is empty; expected a path"),
@@ -311,6 +361,17 @@ fn a_control_socket_shares_its_path_with_nothing() {
 }
 
 #[test]
+fn processors_that_do_not_go_together_are_refused_by_file_and_flags_alike() {
+    let error = message(load(["--dedicated", "--cpus=2"]).unwrap_err());
+    assert!(error.starts_with("cpu.dedicated (--dedicated) needs cpu.affinity (--affinity)"), "{error}");
+    let scratch = Scratch::new();
+    let file = scratch.file("vm.toml", "cpu.affinity = ['1', '2']");
+    let error = message(load([&file]).unwrap_err());
+    assert!(error.starts_with("cpu.affinity (--affinity): there are 2 lists for 1 vCPUs"), "{error}");
+    load([&*file, Path::new("--cpus=2")]).unwrap();
+}
+
+#[test]
 fn an_output_that_is_an_image_is_refused_by_whatever_name() {
     let scratch = Scratch::new();
     let kernel = scratch.file("kernel", "precious");
@@ -404,6 +465,8 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
                 keys::Form::Text => "string",
                 keys::Form::Integer => "integer",
                 keys::Form::TextOrInteger => "string or integer",
+                keys::Form::Words => "array of strings",
+                keys::Form::TextOrWords => "string or array of strings",
                 keys::Form::Switch => "boolean",
             };
             let default = default_of(section.name, key.name);
@@ -438,7 +501,7 @@ fn every_example_is_accepted() {
             names.push(path.file_name().unwrap().to_owned());
         }
     }
-    for name in ["linux-elf.toml", "minimal.toml", "smp.toml"] {
+    for name in ["dedicated.toml", "linux-elf.toml", "minimal.toml", "smp.toml"] {
         assert!(names.iter().any(|found| found == name), "{name} is missing");
     }
 }

@@ -51,6 +51,10 @@ pub enum ValueError {
     NotOneOf { value: String, permitted: String },
     #[error("{} has {character:?} at character {position}; expected {expected}", quote(value))]
     Character { value: String, character: char, position: usize, expected: &'static str },
+    #[error("{} runs backwards: write {last}-{first}", quote(value))]
+    CpusBackwards { value: String, first: usize, last: usize },
+    #[error("{} names CPU {cpu} twice", quote(value))]
+    CpuTwice { value: String, cpu: usize },
     #[error("{} is {length} bytes long, above the limit of {limit}", quote(value))]
     TooLong { value: String, length: usize, limit: usize },
 }

@@ -30,6 +30,7 @@ use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
 use crate::outcome::Failure;
+use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
 use devices::Devices;
 use handle::Handle;
@@ -46,19 +47,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine of `config` and loads `source` into it; events go to `events`, output to `console`.
+    /// Builds the machine of `config` on `processors` and loads `source` into it; events go to `events`, output to `console`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
     pub fn build(
         kvm: &Kvm,
         config: &VmConfig,
+        processors: &Processors,
         source: &BootSource<'_>,
         console: &Console,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let cpuid = cpuid(kvm, config)?;
+        let mut cpuid = cpuid(kvm, config)?;
+        processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
+        processors.set_up(&vm).map_err(Failure::host_cannot)?;
         vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
         // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
         // grace period of the kernel.
@@ -87,12 +91,13 @@ impl Machine {
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
-        let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
+        let mechanism = mechanism(kvm, config.cpu.kick);
         let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
                 let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
+                let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()) };
                 VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
             })
             .collect::<Result<_, _>>()

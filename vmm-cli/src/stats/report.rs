@@ -120,9 +120,9 @@ impl Report {
         }
     }
 
-    /// The report as one JSON object, several lines with a closing newline.
+    /// The report as one JSON object on one line with a closing newline.
     pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string_pretty(self).map(|text| text + "\n")
+        serde_json::to_string(self).map(|text| text + "\n")
     }
 
     /// The same object as a value. Only a value that is no JSON cannot be put so, and there is none here.

@@ -5,4 +5,5 @@ mod cpuid;
 
 pub use boot::BootRegs;
 pub(crate) use boot::boot_msrs;
+pub(crate) use cpuid::has_mwait;
 pub use cpuid::{CpuidError, CpuidTemplate};
