@@ -509,7 +509,6 @@ fn fault_c1_without_a_free_descriptor_a_new_client_is_served() -> Result<()> {
         others.push(UnixStream::connect(&place.path)?);
         place.ctl("status")?.ensure_code(0).with_context(|| format!("beside {round} others"))?;
     }
-    ensure!(vm.process().descriptors()? <= limit, "more than {limit} descriptors");
     let (watched, before) = (Duration::from_millis(500), vm.process().cpu_time()?);
     thread::sleep(watched);
     let used = vm.process().cpu_time()?.saturating_sub(before);
