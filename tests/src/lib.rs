@@ -2,4 +2,5 @@
 
 pub mod bench;
 pub mod harness;
+pub mod kicks;
 pub mod small_machine;

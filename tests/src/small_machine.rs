@@ -1,5 +1,5 @@
-//! `SmallMachine`: the least machine of this project's own parts, in this process: RAM, irqchip, one vCPU that is about
-//! to enter a guest.
+//! `SmallMachine`: the least machine of this project's own parts, in this process: RAM, irqchip, vCPUs that are about to
+//! enter a guest.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,20 +22,21 @@ const RAM_SIZE: u64 = 128 << 20;
 
 /// A machine that has been built and not run yet.
 pub struct SmallMachine {
-    // Dropped in this order: the memory goes after the vCPU.
-    /// Its vCPU.
-    pub vcpu: Vcpu,
+    // Dropped in this order: the memory goes after the vCPUs.
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu>,
     /// Its memory.
     pub memory: AddressSpace,
 }
 
 impl SmallMachine {
-    /// Makes a machine and loads `guest`, an ELF file.
+    /// Makes a machine of `started` + `asleep` vCPUs and loads `guest`, an ELF file. The first `started` of them all begin
+    /// where the first does; the others wait for INIT and SIPI.
     ///
     /// # Errors
     ///
     /// Whatever the parts refuse.
-    pub fn boot(guest: &Path) -> anyhow::Result<Self> {
+    pub fn boot(guest: &Path, started: u32, asleep: u32) -> anyhow::Result<Self> {
         let kvm = Kvm::open(Path::new("/dev/kvm"))?;
         let vm = Arc::new(Vm::create(&kvm)?);
         vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
@@ -45,10 +46,23 @@ impl SmallMachine {
         let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
         let platform = Platform { map: &memory_map(), rsdp: None };
         let boot = boot::load(&*memory.memory(), &platform, &source)?;
-        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
-        let vcpu = Vcpu::create(&kvm, &vm, 0)?;
-        vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;
-        Ok(Self { vcpu, memory })
+        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), started + asleep);
+        let vcpus = (0..started + asleep).map(|index| {
+            let vcpu = Vcpu::create(&kvm, &vm, index)?;
+            vcpu.configure(&cpuid.for_vcpu(index)?, (index < started).then_some(&boot))?;
+            Ok(vcpu)
+        });
+        Ok(Self { vcpus: vcpus.collect::<anyhow::Result<_>>()?, memory })
+    }
+
+    /// The only vCPU of a machine that was made with one, and the memory.
+    ///
+    /// # Panics
+    ///
+    /// There is none.
+    #[must_use]
+    pub fn into_one(mut self) -> (Vcpu, AddressSpace) {
+        (self.vcpus.remove(0), self.memory)
     }
 }
 

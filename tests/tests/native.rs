@@ -11,10 +11,13 @@ mod native {
     pub mod ends;
     pub mod images;
     pub mod io;
+    pub mod kicks;
     pub mod lifecycle;
     pub mod limits;
     pub mod outputs;
+    pub mod pause;
     pub mod smp;
+    pub mod stats;
     pub mod terminal;
 }
 
@@ -52,10 +55,13 @@ fn main() -> ExitCode {
         native::ends::trials(),
         native::images::trials(),
         native::io::trials(),
+        native::kicks::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),
         native::outputs::trials(),
+        native::pause::trials(),
         native::smp::trials(),
+        native::stats::trials(),
         native::terminal::trials(),
     ];
     let trials = trials.into_iter().flatten();

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value};
+use crate::config::{
+    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
+    duration, value,
+};
 
 const RUN_HELP: &str = "\
 Exit codes:
@@ -88,6 +91,11 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true, value_parser = value::parse_cpus)]
     pub cpus: Option<u8>,
 
+    /// How a vCPU in the guest is interrupted: immediate-exit or signal-mask [default: immediate-exit]
+    #[arg(long, value_name = "MECHANISM", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub kick: Option<Kick>,
+
     /// Guest RAM: 1M to 1T in steps of 4K, such as 512M or 4GiB [default: 128M]
     ///
     /// K, M, G and T are powers of 1024, also written KB or KiB; without a unit the number counts bytes.
@@ -139,6 +147,15 @@ pub struct VmArgs {
     /// File to append the log to [default: standard error]
     #[arg(long, value_name = "PATH", help_heading = "Log")]
     pub log_file: Option<PathBuf>,
+
+    /// File for what the machine has counted, written at its end; - is standard output [default: none]
+    #[arg(long, value_name = "PATH", help_heading = "Statistics")]
+    pub stats: Option<StatsOutput>,
+
+    /// Form of the statistics: table or json [default: table on standard output, json in a file]
+    #[arg(long, value_name = "FORMAT", help_heading = "Statistics")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub stats_format: Option<StatsFormat>,
 }
 
 #[cfg(test)]
@@ -195,7 +212,9 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+        for flag in
+            ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format", "--stats-format"]
+        {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");
@@ -213,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_empty_path_is_refused() {
-        for flag in ["--kernel=", "--initrd=", "--log-file=", ""] {
+        for flag in ["--kernel=", "--initrd=", "--log-file=", "--stats=", ""] {
             assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 2, "{flag}");
         }
     }

@@ -16,6 +16,8 @@ mod logging;
 mod machine;
 pub mod messages;
 pub mod outcome;
+mod output_file;
 pub mod run;
 mod signals;
 mod sink;
+pub mod stats;

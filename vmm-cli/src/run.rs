@@ -16,7 +16,7 @@ use crate::event_loop::{self, Ended};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
 use crate::signals::Signals;
-use crate::{advice, default_guest, host, logging, messages};
+use crate::{advice, default_guest, host, logging, messages, stats};
 
 /// The device node of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
@@ -44,6 +44,9 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     // Before anything is opened for writing, or built.
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
+    let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
+    let mut report = None;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
     let (ended, machine) = loop {
         let started = Instant::now();
@@ -56,6 +59,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             break (ended, Some(machine));
         }
         tracing::info!(event = ?ended.event, "restart");
+        report = count(&machine);
         drop(machine);
         let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
         if let Some(ended) = event_loop::pause(&signals, &mut console, left) {
@@ -64,9 +68,16 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     };
     let code = ended.forced.map_or_else(|| outcome::exit_code(&ended.event), outcome::forced);
     signals.watch_over_teardown(ended.asked, config.machine.grace_time, code);
-    drop(machine);
+    if let Some(machine) = machine {
+        report = count(&machine);
+    }
     drop(console);
     tell_end(&ended);
+    if let (Some(output), Some(report)) = (stats, report) {
+        // What was said before is to stand before.
+        logging::flush();
+        output.write(&report);
+    }
     Ok(ExitCode::from(code))
 }
 

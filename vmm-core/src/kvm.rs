@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::IoctlError;
@@ -47,10 +47,14 @@ pub struct Capabilities {
     pub max_vcpus: usize,
     /// `KVM_CAP_IOEVENTFD`: doorbells without an exit to user space.
     pub ioeventfd: bool,
+    /// `KVM_CAP_IMMEDIATE_EXIT`: a byte on the run page makes `KVM_RUN` return.
+    pub immediate_exit: bool,
     /// `KVM_CAP_TSC_DEADLINE_TIMER`: the local APIC has the TSC-deadline mode.
     pub tsc_deadline_timer: bool,
     /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
     pub kvmclock_ctrl: bool,
+    /// `KVM_CAP_BINARY_STATS_FD`: the kernel's own statistics of a VM and its vCPUs.
+    pub binary_stats: bool,
 }
 
 /// An open `/dev/kvm`.
@@ -79,7 +83,6 @@ impl Kvm {
             (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
             (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
             (Cap::Irqfd, "KVM_CAP_IRQFD"),
-            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.12)"),
             (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
         ] {
             if !fd.check_extension(cap) {
@@ -89,8 +92,10 @@ impl Kvm {
         let capabilities = Capabilities {
             max_vcpus: fd.get_max_vcpus(),
             ioeventfd: fd.check_extension(Cap::Ioeventfd),
+            immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
+            binary_stats: fd.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0,
         };
         Ok(Self { fd, capabilities })
     }

@@ -1,6 +1,6 @@
 //! `Vm`: the VM descriptor and the ioctls that are issued on it.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd,
@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, MemorySlot, MemorySlots};
 use crate::{IoctlError, Kvm, ioctl};
 
-/// A VM of KVM. It ends when this value and every vCPU descriptor made from it are dropped.
+/// A VM of KVM. It ends when this value and every descriptor made from it, of vCPUs and of statistics, are dropped.
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
@@ -66,6 +66,11 @@ impl Vm {
     /// Makes vCPU `index`, whose APIC id is the same number.
     pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, IoctlError> {
         self.fd.create_vcpu(u64::from(index)).map_err(IoctlError::of("KVM_CREATE_VCPU"))
+    }
+
+    /// Makes a descriptor for the VM's statistics.
+    pub(crate) fn stats_fd(&self) -> Result<OwnedFd, IoctlError> {
+        ioctl::stats_fd(&self.fd).map_err(IoctlError::of("KVM_GET_STATS_FD"))
     }
 }
 

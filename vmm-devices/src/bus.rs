@@ -7,7 +7,7 @@ use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmm_core::{LogLimit, Published, Retired};
+use vmm_core::{Deferred, LogLimit, Published, Retired};
 
 /// A device as the bus sees it. `offset` counts from the start of the device's range; offset and length stay inside
 /// it. Called by several vCPUs at a time.
@@ -16,6 +16,13 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes what the guest writes.
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// As [`write`](Self::write), which a device leaves to this method for accesses that would have to wait. `Some`: the
+    /// access ends when the device says so, and the vCPU that made it sleeps until then.
+    fn write_deferred(&self, offset: u64, data: &[u8]) -> Option<Deferred> {
+        self.write(offset, data);
+        None
+    }
 
     /// A string read: each element of `size` bytes is a [`read`](Self::read) at the same `offset`.
     ///
@@ -32,12 +39,9 @@ pub trait BusDevice: Send + Sync {
 
     /// A string write: each element of `size` bytes is a [`write`](Self::write) at the same `offset`. As
     /// [`read_elements`](Self::read_elements).
-    fn write_elements(&self, offset: u64, size: usize, data: &[u8]) {
-        if size <= 1 {
-            data.iter().for_each(|byte| self.write(offset, slice::from_ref(byte)));
-        } else {
-            data.chunks_exact(size).for_each(|element| self.write(offset, element));
-        }
+    fn write_elements(&self, offset: u64, size: usize, data: &[u8]) -> Option<Deferred> {
+        let elements = data.chunks_exact(size.max(1)).map(|element| self.write_deferred(offset, element));
+        elements.fold(None, both)
     }
 }
 
@@ -199,22 +203,22 @@ impl Bus {
     }
 
     /// One guest write of `data.len() / size` elements, all to the same `address`. Where no device is, they are lost.
+    /// `Some`: the access ends when the device says so.
     #[inline]
-    pub fn write(&self, address: u64, size: usize, data: &[u8]) {
+    pub fn write(&self, address: u64, size: usize, data: &[u8]) -> Option<Deferred> {
         let ranges = self.ranges.load();
         match ranges.find(address) {
             Some(range) if fits(range, address, size) => {
                 let offset = address.wrapping_sub(range.start);
                 if data.len() == size {
-                    range.device.write(offset, data);
+                    range.device.write_deferred(offset, data)
                 } else {
-                    range.device.write_elements(offset, size, data);
+                    range.device.write_elements(offset, size, data)
                 }
             }
             _ => {
-                for element in data.chunks_exact(size.max(1)) {
-                    self.write_pieces(&ranges, address, element);
-                }
+                let elements = data.chunks_exact(size.max(1));
+                elements.map(|element| self.write_pieces(&ranges, address, element)).fold(None, both)
             }
         }
     }
@@ -238,19 +242,24 @@ impl Bus {
 
     /// A write that is not inside one range: each piece goes where it belongs, what falls into holes is lost.
     #[cold]
-    fn write_pieces(&self, ranges: &Ranges, mut address: u64, mut data: &[u8]) {
+    fn write_pieces(&self, ranges: &Ranges, mut address: u64, mut data: &[u8]) -> Option<Deferred> {
+        let mut deferred = None;
         while !data.is_empty() {
             let (range, length) = piece(ranges, address, data.len());
             let Some((head, tail)) = data.split_at_checked(length) else {
-                return;
+                break;
             };
             match range {
-                Some(range) => range.device.write(address.wrapping_sub(range.start), head),
+                Some(range) => {
+                    let offset = address.wrapping_sub(range.start);
+                    deferred = both(deferred, range.device.write_deferred(offset, head));
+                }
                 None => self.note_unclaimed("write", address, length),
             }
             data = tail;
             address = address.wrapping_add(length as u64);
         }
+        deferred
     }
 
     /// How many accesses, or pieces of one, have fallen into holes.
@@ -274,6 +283,14 @@ impl Bus {
                 "no such address"
             );
         }
+    }
+}
+
+/// What is deferred of an access of two parts.
+fn both(one: Option<Deferred>, other: Option<Deferred>) -> Option<Deferred> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.and(other)),
+        (one, other) => one.or(other),
     }
 }
 

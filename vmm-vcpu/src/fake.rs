@@ -1,7 +1,9 @@
 //! A vCPU without KVM: plays a script of exits through the real decoder.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::offset_of;
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run,
@@ -51,6 +53,8 @@ pub enum Script {
     Other(u32),
     /// `KVM_RUN` fails with this errno.
     Fails(i32),
+    /// No exit: the time that passes between the exit before and the next entry.
+    Sleeps(Duration),
 }
 
 /// Offset of the page of port data that follows `kvm_run`.
@@ -80,7 +84,7 @@ impl Script {
             }
             Self::Shutdown => reason(page, KVM_EXIT_SHUTDOWN),
             &Self::Other(number) => reason(page, number),
-            Self::Fails(_) => {}
+            Self::Fails(_) | Self::Sleeps(_) => {}
         }
     }
 }
@@ -110,20 +114,33 @@ fn mmio_exit(page: &mut RunPage, address: u64, length: u32, is_write: u8) {
 pub struct ScriptedVcpu {
     page: RunPage,
     script: std::vec::IntoIter<Script>,
-    /// How often the run loop took an `EINTR` for one that came from outside.
-    pub unexplained_interruptions: usize,
+    /// How often the guest was told that it had been stopped.
+    pub told_stopped: usize,
+    time: Cell<Duration>,
+    /// What passes after the clock is next looked at.
+    sleep: Cell<Duration>,
 }
 
 impl ScriptedVcpu {
     /// A vCPU that will play `script`.
     pub fn new(script: Vec<Script>) -> io::Result<Self> {
-        Ok(Self { page: RunPage::anonymous()?, script: script.into_iter(), unexplained_interruptions: 0 })
+        Ok(Self {
+            page: RunPage::anonymous()?,
+            script: script.into_iter(),
+            told_stopped: 0,
+            time: Cell::default(),
+            sleep: Cell::default(),
+        })
     }
 }
 
 impl RunVcpu for ScriptedVcpu {
     fn run(&mut self) -> io::Result<()> {
         let step = self.script.next().unwrap_or(Script::Shutdown);
+        if let Some(Script::Sleeps(time)) = self.script.as_slice().first() {
+            self.sleep.set(*time);
+            self.script.next();
+        }
         step.write_to(&mut self.page);
         match step {
             Script::Fails(errno) => Err(io::Error::from_raw_os_error(errno)),
@@ -135,7 +152,13 @@ impl RunVcpu for ScriptedVcpu {
         &mut self.page
     }
 
-    fn interrupted_from_outside(&mut self) {
-        self.unexplained_interruptions += 1;
+    fn tell_stopped(&mut self) {
+        self.told_stopped += 1;
+    }
+
+    fn now(&self) -> Duration {
+        let now = self.time.get();
+        self.time.set(now + self.sleep.take());
+        now
     }
 }

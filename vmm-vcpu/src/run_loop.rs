@@ -1,10 +1,17 @@
 //! The run loop: enters the guest, sends each exit where it belongs, and listens to requests in between.
 
 use std::io;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use vmm_core::Deferred;
 
 use crate::VcpuExit;
+use crate::counters::{Counters, LiveCounters};
 use crate::kick::{KickCell, KickTarget, Requests};
 use crate::run_page::RunPage;
+use crate::tasks::Tasks;
 
 /// A vCPU that can be run: KVM's, or a scripted one.
 pub trait RunVcpu {
@@ -12,8 +19,11 @@ pub trait RunVcpu {
     fn run(&mut self) -> io::Result<()>;
     /// The run page.
     fn page(&mut self) -> &mut RunPage;
-    /// `KVM_RUN` was interrupted, but not by a kick: the process may have been stopped and continued.
-    fn interrupted_from_outside(&mut self);
+    /// The guest did not run for a while and did nothing to cause it: it was paused, or the process was stopped.
+    fn tell_stopped(&mut self);
+    /// A clock that goes on while the process is stopped, good to a hundredth of a second. Read twice an exit, so it must
+    /// be cheap.
+    fn now(&self) -> Duration;
 }
 
 /// Where the accesses of a guest go. One handler serves every vCPU of a machine at the same time.
@@ -22,12 +32,12 @@ pub trait RunVcpu {
 pub trait ExitHandler: Send + Sync {
     /// Fills `data` with what the guest reads from `port`.
     fn port_read(&self, port: u16, size: usize, data: &mut [u8]);
-    /// Takes what the guest writes to `port`.
-    fn port_write(&self, port: u16, size: usize, data: &[u8]);
+    /// Takes what the guest writes to `port`. `Some`: the access ends when the device says so.
+    fn port_write(&self, port: u16, size: usize, data: &[u8]) -> Option<Deferred>;
     /// Fills `data` with what the guest reads at the guest-physical `address`.
     fn mmio_read(&self, address: u64, data: &mut [u8]);
-    /// Takes what the guest writes at the guest-physical `address`.
-    fn mmio_write(&self, address: u64, data: &[u8]);
+    /// Takes what the guest writes at the guest-physical `address`. `Some`: the access ends when the device says so.
+    fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Deferred>;
 }
 
 /// Why a vCPU's run loop ended.
@@ -59,164 +69,262 @@ pub enum VcpuEnd {
     Panicked(String),
 }
 
-/// Runs `vcpu` until it ends. To be called on the thread that the kicks of `kicks` reach.
-pub fn run<V: RunVcpu, H: ExitHandler + ?Sized, T: KickTarget>(
-    vcpu: &mut V,
-    handler: &H,
-    kicks: &KickCell<T>,
-) -> VcpuEnd {
-    loop {
-        match kicks.enter() {
-            Ok(()) => {}
-            Err(open) if open.contains(Requests::STOP) => return VcpuEnd::Stopped,
-            Err(_) => {
-                kicks.park_while(|open| open.contains(Requests::PAUSE) && !open.contains(Requests::STOP));
-                continue;
-            }
-        }
-        let returned = vcpu.run();
-        kicks.leave();
-        let end = match returned {
-            Ok(()) => dispatch(VcpuExit::decode(vcpu.page()), handler),
-            Err(error) => interrupted(vcpu, kicks, error),
-        };
-        if let Some(end) = end {
-            return end;
-        }
-    }
-}
+/// A vCPU's run loop is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the vCPU has ended")]
+pub struct Ended;
 
-/// Sends one exit where it belongs. `Some`: the guest cannot go on.
+/// How long a vCPU may be out of the guest between two entries before the guest is told. Below it no watchdog of a guest
+/// looks.
+const NOTICEABLE: Duration = Duration::from_secs(1);
+
+/// The clock of [`RunVcpu::now`]: `CLOCK_MONOTONIC_COARSE`, a few nanoseconds and no system call.
 #[inline]
-fn dispatch<H: ExitHandler + ?Sized>(exit: VcpuExit<'_>, handler: &H) -> Option<VcpuEnd> {
-    match exit {
-        VcpuExit::PortRead { port, size, data } => handler.port_read(port, size, data),
-        VcpuExit::PortWrite { port, size, data } => handler.port_write(port, size, data),
-        VcpuExit::MmioRead { address, data } => handler.mmio_read(address, data),
-        VcpuExit::MmioWrite { address, data } => handler.mmio_write(address, data),
-        VcpuExit::Interrupted => {}
-        VcpuExit::Shutdown => return Some(VcpuEnd::TripleFault),
-        VcpuExit::FailEntry { reason, cpu } => return Some(VcpuEnd::FailEntry { reason, cpu }),
-        VcpuExit::InternalError { suberror, data } => return Some(VcpuEnd::InternalError { suberror, data }),
-        VcpuExit::Unexpected(number) => return Some(VcpuEnd::UnexpectedExit(number)),
-    }
-    None
+pub fn coarse_now() -> Duration {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-/// Tells a kick from other reasons for which `KVM_RUN` returns an error. `Some`: a real failure.
-#[cold]
-fn interrupted<V: RunVcpu, T: KickTarget>(
-    vcpu: &mut V,
-    kicks: &KickCell<T>,
-    error: io::Error,
-) -> Option<VcpuEnd> {
-    match error.raw_os_error() {
-        Some(libc::EINTR) => {
-            // Cleared before the requests are looked at, which the next entry does.
-            if !kicks.acknowledge() {
-                vcpu.interrupted_from_outside();
-            }
-            None
-        }
-        // A vCPU that waits for INIT and SIPI was woken and must be entered again.
-        Some(libc::EAGAIN) => None,
-        _ => Some(VcpuEnd::RunFailed(error)),
+/// What a run loop shares with the other threads: its kicks, its tasks, its counters.
+#[derive(Debug)]
+pub struct Shared<V, T> {
+    pub(crate) kicks: KickCell<T>,
+    pub(crate) tasks: Tasks<V>,
+    pub(crate) counters: LiveCounters,
+}
+
+impl<V, T: KickTarget> Shared<V, T> {
+    /// For a vCPU whose kicks reach `target`, with `requests` open from the beginning.
+    pub fn new(target: T, requests: Requests) -> Self {
+        let kicks = KickCell::new(target, requests);
+        Self { kicks, tasks: Tasks::new(), counters: LiveCounters::default() }
     }
+
+    /// The meeting point with the kickers.
+    pub fn kicks(&self) -> &KickCell<T> {
+        &self.kicks
+    }
+
+    /// Performs `task` on the vCPU's thread, out of the guest with the pending access completed, and waits for its result.
+    /// A vCPU whose access is deferred performs it when the access has ended. Not to be called on that thread.
+    ///
+    /// # Errors
+    /// The thread has ended, or ends before it comes to the task.
+    pub fn perform<R: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut V) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        let (sender, result) = mpsc::sync_channel(1);
+        self.tasks.push(Box::new(move |vcpu| {
+            // The receiver waits until it has this or the sender is gone.
+            let _ = sender.send(task(vcpu));
+        }));
+        self.kicks.kick(Requests::TASK);
+        result.recv().map_err(|_| Ended)
+    }
+
+    /// To be called by the vCPU's thread when its run loop is over: no signal reaches it any longer, and nobody waits for a
+    /// task.
+    pub fn end(&self) {
+        self.kicks.end();
+        self.tasks.close();
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        self.counters.snapshot(self.kicks.counts())
+    }
+}
+
+/// Runs `vcpu` until it ends. To be called on the thread that the kicks of `shared` reach.
+pub fn run<V, H, T>(vcpu: &mut V, handler: &H, shared: &Arc<Shared<V, T>>) -> VcpuEnd
+where
+    V: RunVcpu + 'static,
+    H: ExitHandler + ?Sized,
+    T: KickTarget + 'static,
+{
+    let mut run = RunLoop { vcpu, handler, shared, pending: false, started: false };
+    let mut state = State::Running;
+    loop {
+        state = match state {
+            State::Running => run.running(),
+            State::Deferred(access) => run.deferred(access),
+            State::Completing => run.completing(),
+            State::Parked => run.parked(),
+            State::Ended(end) => return end,
+        };
+    }
+}
+
+/// Where a vCPU's thread is.
+enum State {
+    /// In the guest, or serving one of its exits.
+    Running,
+    /// Asleep until a device lets an access end. Counts as parked: a pause is answered, a stop is obeyed.
+    Deferred(Deferred),
+    /// Letting KVM complete the pending access, and those that it leads to.
+    Completing,
+    /// Out of the guest with nothing pending: performs tasks, sleeps while paused.
+    Parked,
+    /// Nothing more will run.
+    Ended(VcpuEnd),
+}
+
+struct RunLoop<'a, V, H: ?Sized, T> {
+    vcpu: &'a mut V,
+    handler: &'a H,
+    shared: &'a Arc<Shared<V, T>>,
+    /// The last `KVM_RUN` returned an exit, whose access is completed by the next.
+    pending: bool,
+    /// The guest has run: it knows a time that can have stood still.
+    started: bool,
+}
+
+impl<V: RunVcpu + 'static, H: ExitHandler + ?Sized, T: KickTarget + 'static> RunLoop<'_, V, H, T> {
+    fn running(&mut self) -> State {
+        let mut left = self.vcpu.now();
+        loop {
+            match self.shared.kicks.enter() {
+                Ok(()) => {}
+                Err(open) if open.contains(Requests::STOP) => return State::Ended(VcpuEnd::Stopped),
+                Err(_) => return State::Completing,
+            }
+            if self.vcpu.now().saturating_sub(left) > NOTICEABLE {
+                self.vcpu.tell_stopped();
+            }
+            self.started = true;
+            let returned = self.vcpu.run();
+            self.shared.kicks.leave();
+            left = self.vcpu.now();
+            if let Some(state) = self.returned(returned) {
+                return state;
+            }
+        }
+    }
+
+    /// Lets KVM complete what is pending, until it has nothing more to hand out. A string access or one that crosses a
+    /// page takes several entries; none of them runs the guest further than that instruction.
+    fn completing(&mut self) -> State {
+        while self.pending {
+            if self.shared.kicks.open().contains(Requests::STOP) {
+                return State::Ended(VcpuEnd::Stopped);
+            }
+            self.shared.kicks.target().arm_own();
+            let returned = self.vcpu.run();
+            if let Some(state) = self.returned(returned) {
+                return state;
+            }
+        }
+        State::Parked
+    }
+
+    fn parked(&mut self) -> State {
+        let kicks = &self.shared.kicks;
+        let (start, mut slept) = (Instant::now(), false);
+        loop {
+            if kicks.take(Requests::TASK) {
+                while let Some(task) = self.shared.tasks.next() {
+                    task(self.vcpu);
+                }
+            }
+            let stay = |open: Requests| {
+                open.contains(Requests::PAUSE) && !open.intersects(Requests::STOP | Requests::TASK)
+            };
+            let open = kicks.open();
+            if stay(open) {
+                slept = true;
+                kicks.park_while(stay);
+            } else if !open.contains(Requests::TASK) || open.contains(Requests::STOP) {
+                break;
+            }
+        }
+        if slept {
+            if self.started {
+                self.shared.counters.pause(start.elapsed());
+            }
+            self.vcpu.tell_stopped();
+        }
+        State::Running
+    }
+
+    fn deferred(&mut self, access: Deferred) -> State {
+        self.shared.counters.deferred.add(1);
+        let shared = Arc::clone(self.shared);
+        access.on_complete(move || {
+            shared.kicks.kick(Requests::COMPLETION);
+        });
+        let awaited = Requests::STOP | Requests::COMPLETION;
+        self.shared.kicks.park_while(|open| !open.intersects(awaited));
+        self.shared.kicks.take(Requests::COMPLETION);
+        State::Running
+    }
+
+    /// Serves one return of `KVM_RUN`. `Some`: the guest is not to be entered next.
+    #[inline]
+    fn returned(&mut self, returned: io::Result<()>) -> Option<State> {
+        match returned {
+            Ok(()) => {
+                self.pending = true;
+                let exit = VcpuExit::decode(self.vcpu.page());
+                self.shared.counters.exit(&exit);
+                dispatch(exit, self.handler)
+            }
+            Err(error) => self.interrupted(error),
+        }
+    }
+
+    /// Tells a kick from other reasons for which `KVM_RUN` returns an error. `Some`: a real failure.
+    #[cold]
+    fn interrupted(&mut self, error: io::Error) -> Option<State> {
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {
+                self.pending = false;
+                // Taken back before the requests are looked at, which the next entry does.
+                if self.shared.kicks.acknowledge() {
+                    self.shared.counters.kicked.add(1);
+                } else {
+                    self.shared.counters.spurious.add(1);
+                    self.vcpu.tell_stopped();
+                }
+                None
+            }
+            // A vCPU that waits for INIT and SIPI was woken and must be entered again.
+            Some(libc::EAGAIN) => {
+                self.shared.counters.woken_for_startup.add(1);
+                None
+            }
+            _ => Some(State::Ended(VcpuEnd::RunFailed(error))),
+        }
+    }
+}
+
+/// Sends one exit where it belongs. `Some`: the guest is not to be entered next.
+#[inline]
+fn dispatch<H: ExitHandler + ?Sized>(exit: VcpuExit<'_>, handler: &H) -> Option<State> {
+    let end = match exit {
+        VcpuExit::PortRead { port, size, data } => {
+            handler.port_read(port, size, data);
+            return None;
+        }
+        VcpuExit::PortWrite { port, size, data } => {
+            return handler.port_write(port, size, data).map(State::Deferred);
+        }
+        VcpuExit::MmioRead { address, data } => {
+            handler.mmio_read(address, data);
+            return None;
+        }
+        VcpuExit::MmioWrite { address, data } => {
+            return handler.mmio_write(address, data).map(State::Deferred);
+        }
+        VcpuExit::Interrupted => return None,
+        VcpuExit::Shutdown => VcpuEnd::TripleFault,
+        VcpuExit::FailEntry { reason, cpu } => VcpuEnd::FailEntry { reason, cpu },
+        VcpuExit::InternalError { suberror, data } => VcpuEnd::InternalError { suberror, data },
+        VcpuExit::Unexpected(number) => VcpuEnd::UnexpectedExit(number),
+    };
+    Some(State::Ended(end))
 }
 
 #[cfg(test)]
 #[cfg(not(loom))]
-mod tests {
-    use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use super::*;
-    use crate::fake::{Script, ScriptedVcpu};
-
-    #[derive(Default)]
-    struct Flag(AtomicBool);
-
-    impl KickTarget for Flag {
-        fn set_immediate_exit(&self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-        fn take_immediate_exit(&self) -> bool {
-            self.0.swap(false, Ordering::Relaxed)
-        }
-        fn signal(&self) {}
-    }
-
-    /// Records what it is called with; reads give 0x5a.
-    #[derive(Default)]
-    struct Recorder(Mutex<Vec<String>>);
-
-    impl ExitHandler for Recorder {
-        fn port_read(&self, port: u16, size: usize, data: &mut [u8]) {
-            data.fill(0x5a);
-            self.0.lock().unwrap().push(format!("in {port:#x} {size}x{}", data.len() / size));
-        }
-        fn port_write(&self, port: u16, size: usize, data: &[u8]) {
-            self.0.lock().unwrap().push(format!("out {port:#x} {size} {data:?}"));
-        }
-        fn mmio_read(&self, address: u64, data: &mut [u8]) {
-            data.fill(0x5a);
-            self.0.lock().unwrap().push(format!("load {address:#x} {}", data.len()));
-        }
-        fn mmio_write(&self, address: u64, data: &[u8]) {
-            self.0.lock().unwrap().push(format!("store {address:#x} {data:?}"));
-        }
-    }
-
-    fn play(script: Vec<Script>) -> (VcpuEnd, Vec<String>, ScriptedVcpu) {
-        let (mut vcpu, handler) = (ScriptedVcpu::new(script).unwrap(), Recorder::default());
-        let end = run(&mut vcpu, &handler, &KickCell::new(Flag::default(), Requests::none()));
-        (end, handler.0.into_inner().unwrap(), vcpu)
-    }
-
-    #[test]
-    fn each_access_reaches_the_handler_with_its_operands() {
-        let (end, calls, _) = play(vec![
-            Script::PortWrite { port: 0x3f8, size: 1, data: b"hi".to_vec() },
-            Script::PortRead { port: 0x60, size: 2, count: 3 },
-            Script::MmioWrite { address: 0xd000_0000, data: vec![1, 2, 3, 4] },
-            Script::MmioRead { address: 0xd000_0008, length: 8 },
-        ]);
-        assert!(matches!(end, VcpuEnd::TripleFault));
-        assert_eq!(
-            calls,
-            ["out 0x3f8 1 [104, 105]", "in 0x60 2x3", "store 0xd0000000 [1, 2, 3, 4]", "load 0xd0000008 8"]
-        );
-    }
-
-    #[test]
-    fn eintr_and_eagain_re_enter_and_an_unexplained_eintr_is_told() {
-        let (end, calls, vcpu) = play(vec![
-            Script::Fails(libc::EINTR),
-            Script::Fails(libc::EAGAIN),
-            Script::PortRead { port: 1, size: 1, count: 1 },
-        ]);
-        assert!(matches!(end, VcpuEnd::TripleFault));
-        assert_eq!((calls.len(), vcpu.unexplained_interruptions), (1, 1));
-    }
-
-    #[test]
-    fn fault_d2_a_failing_kvm_run_ends_the_loop_with_its_errno() {
-        let (end, ..) = play(vec![Script::Fails(libc::EFAULT)]);
-        assert!(matches!(&end, VcpuEnd::RunFailed(e) if e.raw_os_error() == Some(libc::EFAULT)), "{end:?}");
-    }
-
-    #[test]
-    fn fault_d2_an_exit_nobody_asked_for_ends_the_loop_with_its_number() {
-        let (end, ..) = play(vec![Script::Other(77)]);
-        assert!(matches!(end, VcpuEnd::UnexpectedExit(77)), "{end:?}");
-    }
-
-    #[test]
-    fn a_stop_that_came_first_enters_the_guest_not_once() {
-        let mut vcpu = ScriptedVcpu::new(vec![Script::PortRead { port: 1, size: 1, count: 1 }]).unwrap();
-        let (handler, kicks) = (Recorder::default(), KickCell::new(Flag::default(), Requests::PAUSE));
-        kicks.kick(Requests::STOP);
-        assert!(matches!(run(&mut vcpu, &handler, &kicks), VcpuEnd::Stopped));
-        assert!(handler.0.into_inner().unwrap().is_empty());
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "signal system calls")]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
@@ -27,6 +28,65 @@ pub fn install_kick_signal() -> io::Result<()> {
 /// Lets the signal through to the calling thread, whatever mask it inherited.
 pub(crate) fn unblock() -> io::Result<()> {
     unblock_signal(number()).map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Keeps the signal from the calling thread; returns the thread's mask without it, signal n at bit n − 1.
+pub(crate) fn block() -> io::Result<u64> {
+    let change = |how: i32, set: &libc::sigset_t| {
+        let mut old = empty_set();
+        // SAFETY:
+        // - both sets are initialised and outlive the call.
+        match unsafe { libc::pthread_sigmask(how, set, &raw mut old) } {
+            0 => Ok(old),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    };
+    let before = change(libc::SIG_BLOCK, &own_set())?;
+    Ok((1..=64)
+        .filter(|&signal| signal != number() && is_member(&before, signal))
+        .fold(0, |mask, signal| mask | 1 << (signal - 1)))
+}
+
+/// Takes one signal that is pending for the calling thread; returns whether there was one. Never waits.
+pub(crate) fn consume() -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        // SAFETY:
+        // - the set and the time are initialised and outlive the call; a null pointer stands for "no details".
+        let taken = unsafe { libc::sigtimedwait(&own_set(), std::ptr::null_mut(), &at_once) };
+        if taken == number() {
+            return true;
+        }
+        // Another signal's handler ran instead: look again.
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return false;
+        }
+    }
+}
+
+fn empty_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY:
+    // - sigemptyset initialises the set it is given, and fails for no set that is there.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY:
+    // - initialised by the call above.
+    unsafe { set.assume_init() }
+}
+
+/// The set with the kick signal alone.
+fn own_set() -> libc::sigset_t {
+    let mut set = empty_set();
+    // SAFETY:
+    // - the set is initialised; the number is that of a signal.
+    unsafe { libc::sigaddset(&raw mut set, number()) };
+    set
+}
+
+fn is_member(set: &libc::sigset_t, signal: i32) -> bool {
+    // SAFETY:
+    // - the set is initialised; for a number that is none the answer is an error, not 1.
+    (unsafe { libc::sigismember(set, signal) }) == 1
 }
 
 /// The id of the calling thread.

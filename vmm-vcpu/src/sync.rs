@@ -1,16 +1,29 @@
-//! The atomics of the kick protocol: the processor's, or loom's when a model is checked.
+//! The atomics and locks of this crate's protocols: the processor's, or loom's when a model is checked.
+
+use std::time::Duration;
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, Ordering, fence};
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU32, Ordering, fence},
+};
 #[cfg(not(loom))]
 use rustix::thread::futex;
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, Ordering, fence};
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU32, Ordering, fence},
+};
+
+/// Locks `mutex`; a panic of an earlier holder leaves the data of this crate usable.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// An atomic word that a thread can sleep on: a futex.
 ///
-/// `wait` sleeps only if the word still has the expected value, checked together with going to sleep; it may also
-/// return for no reason.
+/// `wait` sleeps only if the word still has the expected value, checked together with going to sleep, and not longer
+/// than `limit`; it may also return for no reason. In a model time does not pass.
 #[derive(Debug)]
 pub(crate) struct WaitWord {
     word: AtomicU32,
@@ -28,9 +41,10 @@ impl WaitWord {
     }
 
     #[cfg(not(loom))]
-    pub(crate) fn wait(&self, expected: u32) {
-        // Woken, changed already, or interrupted: the caller looks at the word in any case.
-        let _ = futex::wait(&self.word, futex::Flags::PRIVATE, expected, None);
+    pub(crate) fn wait(&self, expected: u32, limit: Option<Duration>) {
+        let limit = limit.and_then(|limit| futex::Timespec::try_from(limit).ok());
+        // Woken, changed already, interrupted or too late: the caller looks at the word in any case.
+        let _ = futex::wait(&self.word, futex::Flags::PRIVATE, expected, limit.as_ref());
     }
 
     #[cfg(not(loom))]
@@ -40,7 +54,7 @@ impl WaitWord {
     }
 
     #[cfg(loom)]
-    pub(crate) fn wait(&self, expected: u32) {
+    pub(crate) fn wait(&self, expected: u32, _limit: Option<Duration>) {
         let guard = self.sleepers.0.lock().unwrap();
         if self.word.load(Ordering::SeqCst) == expected {
             drop(self.sleepers.1.wait(guard).unwrap());

@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use crate::kick::{KickCell, KickTarget, Requests};
-use crate::run_loop::{ExitHandler, VcpuEnd, run};
-use crate::run_page::ImmediateExit;
+use crate::counters::Counters;
+use crate::kick::{Kick, Parking, Requests};
+use crate::mechanism::{Mechanism, ThreadTarget};
+use crate::run_loop::{Ended, ExitHandler, Shared, VcpuEnd, run};
 use crate::signal;
 use crate::vcpu::Vcpu;
 
@@ -30,33 +31,26 @@ pub enum ThreadError {
     },
 }
 
-/// How a kick reaches the thread of a vCPU.
-#[derive(Debug)]
-struct ThreadTarget {
-    immediate_exit: ImmediateExit,
-    /// Stored by the thread before it first enters the guest; `KickCell` releases each entry and a kicker acquires it
-    /// before it signals.
-    tid: AtomicI32,
+/// A vCPU's thread has ended, so that nothing can be done with the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("vCPU {index} has ended")]
+pub struct VcpuGone {
+    /// The vCPU.
+    pub index: u32,
 }
 
-impl KickTarget for ThreadTarget {
-    fn set_immediate_exit(&self) {
-        self.immediate_exit.set();
-    }
-
-    fn take_immediate_exit(&self) -> bool {
-        self.immediate_exit.take()
-    }
-
-    fn signal(&self) {
-        signal::send(self.tid.load(Ordering::Relaxed));
-    }
+/// How a vCPU's thread is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThreadOptions {
+    /// How kicks interrupt `KVM_RUN`.
+    pub mechanism: Mechanism,
 }
 
 /// A running vCPU. Dropped, it is stopped and joined.
 #[derive(Debug)]
 pub struct VcpuThread {
-    kicks: Arc<KickCell<ThreadTarget>>,
+    shared: Arc<Shared<Vcpu, ThreadTarget>>,
+    index: u32,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -66,49 +60,89 @@ impl VcpuThread {
     pub fn spawn<H: ExitHandler + 'static>(
         vcpu: Vcpu,
         handler: Arc<H>,
+        options: ThreadOptions,
         on_end: impl FnOnce(&Vcpu, VcpuEnd) + Send + 'static,
     ) -> Result<Self, ThreadError> {
         signal::install_kick_signal().map_err(ThreadError::Signal)?;
         let index = vcpu.index();
-        let target = ThreadTarget { immediate_exit: vcpu.immediate_exit(), tid: AtomicI32::new(0) };
-        let kicks = Arc::new(KickCell::new(target, Requests::PAUSE));
+        let target = ThreadTarget::new(options.mechanism, vcpu.immediate_exit());
+        let shared = Arc::new(Shared::new(target, Requests::PAUSE));
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn({
-                let kicks = Arc::clone(&kicks);
-                move || thread_main(vcpu, &*handler, &kicks, on_end)
+                let shared = Arc::clone(&shared);
+                move || thread_main(vcpu, &*handler, &shared, on_end)
             })
             .map_err(|source| ThreadError::Spawn { index, source })?;
-        Ok(Self { kicks, thread: Some(thread) })
+        Ok(Self { shared, index, thread: Some(thread) })
+    }
+
+    /// The number of the vCPU.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Asks the vCPU to leave the guest and to stay out; does not wait for it.
+    pub fn request_pause(&self) -> Kick {
+        self.shared.kicks.kick(Requests::PAUSE)
+    }
+
+    /// Waits until the vCPU, after [`request_pause`](Self::request_pause), is out of the guest with its pending access
+    /// completed; not longer than to `deadline`. Not to be called on the vCPU's own thread.
+    pub fn wait_parked(&self, deadline: Instant) -> Parking {
+        self.shared.kicks.wait_parked(deadline)
     }
 
     /// Lets the vCPU enter the guest.
     pub fn resume(&self) {
-        self.kicks.withdraw(Requests::PAUSE);
+        self.shared.kicks.withdraw(Requests::PAUSE);
+    }
+
+    /// As [`Shared::perform`], for this vCPU.
+    ///
+    /// # Errors
+    /// The thread has ended, or ends before it comes to the task.
+    pub fn perform<R: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
+    ) -> Result<R, VcpuGone> {
+        self.shared.perform(task).map_err(|Ended| VcpuGone { index: self.index })
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.counters()
     }
 
     /// A handle that can only stop.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle(Arc::downgrade(&self.kicks))
+        StopHandle(Arc::downgrade(&self.shared))
     }
 
     /// Asks the vCPU to end its run loop; does not wait for it.
     pub fn request_stop(&self) {
-        self.kicks.kick(Requests::STOP);
+        self.shared.kicks.kick(Requests::STOP);
+    }
+
+    /// Whether the calling thread is this vCPU's.
+    pub(crate) fn is_current(&self) -> bool {
+        self.shared.kicks.target().is_current_thread()
     }
 }
 
 /// Asks a vCPU to stop, from any thread, the vCPU's own included, and does not keep it alive.
 #[derive(Clone, Debug)]
-pub struct StopHandle(Weak<KickCell<ThreadTarget>>);
+pub struct StopHandle(Weak<Shared<Vcpu, ThreadTarget>>);
 
 impl StopHandle {
     /// As [`VcpuThread::request_stop`]; nothing if the vCPU is gone. A vCPU that calls it while it handles an exit does not
     /// enter the guest again.
     pub fn request_stop(&self) {
-        if let Some(kicks) = self.0.upgrade() {
-            kicks.kick(Requests::STOP);
+        if let Some(shared) = self.0.upgrade() {
+            shared.kicks.kick(Requests::STOP);
         }
     }
 }
@@ -126,17 +160,16 @@ impl Drop for VcpuThread {
 fn thread_main<H: ExitHandler>(
     mut vcpu: Vcpu,
     handler: &H,
-    kicks: &KickCell<ThreadTarget>,
+    shared: &Arc<Shared<Vcpu, ThreadTarget>>,
     on_end: impl FnOnce(&Vcpu, VcpuEnd),
 ) {
-    kicks.target().tid.store(signal::thread_id(), Ordering::Relaxed);
-    let end = match signal::unblock() {
+    let end = match shared.kicks.target().settle(&vcpu) {
         // The state behind the references is only used further by `on_end`, which reads registers.
-        Ok(()) => catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, handler, kicks)))
+        Ok(()) => catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, handler, shared)))
             .unwrap_or_else(|panic| VcpuEnd::Panicked(panic_message(&*panic))),
         Err(error) => VcpuEnd::RunFailed(error),
     };
-    kicks.end();
+    shared.end();
     on_end(&vcpu, end);
 }
 

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
-use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use vmm_core::stats::{StatsError, StatsFd};
 use vmm_core::{IoctlError, Kvm, Vm};
 
-use crate::run_loop::RunVcpu;
+use crate::ioctl;
+use crate::run_loop::{RunVcpu, coarse_now};
 use crate::run_page::{ImmediateExit, RunPage};
 use crate::x86_64::{BootRegs, boot_msrs};
 
@@ -31,6 +34,15 @@ pub enum VcpuError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// There are no statistics.
+    #[error("the statistics of vCPU {index}")]
+    Stats {
+        /// The vCPU.
+        index: u32,
+        /// What failed.
+        #[source]
+        source: StatsError,
     },
     /// The host's KVM does not let the guest have this MSR.
     #[error("vCPU {index}: MSR {msr:#x} is refused")]
@@ -68,7 +80,7 @@ impl Vcpu {
     }
 
     /// Gives the vCPU its CPUID table and MSRs; `boot` also gives it the registers with which a boot protocol enters the
-    /// guest.
+    /// guest, and makes it one that runs without INIT and SIPI.
     ///
     /// CPUID comes first: it decides which MSRs exist. The local APIC stays as KVM resets it: LINT0 of the boot
     /// processor takes the PIC.
@@ -87,6 +99,8 @@ impl Vcpu {
             boot.apply_to(&mut sregs);
             self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
             self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
+            let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+            self.fd.set_mp_state(runnable).map_err(self.failed("KVM_SET_MP_STATE"))?;
         }
         Ok(())
     }
@@ -108,10 +122,24 @@ impl Vcpu {
         (translation.valid != 0).then_some(translation.physical_address)
     }
 
+    /// Opens what the kernel counts about this vCPU. Needs `KVM_CAP_BINARY_STATS_FD`. The result is independent of this
+    /// value: the statistics can be read while the vCPU runs and after it has ended.
+    pub fn stats(&self) -> Result<StatsFd, VcpuError> {
+        let failed = |source| VcpuError::Stats { index: self.index, source };
+        let fd = ioctl::stats_fd(&self.fd)
+            .map_err(|source| failed(IoctlError { ioctl: "KVM_GET_STATS_FD", source }.into()))?;
+        StatsFd::from_fd(fd).map_err(failed)
+    }
+
     /// The byte that kickers set.
     #[must_use]
     pub fn immediate_exit(&self) -> ImmediateExit {
         self.page.immediate_exit()
+    }
+
+    /// Sets the signals that are blocked inside `KVM_RUN`, signal n at bit n − 1 (`KVM_SET_SIGNAL_MASK`).
+    pub(crate) fn set_signal_mask(&self, blocked: u64) -> io::Result<()> {
+        ioctl::set_signal_mask(&self.fd, blocked)
     }
 
     fn failed(&self, ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
@@ -138,9 +166,9 @@ impl RunVcpu for Vcpu {
         &mut self.page
     }
 
-    /// Tells the guest that it did not run for a while, so that its soft-lockup watchdog does not take the host's
-    /// pause for its own fault (`KVM_KVMCLOCK_CTRL`).
-    fn interrupted_from_outside(&mut self) {
+    /// Tells the guest by `KVM_KVMCLOCK_CTRL`, so that its soft-lockup watchdog does not take the host's pause for its own
+    /// fault.
+    fn tell_stopped(&mut self) {
         if self.kvmclock_ctrl
             && let Err(errno) = self.fd.kvmclock_ctrl()
             // The guest has no kvmclock, or not yet.
@@ -148,5 +176,10 @@ impl RunVcpu for Vcpu {
         {
             tracing::warn!(vcpu = self.index, %errno, "KVM_KVMCLOCK_CTRL failed");
         }
+    }
+
+    #[inline]
+    fn now(&self) -> Duration {
+        coarse_now()
     }
 }

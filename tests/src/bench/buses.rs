@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use vmm_core::Deferred;
 use vmm_devices::{Bus, BusDevice, BusError};
 use vmm_vcpu::ExitHandler;
 
@@ -64,8 +65,8 @@ impl ExitHandler for Buses {
     }
 
     #[inline]
-    fn port_write(&self, port: u16, size: usize, data: &[u8]) {
-        self.pio.write(port.into(), size, data);
+    fn port_write(&self, port: u16, size: usize, data: &[u8]) -> Option<Deferred> {
+        self.pio.write(port.into(), size, data)
     }
 
     #[inline]
@@ -74,8 +75,8 @@ impl ExitHandler for Buses {
     }
 
     #[inline]
-    fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.mmio.write(address, data.len(), data);
+    fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Deferred> {
+        self.mmio.write(address, data.len(), data)
     }
 }
 

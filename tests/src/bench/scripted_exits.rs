@@ -1,11 +1,13 @@
 //! Exits without KVM: decode, run loop and dispatch over a vCPU that plays one exit again and again.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use vmm_core::Deferred;
 use vmm_vcpu::fake::Script;
-use vmm_vcpu::{ExitHandler, KickCell, KickTarget, Requests, RunPage, RunVcpu, VcpuEnd, run};
+use vmm_vcpu::{ExitHandler, KickTarget, Requests, RunPage, RunVcpu, Shared, VcpuEnd, coarse_now, run};
 
 use crate::bench::buses::{BENCH_MMIO, BENCH_PORT};
 use crate::bench::raw_exits::ExitKind;
@@ -19,13 +21,15 @@ pub const OVER: i32 = libc::EBADFD;
 pub struct NoTarget;
 
 impl KickTarget for NoTarget {
-    fn set_immediate_exit(&self) {}
-
-    fn take_immediate_exit(&self) -> bool {
-        false
-    }
+    fn arm(&self) {}
 
     fn signal(&self) {}
+
+    fn arm_own(&self) {}
+
+    fn disarm(&self) -> bool {
+        false
+    }
 }
 
 /// A run page with the exit of `kind` on it, as its guest would cause it.
@@ -52,9 +56,13 @@ pub struct Nothing;
 
 impl ExitHandler for Nothing {
     fn port_read(&self, _port: u16, _size: usize, _data: &mut [u8]) {}
-    fn port_write(&self, _port: u16, _size: usize, _data: &[u8]) {}
+    fn port_write(&self, _port: u16, _size: usize, _data: &[u8]) -> Option<Deferred> {
+        None
+    }
     fn mmio_read(&self, _address: u64, _data: &mut [u8]) {}
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+    fn mmio_write(&self, _address: u64, _data: &[u8]) -> Option<Deferred> {
+        None
+    }
 }
 
 /// A vCPU whose `KVM_RUN` returns at once, always with the same exit.
@@ -81,14 +89,19 @@ impl RunVcpu for OneExit {
         &mut self.page
     }
 
-    fn interrupted_from_outside(&mut self) {}
+    fn tell_stopped(&mut self) {}
+
+    #[inline]
+    fn now(&self) -> Duration {
+        coarse_now()
+    }
 }
 
 /// The run loop with a handler of exits, for one kind of exit.
 pub struct ScriptedLoop<H> {
     vcpu: OneExit,
     handler: H,
-    kicks: KickCell<NoTarget>,
+    shared: Arc<Shared<OneExit, NoTarget>>,
 }
 
 impl<H: ExitHandler> ScriptedLoop<H> {
@@ -101,7 +114,7 @@ impl<H: ExitHandler> ScriptedLoop<H> {
         Ok(Self {
             vcpu: OneExit { page: page(kind)?, left: 0 },
             handler,
-            kicks: KickCell::new(NoTarget, Requests::none()),
+            shared: Arc::new(Shared::new(NoTarget, Requests::none())),
         })
     }
 
@@ -113,7 +126,7 @@ impl<H: ExitHandler> ScriptedLoop<H> {
     pub fn step(&mut self, exits: u32) -> anyhow::Result<Duration> {
         self.vcpu.left = exits;
         let start = Instant::now();
-        let end = run(&mut self.vcpu, &self.handler, &self.kicks);
+        let end = run(&mut self.vcpu, &self.handler, &self.shared);
         let elapsed = start.elapsed();
         match end {
             VcpuEnd::RunFailed(error) if error.raw_os_error() == Some(OVER) => Ok(elapsed),
@@ -170,7 +183,7 @@ mod tests {
     #[test]
     fn a_request_in_the_way_is_an_error() {
         let mut play = ScriptedLoop::new(ExitKind::PortRead, Nothing).unwrap();
-        play.kicks.kick(Requests::STOP);
+        play.shared.kicks().kick(Requests::STOP);
         assert!(play.step(1).is_err());
     }
 }

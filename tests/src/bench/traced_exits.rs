@@ -6,13 +6,14 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 use vmm_devices::BusDevice;
-use vmm_vcpu::{KickCell, Requests, RunPage, RunVcpu, VcpuEnd, run};
+use vmm_vcpu::{Requests, RunPage, RunVcpu, Shared, VcpuEnd, coarse_now, run};
 
 use crate::bench::buses::{Buses, Status};
 use crate::bench::raw_exits::ExitKind;
@@ -124,10 +125,10 @@ pub fn play(traced: Traced) -> anyhow::Result<()> {
 /// Plays the exits of one thread.
 fn play_marked(kind: ExitKind, buses: &Buses) -> anyhow::Result<()> {
     // Not on the stack, as with a vCPU's thread, so that the two are told apart.
-    let kicks = Box::new(KickCell::new(NoTarget, Requests::none()));
-    let kicks_address = (&raw const *kicks).addr();
+    let shared = Arc::new(Shared::new(NoTarget, Requests::none()));
+    let kicks_address = std::ptr::from_ref(shared.kicks()).addr();
     let mut vcpu = MarkedVcpu { page: page(kind)?, left: WARM_UP + EXITS, kicks_address };
-    match run(&mut vcpu, buses, &kicks) {
+    match run(&mut vcpu, buses, &shared) {
         VcpuEnd::RunFailed(error) if error.raw_os_error() == Some(OVER) => Ok(()),
         end => bail!("the run loop ended: {end:?}"),
     }
@@ -159,7 +160,11 @@ impl RunVcpu for MarkedVcpu {
         &mut self.page
     }
 
-    fn interrupted_from_outside(&mut self) {}
+    fn tell_stopped(&mut self) {}
+
+    fn now(&self) -> Duration {
+        coarse_now()
+    }
 }
 
 /// Stops for the tracer, with `kicks_address` in RDI.

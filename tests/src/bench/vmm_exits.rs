@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use vmm_core::Deferred;
 use vmm_devices::BusDevice;
 use vmm_memory::AddressSpace;
-use vmm_vcpu::{ExitHandler, KickCell, Requests, Vcpu, VcpuEnd, run};
+use vmm_vcpu::{ExitHandler, Requests, Shared, Vcpu, VcpuEnd, run};
 
 use crate::bench::buses::{Buses, Status};
 use crate::bench::raw_exits::{ExitKind, Step};
@@ -20,7 +21,7 @@ use crate::small_machine::SmallMachine;
 pub struct VmmLoop {
     // Dropped in this order: the memory goes after the vCPU.
     vcpu: Vcpu,
-    handler: Counted,
+    handler: Counted<Vcpu>,
     _memory: AddressSpace,
 }
 
@@ -31,7 +32,7 @@ impl VmmLoop {
     ///
     /// Whatever the parts refuse.
     pub fn new(kind: ExitKind, guests: &Path) -> anyhow::Result<Self> {
-        let SmallMachine { vcpu, memory } = SmallMachine::boot(&kind.guest(guests))?;
+        let (vcpu, memory) = SmallMachine::boot(&kind.guest(guests), 1, 0)?.into_one();
         let device: Arc<dyn BusDevice> = Arc::new(Status::default());
         let handler = Counted::new(kind, Buses::new(&device).context("buses")?);
         Ok(Self { vcpu, handler, _memory: memory })
@@ -47,12 +48,12 @@ impl VmmLoop {
         handler.left.store(exits, Ordering::Relaxed);
         handler.bytes.store(0, Ordering::Relaxed);
         let start = Instant::now();
-        let end = run(&mut self.vcpu, handler, &handler.kicks);
+        let end = run(&mut self.vcpu, handler, &handler.shared);
         let elapsed = start.elapsed();
         let VcpuEnd::Stopped = end else {
             bail!("the vCPU ended: {end:?}");
         };
-        handler.kicks.withdraw(Requests::STOP);
+        handler.shared.kicks().withdraw(Requests::STOP);
         ensure!(!handler.stray.load(Ordering::Relaxed), "an exit of another kind came");
         Ok(Step { elapsed, elements: handler.elements(exits) })
     }
@@ -62,21 +63,21 @@ impl VmmLoop {
 ///
 /// The counters are atomics because a handler is shared, and are stored to by plain stores because one vCPU
 /// calls this one.
-struct Counted {
+struct Counted<V> {
     buses: Buses,
     kind: ExitKind,
-    kicks: KickCell<NoTarget>,
+    shared: Arc<Shared<V, NoTarget>>,
     left: AtomicU32,
     bytes: AtomicU64,
     stray: AtomicBool,
 }
 
-impl Counted {
+impl<V: 'static> Counted<V> {
     fn new(kind: ExitKind, buses: Buses) -> Self {
         Self {
             buses,
             kind,
-            kicks: KickCell::new(NoTarget, Requests::none()),
+            shared: Arc::new(Shared::new(NoTarget, Requests::none())),
             left: AtomicU32::new(0),
             bytes: AtomicU64::new(0),
             stray: AtomicBool::new(false),
@@ -93,7 +94,7 @@ impl Counted {
         let left = self.left.load(Ordering::Relaxed).saturating_sub(1);
         self.left.store(left, Ordering::Relaxed);
         if left == 0 {
-            self.kicks.kick(Requests::STOP);
+            self.shared.kicks().kick(Requests::STOP);
         }
     }
 
@@ -106,7 +107,7 @@ impl Counted {
     }
 }
 
-impl ExitHandler for Counted {
+impl<V: 'static> ExitHandler for Counted<V> {
     #[inline]
     fn port_read(&self, port: u16, size: usize, data: &mut [u8]) {
         self.buses.port_read(port, size, data);
@@ -114,9 +115,10 @@ impl ExitHandler for Counted {
     }
 
     #[inline]
-    fn port_write(&self, port: u16, size: usize, data: &[u8]) {
-        self.buses.port_write(port, size, data);
+    fn port_write(&self, port: u16, size: usize, data: &[u8]) -> Option<Deferred> {
+        let deferred = self.buses.port_write(port, size, data);
         self.count(self.kind == ExitKind::PortWrite, data);
+        deferred
     }
 
     #[inline]
@@ -126,9 +128,10 @@ impl ExitHandler for Counted {
     }
 
     #[inline]
-    fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.buses.mmio_write(address, data);
+    fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Deferred> {
+        let deferred = self.buses.mmio_write(address, data);
         self.count(self.kind == ExitKind::MmioWrite, data);
+        deferred
     }
 }
 
@@ -152,10 +155,14 @@ mod tests {
             &mut self.0
         }
 
-        fn interrupted_from_outside(&mut self) {}
+        fn tell_stopped(&mut self) {}
+
+        fn now(&self) -> std::time::Duration {
+            vmm_vcpu::coarse_now()
+        }
     }
 
-    fn counted(kind: ExitKind) -> Counted {
+    fn counted(kind: ExitKind) -> Counted<Endless> {
         Counted::new(kind, Buses::new(&(Arc::new(Status::default()) as Arc<dyn BusDevice>)).unwrap())
     }
 
@@ -167,8 +174,8 @@ mod tests {
             vcpu.1 = 0;
             handler.left.store(exits, Ordering::Relaxed);
             handler.bytes.store(0, Ordering::Relaxed);
-            assert!(matches!(run(&mut vcpu, &handler, &handler.kicks), VcpuEnd::Stopped));
-            handler.kicks.withdraw(Requests::STOP);
+            assert!(matches!(run(&mut vcpu, &handler, &handler.shared), VcpuEnd::Stopped));
+            handler.shared.kicks().withdraw(Requests::STOP);
             assert_eq!((vcpu.1, handler.elements(exits)), (exits, u64::from(exits) * 256));
         }
         assert!(!handler.stray.load(Ordering::Relaxed));
@@ -178,7 +185,7 @@ mod tests {
     fn an_exit_of_another_kind_is_noticed() {
         let handler = counted(ExitKind::PortRead);
         handler.left.store(1, Ordering::Relaxed);
-        run(&mut Endless(page(ExitKind::PortWrite).unwrap(), 0), &handler, &handler.kicks);
+        run(&mut Endless(page(ExitKind::PortWrite).unwrap(), 0), &handler, &handler.shared);
         assert!(handler.stray.load(Ordering::Relaxed));
     }
 }

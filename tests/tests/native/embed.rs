@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
+use vmm_core::Deferred;
 use vmm_tests::harness::guest;
 use vmm_tests::small_machine::SmallMachine;
-use vmm_vcpu::{ExitHandler, VcpuEnd, VcpuThread};
+use vmm_vcpu::{ExitHandler, ThreadOptions, VcpuEnd, VcpuThread};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -27,9 +28,13 @@ struct Nothing;
 
 impl ExitHandler for Nothing {
     fn port_read(&self, _port: u16, _size: usize, _data: &mut [u8]) {}
-    fn port_write(&self, _port: u16, _size: usize, _data: &[u8]) {}
+    fn port_write(&self, _port: u16, _size: usize, _data: &[u8]) -> Option<Deferred> {
+        None
+    }
     fn mmio_read(&self, _address: u64, _data: &mut [u8]) {}
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+    fn mmio_write(&self, _address: u64, _data: &[u8]) -> Option<Deferred> {
+        None
+    }
 }
 
 /// A device with a bug.
@@ -38,18 +43,20 @@ struct Buggy;
 impl ExitHandler for Buggy {
     fn port_read(&self, _port: u16, _size: usize, _data: &mut [u8]) {}
     #[expect(clippy::panic, reason = "what this trial is about")]
-    fn port_write(&self, port: u16, _size: usize, _data: &[u8]) {
+    fn port_write(&self, port: u16, _size: usize, _data: &[u8]) -> Option<Deferred> {
         panic!("a bug at port {port:#x}");
     }
     fn mmio_read(&self, _address: u64, _data: &mut [u8]) {}
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+    fn mmio_write(&self, _address: u64, _data: &[u8]) -> Option<Deferred> {
+        None
+    }
 }
 
 /// Runs a guest until `stop` lets its vCPU go; returns how the vCPU ended.
 fn run<H: ExitHandler + 'static>(name: &str, handler: H, stop: impl FnOnce(VcpuThread)) -> Result<VcpuEnd> {
-    let SmallMachine { vcpu, memory } = SmallMachine::boot(&guest(name))?;
+    let (vcpu, memory) = SmallMachine::boot(&guest(name), 1, 0)?.into_one();
     let (sender, ended) = channel();
-    let thread = VcpuThread::spawn(vcpu, Arc::new(handler), move |_, end| {
+    let thread = VcpuThread::spawn(vcpu, Arc::new(handler), ThreadOptions::default(), move |_, end| {
         // The receiver waits for it, unless the trial has failed already.
         let _ = sender.send(end);
     })?;

@@ -25,6 +25,16 @@ pub enum OnTripleFault {
     Reset,
 }
 
+/// How a vCPU is interrupted that is in the guest. The mechanisms are those of `vmm_vcpu::Mechanism`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Kick {
+    /// A byte on the run page and a signal
+    #[default]
+    ImmediateExit,
+    /// A signal that is blocked outside the guest
+    SignalMask,
+}
+
 /// The least important messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogLevel {
@@ -53,6 +63,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// The form of the statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatsFormat {
+    /// Columns of text, without what is 0
+    Table,
+    /// One JSON object
+    Json,
+}
+
 /// The word for `choice`, as file and flags write it.
 pub(super) fn word<T: ValueEnum>(choice: &T) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -74,6 +93,15 @@ where
     parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
+/// As [`deserialize`]; a key that is present is always `Some`.
+pub(super) fn deserialize_some<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: ValueEnum,
+{
+    deserialize(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,8 +118,10 @@ mod tests {
     fn words_are_those_of_the_documentation() {
         every_word_is_read_back::<OnReset>(&["exit", "restart"]);
         every_word_is_read_back::<OnTripleFault>(&["crash", "reset"]);
+        every_word_is_read_back::<Kick>(&["immediate-exit", "signal-mask"]);
         every_word_is_read_back::<LogLevel>(&["off", "error", "warn", "info", "debug", "trace"]);
         every_word_is_read_back::<LogFormat>(&["text", "json"]);
+        every_word_is_read_back::<StatsFormat>(&["table", "json"]);
     }
 
     #[test]

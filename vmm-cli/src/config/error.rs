@@ -51,6 +51,13 @@ pub enum ConfigError {
         keys::with_flag(image)
     )]
     OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
+    #[error(
+        "{}: {} is also {}; choose a file for each",
+        keys::with_flag(key),
+        show(path),
+        keys::with_flag(other)
+    )]
+    SameOutput { key: &'static str, path: PathBuf, other: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,

@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{duration, serial, size};
+use super::{duration, serial, size, stats};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -45,7 +45,13 @@ pub(super) const SECTIONS: &[Section] = &[
             key("cmdline", "--cmdline", Form::Text, EXPECTED_CMDLINE),
         ],
     },
-    Section { name: "cpu", keys: &[key("count", "--cpus", Form::Integer, EXPECTED_CPUS)] },
+    Section {
+        name: "cpu",
+        keys: &[
+            key("count", "--cpus", Form::Integer, EXPECTED_CPUS),
+            key("kick", "--kick", Form::Text, "\"immediate-exit\" or \"signal-mask\""),
+        ],
+    },
     Section { name: "memory", keys: &[key("size", "--memory", Form::TextOrInteger, size::EXPECTED)] },
     Section {
         name: "machine",
@@ -69,6 +75,13 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key("format", "--log-format", Form::Text, "\"text\" or \"json\""),
             key("file", "--log-file", Form::Text, EXPECTED_PATH),
+        ],
+    },
+    Section {
+        name: "stats",
+        keys: &[
+            key("output", "--stats", Form::Text, stats::EXPECTED),
+            key("format", "--stats-format", Form::Text, "\"table\" or \"json\""),
         ],
     },
 ];
@@ -213,8 +226,8 @@ mod tests {
     #[test]
     fn a_key_near_to_nothing_lists_what_there_is() {
         assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
-        assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, log");
-        assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count");
+        assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, log, stats");
+        assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count, kick");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod parse;
 mod render;
 mod serial;
 mod size;
+mod stats;
 #[cfg(test)]
 mod testing;
 pub(crate) mod value;
@@ -20,13 +21,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use choice::{LogFormat, LogLevel, OnReset, OnTripleFault};
+pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
 pub use parse::parse_toml;
 pub use serial::SerialMode;
 pub use size::MemorySize;
+pub use stats::StatsOutput;
 pub use value::ValueError;
 
 use crate::args::VmArgs;
@@ -54,6 +56,8 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
     /// The log of this process.
     pub log: LogConfig,
+    /// What is written about a run.
+    pub stats: StatsConfig,
 }
 
 /// The section `[boot]`.
@@ -78,6 +82,9 @@ pub struct CpuConfig {
     /// Number of vCPUs, 1 to 254.
     #[serde(deserialize_with = "value::cpus")]
     pub count: u8,
+    /// How they are interrupted.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub kick: Kick,
 }
 
 /// The section `[memory]`.
@@ -132,9 +139,31 @@ pub struct LogConfig {
     pub file: Option<PathBuf>,
 }
 
+/// The section `[stats]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatsConfig {
+    /// Where the statistics go when the machine has ended; `None`: nowhere.
+    #[serde(deserialize_with = "value::some_from_text")]
+    pub output: Option<StatsOutput>,
+    /// Their form; `None` leaves it to [`StatsConfig::format`].
+    #[serde(deserialize_with = "choice::deserialize_some")]
+    pub format: Option<StatsFormat>,
+}
+
+impl StatsConfig {
+    /// The form of the statistics: as configured, else a table on standard output and JSON in a file.
+    pub fn format(&self) -> StatsFormat {
+        self.format.unwrap_or(match self.output {
+            Some(StatsOutput::Stdout) => StatsFormat::Table,
+            Some(StatsOutput::File(_)) | None => StatsFormat::Json,
+        })
+    }
+}
+
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { count: 1 }
+        Self { count: 1, kick: Kick::default() }
     }
 }
 
@@ -179,6 +208,11 @@ impl VmConfig {
         self.machine.selftest.unwrap_or(self.boot.kernel.is_none())
     }
 
+    /// Whether somebody may ask what the kernel counts: each vCPU then takes one more descriptor.
+    pub fn keeps_kernel_stats(&self) -> bool {
+        self.stats.output.is_some()
+    }
+
     fn apply(&mut self, args: &VmArgs) {
         fn set<T: Clone>(setting: &mut T, flag: Option<&T>) {
             if let Some(value) = flag {
@@ -194,6 +228,7 @@ impl VmConfig {
         set_optional(&mut self.boot.initrd, args.initrd.as_ref());
         set(&mut self.boot.cmdline, args.cmdline.as_ref());
         set(&mut self.cpu.count, args.cpus.as_ref());
+        set(&mut self.cpu.kick, args.kick.as_ref());
         set(&mut self.memory.size, args.memory.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
@@ -204,6 +239,8 @@ impl VmConfig {
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
         set_optional(&mut self.log.file, args.log_file.as_ref());
+        set_optional(&mut self.stats.output, args.stats.as_ref());
+        set_optional(&mut self.stats.format, args.stats_format.as_ref());
     }
 
     fn resolve_paths(&mut self) -> Result<(), ConfigError> {
@@ -228,23 +265,37 @@ impl VmConfig {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
             }
         }
-        let serial = match &self.console.serial {
-            SerialMode::File(path) => Some(path),
-            _ => None,
-        };
-        for (key, output) in [("console.serial", serial), ("log.file", self.log.file.as_ref())] {
-            let Some(path) = output else { continue };
-            let same =
-                |image: &&Option<PathBuf>| image.as_ref().is_some_and(|image| is_same_file(image, path));
-            if let Some(&(image, _)) = images.iter().find(|(_, image)| same(image)) {
-                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
-            }
-        }
+        self.validate_outputs(&images)?;
         if let SerialMode::Unix(path) = &self.console.serial {
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
                 let (key, path) = ("console.serial", path.clone());
                 return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no output file is an image, or another output.
+    fn validate_outputs(&self, images: &[(&'static str, &Option<PathBuf>)]) -> Result<(), ConfigError> {
+        let serial = match &self.console.serial {
+            SerialMode::File(path) => Some(path),
+            _ => None,
+        };
+        let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
+        let outputs =
+            [("console.serial", serial), ("log.file", self.log.file.as_ref()), ("stats.output", stats)];
+        let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
+        for (index, &(key, path)) in outputs.iter().enumerate() {
+            let same = |image: &&(_, &Option<PathBuf>)| {
+                image.1.as_ref().is_some_and(|image| is_same_file(image, path))
+            };
+            if let Some(&(image, _)) = images.iter().find(same) {
+                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
+            }
+            let other = outputs.iter().take(index).find(|(_, other)| is_same_output(other, path));
+            if let Some(&(other, _)) = other {
+                return Err(ConfigError::SameOutput { key, path: path.clone(), other });
             }
         }
         Ok(())
@@ -256,6 +307,7 @@ impl VmConfig {
             ("boot.initrd", self.boot.initrd.as_mut()),
             ("console.serial", self.console.serial.path_mut()),
             ("log.file", self.log.file.as_mut()),
+            ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))
     }
@@ -265,6 +317,12 @@ impl VmConfig {
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
     identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
+/// Whether what is written to both paths would come to one file. Devices take what several write.
+fn is_same_output(one: &Path, other: &Path) -> bool {
+    let is_file = |path: &Path| path.metadata().map_or(true, |metadata| metadata.is_file());
+    is_file(one) && (one == other || is_same_file(one, other))
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {

@@ -21,6 +21,7 @@ impl VmConfig {
 
         out.section("cpu");
         out.set("count", self.cpu.count);
+        out.text("kick", &choice::word(&self.cpu.kick));
 
         out.section("memory");
         out.text("size", &self.memory.size.to_string());
@@ -43,6 +44,16 @@ impl VmConfig {
         out.text("level", &choice::word(&self.log.level));
         out.text("format", &choice::word(&self.log.format));
         out.path("file", self.log.file.as_deref(), "standard error");
+
+        out.section("stats");
+        match &self.stats.output {
+            Some(output) => out.text("output", &output.to_string()),
+            None => out.unset("output", "no statistics are written"),
+        }
+        match &self.stats.format {
+            Some(format) => out.text("format", &choice::word(format)),
+            None => out.unset("format", "table on standard output, json in a file"),
+        }
         out.0
     }
 }
@@ -86,7 +97,7 @@ mod tests {
     use super::*;
     use crate::config::{
         BootConfig, ConsoleConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
-        keys, parse_toml,
+        StatsConfig, StatsOutput, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -111,17 +122,23 @@ mod tests {
         ]
     }
 
+    fn stats() -> impl Strategy<Value = StatsConfig> {
+        let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
+        (prop::option::of(output), prop::option::of(word()))
+            .prop_map(|(output, format)| StatsConfig { output, format })
+    }
+
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (count, pages) in (1_u8..=254, 256_u64..=1 << 28),
+            (count, kick, pages) in (1_u8..=254, word(), 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
-            (level, format, file) in (word(), word(), optional_path()),
+            (level, format, file, stats) in (word(), word(), optional_path(), stats()),
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
-                cpu: CpuConfig { count },
+                cpu: CpuConfig { count, kick },
                 memory: MemoryConfig { size: MemorySize::try_from(pages * 4096).unwrap() },
                 machine: MachineConfig {
                     on_reset,
@@ -132,6 +149,7 @@ mod tests {
                 },
                 console: ConsoleConfig { serial },
                 log: LogConfig { level, format, file },
+                stats,
             }
         }
     }
@@ -157,6 +175,7 @@ cmdline = \"\"
 
 [cpu]
 count = 1
+kick = \"immediate-exit\"
 
 [memory]
 size = \"128M\"
@@ -175,6 +194,10 @@ serial = \"stdio\"
 level = \"warn\"
 format = \"text\"
 # file is not set: standard error
+
+[stats]
+# output is not set: no statistics are written
+# format is not set: table on standard output, json in a file
 ";
         assert_eq!(VmConfig::default().to_toml(), expected);
     }

@@ -21,6 +21,7 @@ initrd = "/abs/initrd"
 cmdline = "console=ttyS0 \"quoted\""
 [cpu]
 count = 254
+kick = "signal-mask"
 [memory]
 size = "1TiB"
 [machine]
@@ -35,6 +36,9 @@ serial = "unix=sock"
 level = "trace"
 format = "json"
 file = "../vm.log"
+[stats]
+output = "stats.txt"
+format = "table"
 "#;
 
 fn parse(text: &str) -> Result<VmConfig, ConfigError> {
@@ -65,7 +69,10 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
-    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n").unwrap(), VmConfig::default());
+    assert_eq!(
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n[stats]\n").unwrap(),
+        VmConfig::default()
+    );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
 }
 
@@ -78,7 +85,7 @@ fn every_key_arrives_in_its_field() {
             initrd: Some("/abs/initrd".into()),
             cmdline: "console=ttyS0 \"quoted\"".into(),
         },
-        cpu: CpuConfig { count: 254 },
+        cpu: CpuConfig { count: 254, kick: Kick::SignalMask },
         memory: MemoryConfig { size: MemorySize::MAX },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
@@ -93,10 +100,15 @@ fn every_key_arrives_in_its_field() {
             format: LogFormat::Json,
             file: Some("dir/../vm.log".into()),
         },
+        stats: StatsConfig {
+            output: Some(StatsOutput::File("dir/stats.txt".into())),
+            format: Some(StatsFormat::Table),
+        },
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();
     assert_ne!((config.boot, config.machine, config.log), (default.boot, default.machine, default.log));
+    assert_ne!(config.stats, default.stats);
 }
 
 #[test]
@@ -108,6 +120,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
+    assert_eq!(config.stats.output, Some(StatsOutput::File(scratch.path("stats.txt"))));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
 
     let flags = [
@@ -115,6 +128,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--initrd=src/lib.rs",
         "--cmdline=",
         "--cpus=3",
+        "--kick=immediate-exit",
         "--memory=1G",
         "--on-reset=exit",
         "--on-triple-fault=crash",
@@ -125,6 +139,8 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--log-level=off",
         "--log-format=text",
         "--log-file=log",
+        "--stats=stats",
+        "--stats-format=json",
     ];
     let config = load(flags.map(Path::new).into_iter().chain([&*file])).unwrap();
     let here = std::env::current_dir().unwrap();
@@ -134,7 +150,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             initrd: Some(here.join("src/lib.rs")),
             cmdline: String::new(),
         },
-        cpu: CpuConfig { count: 3 },
+        cpu: CpuConfig { count: 3, kick: Kick::ImmediateExit },
         memory: MemoryConfig { size: "1G".parse().unwrap() },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
@@ -145,6 +161,10 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
+        stats: StatsConfig {
+            output: Some(StatsOutput::File(here.join("stats"))),
+            format: Some(StatsFormat::Json),
+        },
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
@@ -270,11 +290,40 @@ fn an_output_that_is_an_image_is_refused_by_whatever_name() {
     let kernel = scratch.file("kernel", "precious");
     std::os::unix::fs::symlink(&kernel, scratch.path("other-name")).unwrap();
     let kernel = kernel.display();
-    for output in ["--serial=file=", "--log-file="] {
+    for output in ["--serial=file=", "--log-file=", "--stats="] {
         let output = format!("{output}{}", scratch.path("other-name").display());
         let error = message(load([format!("--kernel={kernel}"), output]).unwrap_err());
         assert!(error.ends_with("is also boot.kernel (--kernel), and would be written over"), "{error}");
     }
+}
+
+#[test]
+fn two_outputs_in_one_file_are_refused_and_two_to_one_device_are_not() {
+    let scratch = Scratch::new();
+    let path = scratch.file("out", "");
+    std::os::unix::fs::symlink(&path, scratch.path("other-name")).unwrap();
+    let (path, other) = (path.display(), scratch.path("other-name"));
+    for second in [path.to_string(), other.display().to_string()] {
+        let error = message(load([format!("--log-file={path}"), format!("--stats={second}")]).unwrap_err());
+        assert_eq!(
+            error,
+            format!("stats.output (--stats): {second} is also log.file (--log-file); choose a file for each")
+        );
+    }
+    let absent = scratch.path("absent");
+    let absent = absent.display();
+    assert!(load([format!("--serial=file={absent}"), format!("--stats={absent}")]).is_err());
+    assert!(load([format!("--serial=file={absent}"), format!("--stats={path}")]).is_ok());
+    assert!(load(["--serial=file=/dev/null", "--log-file=/dev/null", "--stats=/dev/null"]).is_ok());
+}
+
+#[test]
+fn the_form_of_the_statistics_follows_their_place_until_it_is_set() {
+    let format = |flags: &[&str]| load(flags).unwrap().stats.format();
+    assert_eq!(format(&["--stats=-"]), StatsFormat::Table);
+    assert_eq!(format(&["--stats=stats.txt"]), StatsFormat::Json);
+    assert_eq!(format(&["--stats=-", "--stats-format=json"]), StatsFormat::Json);
+    assert_eq!(format(&["--stats=stats.txt", "--stats-format=table"]), StatsFormat::Table);
 }
 
 #[test]
@@ -378,7 +427,7 @@ proptest! {
     #[test]
     fn no_text_that_is_nearly_right_panics(
         lines in prop::collection::vec(
-            r#"\[(boot|cpu|memory|log)\]|(kernel|count|size|level|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
+            r#"\[(boot|cpu|memory|log|stats)\]|(kernel|count|size|level|output|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
             0..6,
         ),
     ) {

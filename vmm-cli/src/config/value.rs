@@ -83,6 +83,15 @@ where
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
+/// As [`from_text`]; a key that is present is always `Some`.
+pub(super) fn some_from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    from_text(deserializer).map(Some)
+}
+
 /// Splits a whole number from its unit: at least one decimal digit, then whatever follows.
 ///
 /// # Errors

@@ -1,10 +1,10 @@
 //! `Backend`: what the guest's serial port is connected to on the host.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use super::stdin::Stdin;
 use crate::config::SerialMode;
 use crate::messages;
+use crate::output_file;
 use crate::sink::Sink;
 
 /// Why a console cannot be opened. All but [`OpenError::Host`] are the user's to mend.
@@ -120,8 +121,8 @@ impl Backend {
                 Ok((Self::Stdin(Stdin::open().map_err(host("raw mode"))?), output))
             }
             SerialMode::File(path) => {
-                let file =
-                    open_file(path).map_err(|source| OpenError::Path { path: path.clone(), source })?;
+                let file = output_file::create(path)
+                    .map_err(|source| OpenError::Path { path: path.clone(), source })?;
                 Ok((Self::OutputOnly, start(Some(file.into()))?))
             }
             SerialMode::Pty => {
@@ -223,17 +224,6 @@ impl Backend {
             _ => None,
         }
     }
-}
-
-/// Creates or empties the output file. Only a regular file or a character device: opening a FIFO would block.
-fn open_file(path: &Path) -> io::Result<File> {
-    if let Ok(metadata) = path.metadata()
-        && !(metadata.is_file() || metadata.file_type().is_char_device())
-    {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked
@@ -350,23 +340,10 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_is_no_output_file() {
-        let path = scratch("fifo");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(open_file(&path).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn files_and_sockets_are_private() {
+    fn a_socket_is_private() {
         use std::os::unix::fs::PermissionsExt;
-        let (file, socket) = (scratch("private-file"), scratch("private-socket"));
-        open_file(&file).unwrap();
-        let listener = listen(&socket).unwrap();
-        for path in [&file, &socket] {
-            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
-        }
-        drop(listener);
-        std::fs::remove_file(&file).unwrap();
+        let path = scratch("private-socket");
+        let _listener = listen(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0);
     }
 }

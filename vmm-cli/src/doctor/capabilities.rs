@@ -36,6 +36,8 @@ const CAPABILITIES: [Capability; 13] = [
         "the TSC-deadline mode of the local APIC: guest timers are coarser and exit more often"),
     capability!("kvm-clock-control", KVM_CAP_KVMCLOCK_CTRL, (3, 5), used: true,
         "telling a guest that it was stopped: it may report soft lock-ups after SIGCONT"),
+    capability!("kvm-statistics", KVM_CAP_BINARY_STATS_FD, (5, 14), used: true,
+        "the kernel's own counts in `run --stats`: exits, halts, page faults, interrupts"),
     capability!("kvm-ioeventfd-any", KVM_CAP_IOEVENTFD_ANY_LENGTH, (4, 4), used: false,
         "later: one doorbell for writes of any width"),
     capability!("kvm-irqfd-resample", KVM_CAP_IRQFD_RESAMPLE, (3, 8), used: false,
@@ -52,8 +54,6 @@ const CAPABILITIES: [Capability; 13] = [
         "later: the pages a guest has written to, without a look at all of them"),
     capability!("kvm-dirty-log", KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, (5, 2), used: false,
         "later: a log of written pages that is cleared in small steps"),
-    capability!("kvm-statistics", KVM_CAP_BINARY_STATS_FD, (5, 14), used: false,
-        "later: the kernel's own counts of exits"),
     capability!("kvm-guest-debug", KVM_CAP_SET_GUEST_DEBUG, (2, 6), used: false,
         "later: breakpoints in a guest"),
 ];

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqRouter;
 use vmm_core::seam::{IrqFds, MemorySlots};
-use vmm_core::{Kvm, Vm};
+use vmm_core::{Deferred, Kvm, Vm};
 use vmm_memory::{AddressSpace, RamRange};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
-use vmm_vcpu::{ExitHandler, Vcpu, VcpuEnd, VcpuThread};
+use vmm_vcpu::{ExitHandler, ThreadOptions, Vcpu, VcpuEnd, VcpuThread};
 
 use crate::machine::layout;
 
@@ -56,14 +56,17 @@ struct Port(Sender<Sign>);
 
 impl ExitHandler for Port {
     fn port_read(&self, _port: u16, _size: usize, _data: &mut [u8]) {}
-    fn port_write(&self, port: u16, _size: usize, data: &[u8]) {
+    fn port_write(&self, port: u16, _size: usize, data: &[u8]) -> Option<Deferred> {
         if let (PORT, Some(&value)) = (port, data.first()) {
             // Fails when nobody waits any longer.
             let _ = self.0.send(Sign::Said(value));
         }
+        None
     }
     fn mmio_read(&self, _address: u64, _data: &mut [u8]) {}
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+    fn mmio_write(&self, _address: u64, _data: &[u8]) -> Option<Deferred> {
+        None
+    }
 }
 
 /// Makes the machine, runs it and takes it apart; returns who executed its code, and how long it all took.
@@ -86,8 +89,8 @@ pub(super) fn try_out(kvm: &Kvm) -> Result<(Execution, Duration)> {
     let on_end = move |_: &Vcpu, end| {
         let _ = ends.send(Sign::Ended(end));
     };
-    let thread =
-        VcpuThread::spawn(vcpu, Arc::new(Port(sender)), on_end).context("the vCPU gets no thread")?;
+    let thread = VcpuThread::spawn(vcpu, Arc::new(Port(sender)), ThreadOptions::default(), on_end)
+        .context("the vCPU gets no thread")?;
     thread.resume();
     let execution = watch(&signs)?;
     drop((thread, line, memory, vm));

@@ -1,5 +1,6 @@
 //! `Exits`: where the exits of the vCPUs meet the buses.
 
+use vmm_core::Deferred;
 use vmm_devices::Bus;
 use vmm_vcpu::ExitHandler;
 
@@ -22,8 +23,8 @@ impl ExitHandler for Exits {
     }
 
     #[inline]
-    fn port_write(&self, port: u16, size: usize, data: &[u8]) {
-        self.pio.write(u64::from(port), size, data);
+    fn port_write(&self, port: u16, size: usize, data: &[u8]) -> Option<Deferred> {
+        self.pio.write(u64::from(port), size, data)
     }
 
     #[inline]
@@ -32,7 +33,7 @@ impl ExitHandler for Exits {
     }
 
     #[inline]
-    fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.mmio.write(address, data.len(), data);
+    fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Deferred> {
+        self.mmio.write(address, data.len(), data)
     }
 }

@@ -21,20 +21,23 @@ use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_memory::AddressSpace;
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
-use vmm_vcpu::{StopHandle, Vcpu, VcpuEnd, VcpuThread};
+use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
-use crate::config::{OnTripleFault, VmConfig};
+use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::outcome::Failure;
+use crate::stats::{KernelStats, MachineCounters, Report};
 use devices::Devices;
 use exits::Exits;
 pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
-    vcpus: Vec<VcpuThread>,
+    vcpus: Vcpus,
+    /// Absent if nobody wants them, or the kernel has none.
+    kernel_stats: Option<KernelStats>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
     power_button: PowerButton,
@@ -82,25 +85,48 @@ impl Machine {
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
+        let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
+        let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
         let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
-                VcpuThread::spawn(vcpu, Arc::clone(&exits), move |vcpu, end| ends.report(vcpu, &end))
+                let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
+                VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
             })
             .collect::<Result<_, _>>()
             .map_err(Failure::host_cannot)?;
+        let vcpus = Vcpus::new(vcpus);
         // A vCPU that asks for the end of the machine executes nothing after it.
-        let stops: Vec<_> = vcpus.iter().map(VcpuThread::stop_handle).collect();
+        let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
+        Ok(Self { vcpus, kernel_stats, serial, power_button, exits, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
-        self.vcpus.iter().for_each(VcpuThread::resume);
+        self.vcpus.resume();
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
+        Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref())
+    }
+
+    /// Ends the vCPUs and returns all that has been counted.
+    #[must_use]
+    pub fn final_report(&self) -> Report {
+        self.vcpus.request_stop();
+        for index in 0..self.vcpus.counters().len() as u32 {
+            // The answer of one that was asked to stop, whichever it is, says that nothing of it will run any more.
+            let _ = self.vcpus.perform(index, |_| ());
+        }
+        self.report()
     }
 
     /// The guest's power button.
@@ -118,9 +144,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // All are asked before the first is waited for.
-        self.vcpus.iter().for_each(VcpuThread::request_stop);
-        self.vcpus.clear();
+        self.vcpus.stop();
         let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         if ports + mmio != 0 {
             tracing::debug!(ports, mmio, "accesses to addresses without a device");
@@ -133,6 +157,18 @@ fn boot_failure(error: BootError) -> Failure {
     match error {
         BootError::Memory { .. } => Failure::internal(error),
         _ => Failure::bad_input(error),
+    }
+}
+
+/// The mechanism that is asked for, or the one that every KVM has.
+fn mechanism(kvm: &Kvm, kick: Kick) -> Mechanism {
+    match kick {
+        Kick::ImmediateExit if kvm.capabilities().immediate_exit => Mechanism::ImmediateExit,
+        Kick::ImmediateExit => {
+            tracing::info!("KVM lacks KVM_CAP_IMMEDIATE_EXIT: vCPUs are kicked by signal mask");
+            Mechanism::SignalMask
+        }
+        Kick::SignalMask => Mechanism::SignalMask,
     }
 }
 
@@ -174,6 +210,17 @@ fn configured_vcpus(
             Ok(vcpu)
         })
         .collect()
+}
+
+/// Opens what the kernel counts, if that is wanted and there.
+fn kernel_stats(
+    kvm: &Kvm,
+    config: &VmConfig,
+    vm: &Vm,
+    vcpus: &[Vcpu],
+) -> Result<Option<KernelStats>, Failure> {
+    let wanted = config.keeps_kernel_stats() && kvm.capabilities().binary_stats;
+    wanted.then(|| KernelStats::open(vm, vcpus)).transpose().map_err(Failure::host_cannot)
 }
 
 /// What the end of a vCPU means for the machine.

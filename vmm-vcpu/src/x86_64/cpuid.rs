@@ -138,8 +138,14 @@ fn topology_leaf(function: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
 mod tests {
     use super::*;
 
-    const CAPABILITIES: Capabilities =
-        Capabilities { max_vcpus: 1024, ioeventfd: true, tsc_deadline_timer: true, kvmclock_ctrl: true };
+    const CAPABILITIES: Capabilities = Capabilities {
+        max_vcpus: 1024,
+        ioeventfd: true,
+        immediate_exit: true,
+        tsc_deadline_timer: true,
+        kvmclock_ctrl: true,
+        binary_stats: true,
+    };
 
     fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 { function, index, eax, ..Default::default() }
