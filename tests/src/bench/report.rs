@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One run of one benchmark.
 #[derive(Debug, Serialize)]
@@ -24,10 +24,13 @@ pub struct Report {
     /// What was counted and not timed, if anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub counts: Vec<Count>,
+    /// What else a reader should know, if anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// How often one thing has happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// In what.
     pub case: String,
@@ -42,7 +45,7 @@ pub struct Count {
 }
 
 /// The machine under the benchmark.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Host {
     /// Kernel release.
     pub kernel: String,
@@ -195,6 +198,7 @@ mod tests {
                 name: "0x3f8 out".to_owned(),
                 values: vec![7, 8],
             }],
+            notes: Vec::new(),
         };
         let expected = json!({
             "name": "startup",

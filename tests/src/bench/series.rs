@@ -1,5 +1,7 @@
 //! The values of one benchmark as they come in, round by round.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bench::report::{Host, Measured, Outcome, Ratio, Report, Row};
 use crate::bench::stats::{Summary, median, paired_ratio};
 
@@ -13,6 +15,34 @@ pub struct Case {
     pub name: &'static str,
     /// Unit in the report: `ms`, `us`, `ns`, `KiB`, `instructions` or `exits`.
     pub unit: &'static str,
+}
+
+/// Something that was measured elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    case: String,
+    subject: String,
+    #[serde(flatten)]
+    taken: Taken,
+}
+
+/// What a sample consists of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// The values of one round.
+    Values(Vec<f64>),
+    /// Why there are none, and will be none.
+    Failed(String),
+    /// What this machine or the subject lacks.
+    NotRun(String),
+}
+
+impl Sample {
+    /// Of `subject` in `case`.
+    pub fn new(case: Case, subject: &str, taken: Taken) -> Self {
+        Self { case: case.name.to_owned(), subject: subject.to_owned(), taken }
+    }
 }
 
 /// A case whose baseline has nothing to compare with.
@@ -95,6 +125,17 @@ impl Recorder {
         }
     }
 
+    /// Adds what was measured elsewhere, unless it is about something that is not in the report.
+    pub fn take(&mut self, sample: &Sample) {
+        let mut series = self.series.iter().filter(|series| series.case.name == sample.case);
+        let Some(case) = series.next().map(|series| series.case) else { return };
+        match &sample.taken {
+            Taken::Values(values) => self.record(case, &sample.subject, values),
+            Taken::Failed(why) => self.fail(case, &sample.subject, why),
+            Taken::NotRun(why) => self.leave_out_subject(case, &sample.subject, why),
+        }
+    }
+
     /// Leaves `case` out for every subject: this machine lacks what it needs.
     pub fn leave_out(&mut self, case: Case, why: &str) {
         for series in self.series.iter_mut().filter(|series| series.case == case) {
@@ -131,6 +172,7 @@ impl Recorder {
             baseline,
             rows,
             counts: Vec::new(),
+            notes: Vec::new(),
         })
     }
 

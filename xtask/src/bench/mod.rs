@@ -4,6 +4,7 @@
 mod boot;
 mod chart;
 mod report;
+mod samples;
 mod table;
 
 use std::fs;

@@ -16,6 +16,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     #[serde(default)]
     pub counts: Vec<Count>,
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// How often one thing has happened to one subject, each time that it was counted.
@@ -149,6 +151,7 @@ pub mod tests {
                 { "case": "boot", "subject": "peer", "kind": "port", "name": "0x71 in", "values": [20000] },
                 { "case": "boot", "subject": "peer", "kind": "port", "name": "0x3f8 out", "values": [400] },
             ],
+            "notes": ["peer was started twice"],
         });
         serde_json::from_value(report).unwrap()
     }

@@ -4,7 +4,7 @@ use super::report::{Count, Outcome, Report, Row};
 
 const HEADER: [&str; 8] = ["case", "subject", "median", "p99", "min", "max", "ratio", "paired"];
 
-/// One line for each row, the case named in its first one, and one for each thing that was counted.
+/// One line for each row, the case named in its first one, one for each note, and one for each thing that was counted.
 pub fn text(report: &Report) -> String {
     let mut lines = vec![report.heading(), String::new(), line(HEADER.map(str::to_owned), "")];
     for rows in report.cases() {
@@ -13,6 +13,7 @@ pub fn text(report: &Report) -> String {
     let meaning = report.meaning();
     lines.push(String::new());
     lines.push(format!("ratio: {meaning} (medians); paired: the median of the ratios within each round"));
+    lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
     for counts in report.counts.chunk_by(|count, next| count.case == next.case) {
         lines.extend(counted(counts));
     }
@@ -98,6 +99,11 @@ mod tests {
         assert_eq!(words[6], ["peer", "said", "<\"no\"", "&", "ended>"]);
         assert_eq!(words[7], ["locked", "(instructions)", "vmm", "0.0", "0.0", "0.0", "0.0", "-", "-"]);
         assert_eq!(words[8], ["port_read", "(ns)", "vmm", "no", "such", "device"]);
+    }
+
+    #[test]
+    fn notes_stand_below_the_rows() {
+        assert_eq!(text(&sample()).lines().filter(|line| *line == "note: peer was started twice").count(), 1);
     }
 
     #[test]
