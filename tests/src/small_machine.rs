@@ -4,12 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
 use vmm_core::seam::MemorySlots;
 use vmm_core::{Kvm, Vm};
 use vmm_memory::{AddressSpace, RamRange};
 use vmm_vcpu::Vcpu;
-use vmm_vcpu::x86_64::CpuidTemplate;
+use vmm_vcpu::x86_64::{CpuidTemplate, VcpuState};
 
 /// As vmm-cli has them.
 const TSS: u32 = 0xfffb_d000;
@@ -37,22 +38,60 @@ impl SmallMachine {
     ///
     /// Whatever the parts refuse.
     pub fn boot(guest: &Path, started: u32, asleep: u32) -> anyhow::Result<Self> {
+        Self::boot_in(RAM_SIZE, guest, started, asleep)
+    }
+
+    /// The same with `size` bytes of RAM.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn boot_in(size: u64, guest: &Path, started: u32, asleep: u32) -> anyhow::Result<Self> {
         let kvm = Kvm::open(Path::new("/dev/kvm"))?;
-        let vm = Arc::new(Vm::create(&kvm)?);
+        let machine = Self::empty(&kvm, size, started + asleep)?;
+        let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
+        let platform = Platform { map: &memory_map(size), rsdp: None };
+        let boot = boot::load(&*machine.memory.memory(), &platform, &source)?;
+        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), started + asleep);
+        for vcpu in &machine.vcpus {
+            let index = vcpu.index();
+            vcpu.configure(&cpuid.for_vcpu(index)?, (index < started).then_some(&boot))?;
+        }
+        Ok(machine)
+    }
+
+    /// Makes another machine, with a copy of the memory `from`, whose vCPUs have the states `states`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn restored(from: &AddressSpace, states: &[VcpuState]) -> anyhow::Result<Self> {
+        let from = from.memory();
+        let size = from.last_addr().0 + 1;
+        let machine = Self::empty(&Kvm::open(Path::new("/dev/kvm"))?, size, u32::try_from(states.len())?)?;
+        let (start, length) = (GuestAddress(0), usize::try_from(size)?);
+        let (old, new) = (from.get_slice(start, length)?, machine.memory.memory());
+        old.copy_to_volatile_slice(new.get_slice(start, length)?);
+        drop(new);
+        for (vcpu, state) in machine.vcpus.iter().zip(states) {
+            vcpu.restore(state)?;
+        }
+        Ok(machine)
+    }
+
+    /// A machine with nothing in its memory and `count` vCPUs that are not configured.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn empty(kvm: &Kvm, size: u64, count: u32) -> anyhow::Result<Self> {
+        let vm = Arc::new(Vm::create(kvm)?);
         vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
         let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
-        memory.map(&[RamRange { start: 0, size: RAM_SIZE }])?;
+        memory.map(&[RamRange { start: 0, size }])?;
         vm.create_irqchip()?;
-        let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
-        let platform = Platform { map: &memory_map(), rsdp: None };
-        let boot = boot::load(&*memory.memory(), &platform, &source)?;
-        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), started + asleep);
-        let vcpus = (0..started + asleep).map(|index| {
-            let vcpu = Vcpu::create(&kvm, &vm, index)?;
-            vcpu.configure(&cpuid.for_vcpu(index)?, (index < started).then_some(&boot))?;
-            Ok(vcpu)
-        });
-        Ok(Self { vcpus: vcpus.collect::<anyhow::Result<_>>()?, memory })
+        let vcpus = (0..count).map(|index| Vcpu::create(kvm, &vm, index));
+        Ok(Self { vcpus: vcpus.collect::<Result<_, _>>()?, memory })
     }
 
     /// The only vCPU of a machine that was made with one, and the memory.
@@ -66,11 +105,11 @@ impl SmallMachine {
     }
 }
 
-fn memory_map() -> [E820Entry; 3] {
+fn memory_map(size: u64) -> [E820Entry; 3] {
     let entry = |start, end, kind| E820Entry { start, size: end - start, kind };
     [
         entry(0, CONVENTIONAL_END, E820Kind::Ram),
         entry(CONVENTIONAL_END, EXTENDED_START, E820Kind::Reserved),
-        entry(EXTENDED_START, RAM_SIZE, E820Kind::Ram),
+        entry(EXTENDED_START, size, E820Kind::Ram),
     ]
 }

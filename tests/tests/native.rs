@@ -19,6 +19,7 @@ mod native {
     pub mod outputs;
     pub mod pause;
     pub mod smp;
+    pub mod state;
     pub mod stats;
     pub mod terminal;
 }
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         native::outputs::trials(),
         native::pause::trials(),
         native::smp::trials(),
+        native::state::trials(),
         native::stats::trials(),
         native::terminal::trials(),
     ];
