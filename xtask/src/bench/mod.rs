@@ -34,6 +34,12 @@ pub enum Bench {
     Exits,
     /// Process start to a Linux guest's first instruction and first program, and exits by reason, beside QEMU's microvm.
     Boot,
+    /// A request to a vCPU until its thread has seen it, with either mechanism, and the system calls of a kick.
+    Kick,
+    /// Taking all vCPUs of a machine out of the guest.
+    Pause,
+    /// A port read served in user space with either mechanism: the experiment that led to `immediate_exit`.
+    Inl,
 }
 
 /// The command line of `cargo xtask bench`.
@@ -71,7 +77,7 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let name = args.name.name();
     ensure!(
-        args.name != Bench::Exits || args.peers.is_empty(),
+        matches!(args.name, Bench::Startup | Bench::Boot) || args.peers.is_empty(),
         "{name} has no peers: it measures inside a process"
     );
     let json = if args.name == Bench::Boot {
@@ -99,6 +105,9 @@ impl Bench {
             Self::Startup => "startup",
             Self::Exits => "exits",
             Self::Boot => "boot",
+            Self::Kick => "kick",
+            Self::Pause => "pause",
+            Self::Inl => "inl",
         }
     }
 }
@@ -177,8 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn exits_takes_no_peers() {
-        let args = parsed(&["exits", "--peer", "firecracker=Cargo.toml"]).unwrap();
-        assert!(run(&args).unwrap_err().to_string().contains("no peers"));
+    fn what_is_measured_inside_a_process_takes_no_peers() {
+        for name in ["exits", "kick", "pause", "inl"] {
+            let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
+            assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
+        }
     }
 }

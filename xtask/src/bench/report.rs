@@ -76,6 +76,7 @@ pub struct Measured {
     pub max: f64,
     pub ratio_vs_baseline: Option<f64>,
     pub paired_ratio_vs_baseline: Option<f64>,
+    pub p99_ratio_vs_baseline: Option<f64>,
 }
 
 impl Report {
@@ -128,7 +129,8 @@ pub mod tests {
     pub fn sample() -> Report {
         let row = |case, subject, median: f64| {
             json!({ "case": case, "subject": subject, "unit": "us", "samples": 20, "median": median, "p99": 400.5,
-                    "min": 90.0, "max": 400.5, "ratio_vs_baseline": median / 100.0, "paired_ratio_vs_baseline": 1.9 })
+                    "min": 90.0, "max": 400.5, "ratio_vs_baseline": median / 100.0, "paired_ratio_vs_baseline": 1.9,
+                    "p99_ratio_vs_baseline": 1.05 })
         };
         let report = json!({
             "name": "startup",
