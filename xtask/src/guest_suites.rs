@@ -65,6 +65,9 @@ const LINUX_CPUS: &[u32] = &[1, 2];
 /// Most trials of a suite that are tried a second time in the nested host.
 const SECOND_ATTEMPTS: usize = 5;
 
+/// The benchmarks that the native suite runs with few rounds, from the same build.
+const BENCH_PROGRAMS: [&str; 4] = ["raw_startup", "bench_kick", "bench_pause", "bench_inl"];
+
 /// Seconds that one suite may take in the nested host.
 const NESTED_SECONDS: u32 = 1800;
 
@@ -278,7 +281,11 @@ impl Inside {
             }
             _ => {
                 // Named by an absolute path in the suite.
-                command.arg("--file").arg(std::path::absolute("target/release/raw_startup")?);
+                for program in BENCH_PROGRAMS {
+                    command
+                        .arg("--file")
+                        .arg(std::path::absolute(Path::new("target/release").join(program))?);
+                }
             }
         }
         for program in STARTERS {

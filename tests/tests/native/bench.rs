@@ -107,7 +107,7 @@ fn a_pause_is_measured_with_and_without_load() -> Result<()> {
 }
 
 fn a_port_read_is_measured_with_either_mechanism() -> Result<()> {
-    let args = ["--rounds", "2", "--window", "5", "--vcpus", "1,2"];
+    let args = ["--rounds", "2", "--window", "300", "--vcpus", "1,2"];
     let report = report(env!("CARGO_BIN_EXE_bench_inl"), &args)?;
     ensure_rows(&report, &["inl_1", "inl_2", "inl_1_beside_masks", "inl_2_beside_masks"])?;
     let notes = report["notes"].as_array().context("no notes")?;
