@@ -94,14 +94,17 @@ fn compare(place: &str, before: &Value, after: &Value, differences: &mut Vec<Str
     }
 }
 
-/// The state without what counts on, which is the TSC and the current count of the local APIC's timer, and without the
-/// processor priority, which KVM computes anew when somebody asks for it.
+/// The state without what counts on, which is the TSC, the times of Hyper-V's interface and the current count of the
+/// local APIC's timer, and without the processor priority, which KVM computes anew when somebody asks for it.
 fn comparable(state: &VcpuState) -> VcpuState {
     const IA32_TSC: u32 = 0x10;
+    const HV_X64_MSR_VP_RUNTIME: u32 = 0x4000_0010;
+    const HV_X64_MSR_TIME_REF_COUNT: u32 = 0x4000_0020;
+    const COUNTING: [u32; 3] = [IA32_TSC, HV_X64_MSR_VP_RUNTIME, HV_X64_MSR_TIME_REF_COUNT];
     const PROCESSOR_PRIORITY: Range<usize> = 0xa0..0xa4;
     const CURRENT_COUNT: Range<usize> = 0x390..0x394;
     let mut state = state.clone();
-    state.msrs.retain(|msr| msr.index != IA32_TSC);
+    state.msrs.retain(|msr| !COUNTING.contains(&msr.index));
     for register in [PROCESSOR_PRIORITY, CURRENT_COUNT] {
         state.lapic[register].fill(0);
     }

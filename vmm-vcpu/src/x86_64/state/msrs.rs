@@ -18,8 +18,8 @@ pub struct Msr {
 
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// The most entries of one ioctl.
-const CHUNK: usize = KVM_MAX_MSR_ENTRIES;
+/// The most entries of one ioctl: one fewer than the limit, which KVM refuses too (`msr_io`, `nmsrs >= MAX_IO_MSRS`).
+const CHUNK: usize = KVM_MAX_MSR_ENTRIES - 1;
 
 /// MSRs that a guest can write and that `KVM_GET_MSR_INDEX_LIST` does not have: memory types, machine checks
 /// (`KVM_MAX_MCE_BANKS` banks), and the control of debug facilities. Numbers by the Intel SDM, volume 4.
