@@ -82,20 +82,41 @@ type Values = [Vec<f64>; SUBJECTS.len()];
 /// Measures one case.
 fn measure(reads: &Reads, args: &Args) -> anyhow::Result<Values> {
     let setup = Setup { guests: &args.guests, guest: Guest::Exiting, cpus: reads.vcpus };
-    let sets = SUBJECTS.into_iter().map(|subject| setup.working(subject)).collect::<Result<Vec<_>, _>>()?;
     let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let window = Duration::from_millis(args.window) * reads.vcpus.div_ceil(cpus as u32);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let changers: Vec<_> =
             (0..if reads.beside { cpus } else { 0 }).map(|_| scope.spawn(|| change_masks(&over))).collect();
-        let window = Duration::from_millis(args.window) * reads.vcpus.div_ceil(cpus as u32);
-        let measured = rounds(args.rounds, window, &sets);
+        let mut values = Values::default();
+        // The first round is the warm-up.
+        let measured = (0..=args.rounds as usize).try_for_each(|round| {
+            let measured = measure_round(setup, window, round)?;
+            for (values, value) in values.iter_mut().zip(measured).filter(|_| round > 0) {
+                values.push(value);
+            }
+            anyhow::Ok(())
+        });
         over.store(true, Ordering::Relaxed);
         for changer in changers {
             changer.join().map_err(|_| anyhow!("a thread that changes its mask panicked"))??;
         }
-        measured
+        measured.map(|()| values)
     })
+}
+
+/// Makes new machines: where the host's scheduler keeps a thread is luck that lasts as long as the thread.
+fn measure_round(setup: Setup<'_>, window: Duration, round: usize) -> anyhow::Result<[f64; SUBJECTS.len()]> {
+    let sets = SUBJECTS.map(|subject| setup.working(subject));
+    let sets = sets.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut values = [0.0; SUBJECTS.len()];
+    for position in 0..SUBJECTS.len() {
+        // Nobody always comes after the same one.
+        let subject = (position + round) % SUBJECTS.len();
+        run(&*sets[subject], setup.settling_time())?;
+        values[subject] = nanoseconds(&*sets[subject], window)?;
+    }
+    Ok(values)
 }
 
 /// Takes the lock that all threads of a process share, again and again.
@@ -109,32 +130,20 @@ fn change_masks(over: &AtomicBool) -> nix::Result<()> {
     Ok(())
 }
 
-fn rounds(rounds: u32, window: Duration, sets: &[Box<dyn Working>]) -> anyhow::Result<Values> {
-    let mut values = Values::default();
-    // The first round is the warm-up.
-    for round in 0..=rounds as usize {
-        for position in 0..SUBJECTS.len() {
-            // Nobody always comes after the same one.
-            let subject = (position + round) % SUBJECTS.len();
-            let value = nanoseconds(&*sets[subject], window)?;
-            if round > 0 {
-                values[subject].push(value);
-            }
-        }
-    }
-    Ok(values)
-}
-
 /// Lets the vCPUs of `set` run for a while; gives the CPU time of an exit.
 fn nanoseconds(set: &dyn Working, window: Duration) -> anyhow::Result<f64> {
     let before = set.work()?;
-    set.resume();
-    thread::sleep(window);
-    set.pause()?;
+    run(set, window)?;
     let after = set.work()?;
     let exits = after.exits - before.exits;
     ensure!(exits > 0, "no exit in {window:?}");
     Ok((after.cpu_time - before.cpu_time).as_secs_f64() * 1e9 / exits as f64)
+}
+
+fn run(set: &dyn Working, window: Duration) -> anyhow::Result<()> {
+    set.resume();
+    thread::sleep(window);
+    set.pause()
 }
 
 /// What `KVM_SET_SIGNAL_MASK` costs more than `immediate_exit`: the median of the ratios within each round.

@@ -50,12 +50,6 @@ struct Kicks {
     beside: bool,
 }
 
-impl Kicks {
-    fn setup<'a>(&self, args: &'a Args) -> Setup<'a> {
-        Setup { guests: &args.guests, guest: self.guest, cpus: self.vcpus }
-    }
-}
-
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(subject) = &args.traced {
@@ -113,59 +107,64 @@ fn all(vcpus: &[u32]) -> Vec<Kicks> {
 
 /// Measures one case, and records the values of each round; gives how often it was kicked from beside.
 fn measure(kicks: &Kicks, args: &Args, recorder: &mut Recorder) -> anyhow::Result<Vec<Count>> {
-    let sets = SUBJECTS
-        .into_iter()
-        .map(|subject| kicks.setup(args).kickable(subject))
-        .collect::<Result<Vec<_>, _>>()?;
     let beside = Beside::default();
+    // The first round is the warm-up.
+    for round in 0..=args.rounds {
+        let values = measure_round(kicks, args, round as usize, &beside)?;
+        for (subject, values) in SUBJECTS.into_iter().zip(&values).filter(|_| round > 0) {
+            recorder.record(kicks.case, subject, values);
+        }
+    }
+    Ok(if kicks.beside { beside.counts(kicks.case) } else { Vec::new() })
+}
+
+/// The microseconds of each kick in a round, for each subject.
+type Values = [Vec<f64>; SUBJECTS.len()];
+
+/// Makes new machines: where the host's scheduler keeps a thread is luck that lasts as long as the thread.
+fn measure_round(kicks: &Kicks, args: &Args, round: usize, beside: &Beside) -> anyhow::Result<Values> {
+    let setup = Setup { guests: &args.guests, guest: kicks.guest, cpus: kicks.vcpus };
+    let sets = SUBJECTS.map(|subject| setup.kickable(subject));
+    let sets = sets.into_iter().collect::<Result<Vec<_>, _>>()?;
+    beside.begin();
     thread::scope(|scope| {
         let idle = kicks.beside.then(|| scope.spawn(|| beside.kick(&sets, kicks.vcpus as usize)));
-        let measured = rounds(kicks, args, &sets, &beside, recorder);
+        let values = take_turns(&sets, args.kicks as usize, setup, round, beside);
         beside.end(&sets);
         if let Some(idle) = idle {
             idle.join().map_err(|_| anyhow!("the idle kicker panicked"))??;
         }
-        measured
-    })?;
-    Ok(if kicks.beside { beside.counts(kicks.case) } else { Vec::new() })
+        values
+    })
 }
 
-fn rounds(
-    kicks: &Kicks,
-    args: &Args,
+/// In its turn, each vCPU of a subject is kicked once.
+fn take_turns(
     sets: &[Box<dyn Kickable>],
+    kicks: usize,
+    setup: Setup<'_>,
+    round: usize,
     beside: &Beside,
-    recorder: &mut Recorder,
-) -> anyhow::Result<()> {
-    let settling = kicks.setup(args).settling_time();
-    // In its turn, each vCPU of a subject is kicked once.
-    let (vcpus, number) = (kicks.vcpus as usize, args.kicks as usize);
-    // The first round is the warm-up.
-    for round in 0..=args.rounds {
-        let mut values = [const { Vec::new() }; SUBJECTS.len()];
-        for (turn, first) in (0..number).step_by(vcpus).enumerate() {
-            for position in 0..SUBJECTS.len() {
-                // Nobody always comes after the same one.
-                let subject = (position + turn + round as usize) % SUBJECTS.len();
-                let set = &sets[subject];
-                beside.turn_to(subject);
-                set.resume();
-                thread::sleep(settling);
-                for vcpu in 0..vcpus.min(number - first) {
-                    thread::sleep(GAP);
-                    let seen = set.kick(vcpu, Kicker::Measured)?;
-                    values[subject].push(seen.as_secs_f64() * 1e6);
-                }
-                set.pause()?;
+) -> anyhow::Result<Values> {
+    let (vcpus, settling) = (setup.cpus as usize, setup.settling_time());
+    let mut values = Values::default();
+    for (turn, first) in (0..kicks).step_by(vcpus).enumerate() {
+        for position in 0..sets.len() {
+            // Nobody always comes after the same one.
+            let subject = (position + turn + round) % sets.len();
+            let set = &sets[subject];
+            beside.turn_to(subject);
+            set.resume();
+            thread::sleep(settling);
+            for vcpu in 0..vcpus.min(kicks - first) {
+                thread::sleep(GAP);
+                let seen = set.kick(vcpu, Kicker::Measured)?;
+                values[subject].push(seen.as_secs_f64() * 1e6);
             }
-        }
-        if round > 0 {
-            for (subject, values) in SUBJECTS.into_iter().zip(&values) {
-                recorder.record(kicks.case, subject, values);
-            }
+            set.pause()?;
         }
     }
-    Ok(())
+    Ok(values)
 }
 
 /// A kicker that runs where nobody else wants to, so that it is often interrupted in the middle of a kick.
@@ -177,6 +176,10 @@ struct Beside {
 }
 
 impl Beside {
+    fn begin(&self) {
+        self.ended.store(false, Ordering::Relaxed);
+    }
+
     fn kick(&self, sets: &[Box<dyn Kickable>], vcpus: usize) -> anyhow::Result<()> {
         become_idle().context("SCHED_IDLE")?;
         for vcpu in (0..vcpus).cycle().take_while(|_| !self.ended.load(Ordering::Relaxed)) {

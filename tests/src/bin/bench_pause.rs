@@ -82,7 +82,6 @@ fn all(vcpus: &[u32]) -> Vec<Pauses> {
 /// Measures one case, and records the values of each round.
 fn measure(pauses: &Pauses, args: &Args, recorder: &mut Recorder) -> anyhow::Result<()> {
     let setup = Setup { guests: &args.guests, guest: Guest::Spinning, cpus: pauses.vcpus };
-    let sets = SUBJECTS.into_iter().map(|subject| setup.working(subject)).collect::<Result<Vec<_>, _>>()?;
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -93,41 +92,37 @@ fn measure(pauses: &Pauses, args: &Args, recorder: &mut Recorder) -> anyhow::Res
                 }
             });
         }
-        let measured = rounds(pauses, args, &sets, setup, recorder);
-        over.store(true, Ordering::Relaxed);
-        measured
-    })
-}
-
-fn rounds(
-    pauses: &Pauses,
-    args: &Args,
-    sets: &[Box<dyn Working>],
-    setup: Setup<'_>,
-    recorder: &mut Recorder,
-) -> anyhow::Result<()> {
-    let running = setup.settling_time();
-    // The first round is the warm-up.
-    for round in 0..=args.rounds {
-        let mut values = [const { Vec::new() }; SUBJECTS.len()];
-        for turn in 0..args.pauses {
-            for position in 0..SUBJECTS.len() {
-                // Nobody always comes after the same one.
-                let subject = (position + turn as usize) % SUBJECTS.len();
-                values[subject].push(pause(&*sets[subject], running)?);
-            }
-        }
-        if round > 0 {
-            for (subject, values) in SUBJECTS.into_iter().zip(&values) {
+        let measured = (0..=args.rounds).try_for_each(|round| {
+            let values = measure_round(setup, args.pauses as usize)?;
+            // The first round is the warm-up.
+            for (subject, values) in SUBJECTS.into_iter().zip(&values).filter(|_| round > 0) {
                 let us = |of: fn(&Pause) -> Duration| -> Vec<f64> {
                     values.iter().map(|value| of(value).as_secs_f64() * 1e6).collect()
                 };
                 recorder.record(pauses.pause, subject, &us(|value| value.pause));
                 recorder.record(pauses.resume, subject, &us(|value| value.resume));
             }
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        measured
+    })
+}
+
+/// Makes new machines: where the host's scheduler keeps a thread is luck that lasts as long as the thread.
+fn measure_round(setup: Setup<'_>, pauses: usize) -> anyhow::Result<[Vec<Pause>; SUBJECTS.len()]> {
+    let sets = SUBJECTS.map(|subject| setup.working(subject));
+    let sets = sets.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let running = setup.settling_time();
+    let mut values = [const { Vec::new() }; SUBJECTS.len()];
+    for turn in 0..pauses {
+        for position in 0..SUBJECTS.len() {
+            // Nobody always comes after the same one.
+            let subject = (position + turn) % SUBJECTS.len();
+            values[subject].push(pause(&*sets[subject], running)?);
         }
     }
-    Ok(())
+    Ok(values)
 }
 
 /// Lets the vCPUs of `set` run for a while, and takes them out of the guest.

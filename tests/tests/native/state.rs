@@ -29,9 +29,12 @@ pub fn trials() -> Vec<Trial> {
         fault_d5_a_guest_that_is_stopped_at_every_step_sees_every_value_once,
         fault_d5_a_guest_that_is_paused_at_any_moment_sees_every_value_once,
         fault_e2_a_state_that_does_not_fit_is_refused,
+        the_tsc_goes_on_from_its_saved_value,
         every_msr_that_kvm_lists_is_saved_or_named,
     ]
 }
+
+const IA32_TSC: u32 = 0x10;
 
 /// Longer than anything here may take.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -97,7 +100,6 @@ fn compare(place: &str, before: &Value, after: &Value, differences: &mut Vec<Str
 /// The state without what counts on, which is the TSC, the times of Hyper-V's interface and the current count of the
 /// local APIC's timer, and without the processor priority, which KVM computes anew when somebody asks for it.
 fn comparable(state: &VcpuState) -> VcpuState {
-    const IA32_TSC: u32 = 0x10;
     const HV_X64_MSR_VP_RUNTIME: u32 = 0x4000_0010;
     const HV_X64_MSR_TIME_REF_COUNT: u32 = 0x4000_0020;
     const COUNTING: [u32; 3] = [IA32_TSC, HV_X64_MSR_VP_RUNTIME, HV_X64_MSR_TIME_REF_COUNT];
@@ -272,6 +274,28 @@ fn fault_e2_a_state_that_does_not_fit_is_refused() -> Result<()> {
     ensure_same(&state, &fresh.save()?)
 }
 
+fn tsc(state: &mut VcpuState) -> Result<&mut u64> {
+    let msr = state.msrs.iter_mut().find(|msr| msr.index == IA32_TSC);
+    Ok(&mut msr.context("no TSC in the state")?.value)
+}
+
+fn the_tsc_goes_on_from_its_saved_value() -> Result<()> {
+    /// Further than any host has come.
+    const SAVED: u64 = 1 << 60;
+    let (vcpu, memory) = boot("state_io", 0)?.into_one();
+    let mut state = vcpu.save()?;
+    drop(vcpu);
+    *tsc(&mut state)? = SAVED;
+    let (vcpu, _memory) = moved(&memory, &[state])?.into_one();
+    let found = *tsc(&mut vcpu.save()?)?;
+    if found < SAVED && Path::new("/sys/module/kvm_pvm").exists() {
+        writeln!(io::stdout(), "KVM-PVM: guests have the host's TSC, {found:#x}, whatever is restored")?;
+        return Ok(());
+    }
+    ensure!(found >= SAVED, "the TSC is {found:#x}");
+    Ok(())
+}
+
 /// What a host's KVM lists and does not let be read is not in a state. That is said, for whoever reads the log.
 fn every_msr_that_kvm_lists_is_saved_or_named() -> Result<()> {
     let listed = kvm()?.msr_indices()?;
@@ -286,7 +310,7 @@ fn every_msr_that_kvm_lists_is_saved_or_named() -> Result<()> {
         unread.join(" ")
     )?;
     // TSC, LSTAR, KERNEL_GS_BASE, PAT, MTRR default type: without these no guest goes on.
-    for needed in [0x10, 0xc000_0082, 0xc000_0102, 0x277, 0x2ff] {
+    for needed in [IA32_TSC, 0xc000_0082, 0xc000_0102, 0x277, 0x2ff] {
         ensure!(saved.contains(&needed), "MSR {needed:#x} is not saved");
     }
     Ok(())

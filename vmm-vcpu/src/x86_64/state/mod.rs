@@ -21,7 +21,8 @@
 //! # Time
 //!
 //! The TSC goes on from its saved value, so it does not count while the guest is a state. KVM keeps the TSCs of vCPUs
-//! equal that are restored within a second of one another, and were equal. A saved `TSC_DEADLINE` of 0 means that
+//! equal that are restored within a second of one another, and were equal. On KVM-PVM every guest has the host's TSC,
+//! whatever is written to it. A saved `TSC_DEADLINE` of 0 means that
 //! no deadline is armed: its interrupt, if there was one, is in the local APIC, because that is read later. A one-shot timer
 //! that has run down fires once more, as KVM restores it.
 //!
