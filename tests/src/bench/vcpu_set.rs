@@ -140,12 +140,14 @@ impl Setup<'_> {
         self.guests.join(self.guest.file())
     }
 
-    /// How long the vCPUs, which all want a CPU, need at least until each has had one.
+    /// How long the vCPUs, which all want a CPU, need at least until each has had one, unless they are many.
     pub fn settling_time(self) -> Duration {
         /// A time slice of the scheduler, roughly.
         const SLICE: Duration = Duration::from_millis(3);
+        /// Turns of a CPU after which those that have not run yet are waiting for one like those that have.
+        const TURNS: u32 = 8;
         let host = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-        if self.cpus < host { Duration::from_micros(200) } else { SLICE * self.cpus.div_ceil(host) }
+        if self.cpus < host { Duration::from_micros(200) } else { SLICE * self.cpus.div_ceil(host).min(TURNS) }
     }
 }
 

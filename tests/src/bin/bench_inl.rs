@@ -1,7 +1,7 @@
 //! The benchmark of the experiment that led to `immediate_exit`: what a port read costs that user space serves, with either
 //! mechanism, beside threads that change their signal masks; prints the report as JSON.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -50,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         cases.iter().for_each(|&case| recorder.leave_out(case, &why));
     } else {
         for reads in &all {
+            writeln!(io::stderr(), "{}", reads.case.name)?;
             let values = measure(reads, &args).with_context(|| reads.case.name)?;
             for (subject, values) in SUBJECTS.into_iter().zip(&values) {
                 values.iter().for_each(|&value| recorder.record(reads.case, subject, &[value]));

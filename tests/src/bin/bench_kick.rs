@@ -2,10 +2,10 @@
 //! prints the report as JSON.
 
 use std::env;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -64,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         cases.iter().for_each(|&case| recorder.leave_out(case, &why));
     } else {
         for kicks in &all {
+            writeln!(io::stderr(), "{}", kicks.case.name)?;
             counts.extend(measure(kicks, &args, &mut recorder).with_context(|| kicks.case.name)?);
         }
     }
@@ -130,8 +131,8 @@ fn measure_round(kicks: &Kicks, args: &Args, round: usize, beside: &Beside) -> a
     thread::scope(|scope| {
         let idle = kicks.beside.then(|| scope.spawn(|| beside.kick(&sets, kicks.vcpus as usize)));
         let values = take_turns(&sets, args.kicks as usize, setup, round, beside);
-        beside.end(&sets);
         if let Some(idle) = idle {
+            beside.end(&idle, &sets, setup.settling_time())?;
             idle.join().map_err(|_| anyhow!("the idle kicker panicked"))??;
         }
         values
@@ -205,9 +206,23 @@ impl Beside {
         SUBJECTS.into_iter().zip(&self.kicks).map(count).collect()
     }
 
-    fn end(&self, sets: &[Box<dyn Kickable>]) {
+    /// Ends `idle`, the thread of the kicker. It may wait for a vCPU of any subject, which sees a kick only when it runs, and
+    /// for a CPU, which it gets only when vCPUs that spin do not run.
+    fn end<T>(
+        &self,
+        idle: &ScopedJoinHandle<'_, T>,
+        sets: &[Box<dyn Kickable>],
+        settling: Duration,
+    ) -> anyhow::Result<()> {
         self.ended.store(true, Ordering::Relaxed);
-        // A vCPU of the baseline that is paused may see a kick only when it goes on.
-        sets.iter().for_each(|set| set.resume());
+        while !idle.is_finished() {
+            for set in sets {
+                set.resume();
+                thread::sleep(settling);
+                set.pause()?;
+            }
+            thread::sleep(settling);
+        }
+        Ok(())
     }
 }

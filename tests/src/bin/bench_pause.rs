@@ -2,7 +2,7 @@
 //! the raw baseline; prints the report as JSON.
 
 use std::hint;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,7 +19,7 @@ struct Args {
     /// The directory of the assembled guest programs
     #[arg(long, default_value = "target/guests")]
     guests: PathBuf,
-    /// Rounds, not counting the warm-up
+    /// Rounds, not counting the warm-up; with 32 vCPUs and more, a fifth of them
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Pauses of each case in a round
@@ -40,6 +40,15 @@ struct Pauses {
     loaded: bool,
 }
 
+impl Pauses {
+    /// How many of `rounds` there are: fewer where a round takes minutes, because so many threads that wake up take the CPU
+    /// from the one that measures.
+    fn rounds(&self, rounds: u32) -> u32 {
+        const MANY: u32 = 32;
+        if self.vcpus < MANY { rounds } else { rounds.div_ceil(5) }
+    }
+}
+
 /// What one pause and the resume after it took.
 #[derive(Clone, Copy)]
 struct Pause {
@@ -56,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         cases.iter().for_each(|&case| recorder.leave_out(case, &why));
     } else {
         for pauses in &all {
+            writeln!(io::stderr(), "{}", pauses.pause.name)?;
             measure(pauses, &args, &mut recorder).with_context(|| pauses.pause.name)?;
         }
     }
@@ -92,7 +102,7 @@ fn measure(pauses: &Pauses, args: &Args, recorder: &mut Recorder) -> anyhow::Res
                 }
             });
         }
-        let measured = (0..=args.rounds).try_for_each(|round| {
+        let measured = (0..=pauses.rounds(args.rounds)).try_for_each(|round| {
             let values = measure_round(setup, args.pauses as usize)?;
             // The first round is the warm-up.
             for (subject, values) in SUBJECTS.into_iter().zip(&values).filter(|_| round > 0) {

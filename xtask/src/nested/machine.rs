@@ -10,9 +10,8 @@ use super::qemu::Qemu;
 use super::streams::Port;
 
 /// The emulated XSETBV is not intercepted, so KVM and a guest would disagree about XCR0. Five levels of page tables
-/// only cost time. So do string instructions, of which each byte is emulated: without these two features kernels and
-/// libraries copy and clear memory by words.
-const CPU: &str = "max,xsave=off,la57=off,erms=off,fsrm=off";
+/// only cost time.
+const CPU: &str = "max,xsave=off,la57=off";
 
 /// What the nested host has.
 #[derive(Args, Clone, Debug)]
