@@ -3,4 +3,5 @@
 pub mod bench;
 pub mod harness;
 pub mod kicks;
+pub mod sequence;
 pub mod small_machine;

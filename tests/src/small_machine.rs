@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
 use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
 use vmm_core::seam::{InterruptVm, MemorySlots};
 use vmm_core::{Kvm, Vm};
 use vmm_memory::{AddressSpace, RamRange};
 use vmm_vcpu::Vcpu;
-use vmm_vcpu::x86_64::CpuidTemplate;
+use vmm_vcpu::x86_64::{CpuidTemplate, VcpuState};
 
 /// As vmm-cli has them.
 const TSS: u32 = 0xfffb_d000;
@@ -41,7 +42,17 @@ impl SmallMachine {
     ///
     /// Whatever the parts refuse.
     pub fn boot(guest: &Path, started: u32, asleep: u32) -> anyhow::Result<Self> {
-        Self::boot_with(guest, (started, asleep), Irqchip::Kernel, |vm| vm)
+        Self::boot_in(RAM_SIZE, guest, started, asleep)
+    }
+
+    /// The same with `size` bytes of RAM.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn boot_in(size: u64, guest: &Path, started: u32, asleep: u32) -> anyhow::Result<Self> {
+        let kvm = Kvm::open(Path::new("/dev/kvm"))?;
+        Self::empty(&kvm, size, started + asleep)?.loaded(&kvm, guest, started)
     }
 
     /// As [`boot`](Self::boot), with `irqchip`; `watched` may put something between the router and the VM.
@@ -56,10 +67,65 @@ impl SmallMachine {
         watched: impl FnOnce(Arc<dyn InterruptVm>) -> Arc<dyn InterruptVm>,
     ) -> anyhow::Result<Self> {
         let kvm = Kvm::open(Path::new("/dev/kvm"))?;
-        let vm = Arc::new(Vm::create(&kvm)?);
+        let machine = Self::with_irqchip(&kvm, RAM_SIZE, started + asleep, irqchip, watched)?;
+        machine.loaded(&kvm, guest, started)
+    }
+
+    /// Loads `guest`, so that the first `started` vCPUs are about to run it.
+    fn loaded(self, kvm: &Kvm, guest: &Path, started: u32) -> anyhow::Result<Self> {
+        let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
+        let memory = self.memory.memory();
+        let platform = Platform { map: &memory_map(memory.last_addr().0 + 1), rsdp: None };
+        let boot = boot::load(&*memory, &platform, &source)?;
+        drop(memory);
+        let count = u32::try_from(self.vcpus.len())?;
+        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), count);
+        for vcpu in &self.vcpus {
+            let index = vcpu.index();
+            vcpu.configure(&cpuid.for_vcpu(index)?, (index < started).then_some(&boot))?;
+        }
+        Ok(self)
+    }
+
+    /// Makes another machine, with a copy of the memory `from`, whose vCPUs have the states `states`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn restored(from: &AddressSpace, states: &[VcpuState]) -> anyhow::Result<Self> {
+        let from = from.memory();
+        let size = from.last_addr().0 + 1;
+        let machine = Self::empty(&Kvm::open(Path::new("/dev/kvm"))?, size, u32::try_from(states.len())?)?;
+        let (start, length) = (GuestAddress(0), usize::try_from(size)?);
+        let (old, new) = (from.get_slice(start, length)?, machine.memory.memory());
+        old.copy_to_volatile_slice(new.get_slice(start, length)?);
+        drop(new);
+        for (vcpu, state) in machine.vcpus.iter().zip(states) {
+            vcpu.restore(state)?;
+        }
+        Ok(machine)
+    }
+
+    /// A machine with nothing in its memory and `count` vCPUs that are not configured.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn empty(kvm: &Kvm, size: u64, count: u32) -> anyhow::Result<Self> {
+        Self::with_irqchip(kvm, size, count, Irqchip::Kernel, |vm| vm)
+    }
+
+    fn with_irqchip(
+        kvm: &Kvm,
+        size: u64,
+        count: u32,
+        irqchip: Irqchip,
+        watched: impl FnOnce(Arc<dyn InterruptVm>) -> Arc<dyn InterruptVm>,
+    ) -> anyhow::Result<Self> {
+        let vm = Arc::new(Vm::create(kvm)?);
         vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
         let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
-        memory.map(&[RamRange { start: 0, size: RAM_SIZE }])?;
+        memory.map(&[RamRange { start: 0, size }])?;
         match irqchip {
             Irqchip::Kernel => vm.create_irqchip()?,
             Irqchip::Split => {
@@ -69,16 +135,8 @@ impl SmallMachine {
         }
         let options = IrqOptions::of_host(kvm.capabilities(), irqchip);
         let router = IrqRouter::new(watched(Arc::clone(&vm) as Arc<dyn InterruptVm>), options);
-        let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
-        let platform = Platform { map: &memory_map(), rsdp: None };
-        let boot = boot::load(&*memory.memory(), &platform, &source)?;
-        let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), started + asleep);
-        let vcpus = (0..started + asleep).map(|index| {
-            let vcpu = Vcpu::create(&kvm, &vm, index)?;
-            vcpu.configure(&cpuid.for_vcpu(index)?, (index < started).then_some(&boot))?;
-            Ok(vcpu)
-        });
-        Ok(Self { vcpus: vcpus.collect::<anyhow::Result<_>>()?, memory, router })
+        let vcpus = (0..count).map(|index| Vcpu::create(kvm, &vm, index));
+        Ok(Self { vcpus: vcpus.collect::<Result<_, _>>()?, memory, router })
     }
 
     /// The only vCPU of a machine that was made with one, and the memory.
@@ -102,11 +160,11 @@ pub fn allow_many_descriptors() -> anyhow::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(8192)), hard)?)
 }
 
-fn memory_map() -> [E820Entry; 3] {
+fn memory_map(size: u64) -> [E820Entry; 3] {
     let entry = |start, end, kind| E820Entry { start, size: end - start, kind };
     [
         entry(0, CONVENTIONAL_END, E820Kind::Ram),
         entry(CONVENTIONAL_END, EXTENDED_START, E820Kind::Reserved),
-        entry(EXTENDED_START, RAM_SIZE, E820Kind::Ram),
+        entry(EXTENDED_START, size, E820Kind::Ram),
     ]
 }

@@ -20,6 +20,7 @@ mod native {
     pub mod outputs;
     pub mod pause;
     pub mod smp;
+    pub mod state;
     pub mod stats;
     pub mod terminal;
 }
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         native::outputs::trials(),
         native::pause::trials(),
         native::smp::trials(),
+        native::state::trials(),
         native::stats::trials(),
         native::terminal::trials(),
     ];

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS,
@@ -78,10 +79,10 @@ pub struct Capabilities {
     pub halt_poll: bool,
 }
 
-/// An open `/dev/kvm`.
-#[derive(Debug)]
+/// An open `/dev/kvm`. Clones share the descriptor.
+#[derive(Clone, Debug)]
 pub struct Kvm {
-    fd: kvm_ioctls::Kvm,
+    fd: Arc<kvm_ioctls::Kvm>,
     capabilities: Capabilities,
 }
 
@@ -124,7 +125,7 @@ impl Kvm {
             disable_exits: DisabledExits::from_mask(value(&fd, KVM_CAP_X86_DISABLE_EXITS)),
             halt_poll: value(&fd, KVM_CAP_HALT_POLL) != 0,
         };
-        Ok(Self { fd, capabilities })
+        Ok(Self { fd: Arc::new(fd), capabilities })
     }
 
     /// What the host offers.
@@ -136,7 +137,8 @@ impl Kvm {
     /// What `KVM_CHECK_EXTENSION` says about the capability with this number, one of the constants `KVM_CAP_*`: 0 if it
     /// is missing, otherwise 1 or a value that the capability defines.
     ///
-    /// For reports: what this project uses is in [`Capabilities`].
+    /// For reports, and for the sizes that a capability has as its value; what else this project uses is in
+    /// [`Capabilities`].
     #[must_use]
     pub fn check_extension(&self, capability: u32) -> u32 {
         value(&self.fd, capability)
@@ -145,6 +147,12 @@ impl Kvm {
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
     pub fn supported_cpuid(&self) -> Result<CpuId, IoctlError> {
         self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(IoctlError::of("KVM_GET_SUPPORTED_CPUID"))
+    }
+
+    /// The MSRs that this host's KVM says are to be saved with a vCPU (`KVM_GET_MSR_INDEX_LIST`).
+    pub fn msr_indices(&self) -> Result<Vec<u32>, IoctlError> {
+        let list = self.fd.get_msr_index_list().map_err(IoctlError::of("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
     }
 
     /// Bytes of a vCPU's run page mapping (`KVM_GET_VCPU_MMAP_SIZE`).

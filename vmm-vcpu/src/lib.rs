@@ -9,7 +9,7 @@
 //! * [`Placement`]: on which host CPUs that thread runs, and how it is scheduled;
 //! * [`Vcpus`]: all vCPUs of a machine, paused and resumed as one;
 //! * [`Counters`]: what the run loop and the kickers count;
-//! * [`x86_64`]: registers and CPUID.
+//! * [`x86_64`]: registers, CPUID, and the saved state.
 
 pub mod affinity;
 mod counters;

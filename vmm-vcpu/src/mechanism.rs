@@ -30,6 +30,8 @@ pub enum Mechanism {
 pub struct ThreadTarget {
     mechanism: Mechanism,
     immediate_exit: ImmediateExit,
+    /// This process.
+    pid: u32,
     /// Stored by the thread before it first enters the guest; `KickCell` releases each entry and a kicker acquires it
     /// before it signals.
     tid: AtomicI32,
@@ -39,7 +41,7 @@ impl ThreadTarget {
     /// The target for a vCPU whose thread has yet to start.
     #[must_use]
     pub fn new(mechanism: Mechanism, immediate_exit: ImmediateExit) -> Self {
-        Self { mechanism, immediate_exit, tid: AtomicI32::new(0) }
+        Self { mechanism, immediate_exit, pid: std::process::id(), tid: AtomicI32::new(0) }
     }
 
     /// Makes the calling thread the one that kicks reach; it is about to run `vcpu`.
@@ -73,7 +75,7 @@ impl KickTarget for ThreadTarget {
     }
 
     fn signal(&self) {
-        signal::send(self.tid.load(Ordering::Relaxed));
+        signal::send(self.pid, self.tid.load(Ordering::Relaxed));
     }
 
     fn arm_own(&self) {

@@ -90,9 +90,12 @@ mod tests {
                 policies()
             });
             let (own, inherited) = taken.unwrap();
-            assert_eq!(own, number.into(), "{scheduler:?}");
+            assert_eq!(own, i64::from(number), "{scheduler:?}");
             // A fair policy stays, its share goes back to the ordinary one.
-            assert!(inherited == own || inherited == libc::SCHED_OTHER.into(), "{scheduler:?}: {inherited}");
+            assert!(
+                inherited == own || inherited == i64::from(libc::SCHED_OTHER),
+                "{scheduler:?}: {inherited}"
+            );
         }
     }
 

@@ -60,7 +60,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     page: RunPage,
     index: u32,
-    kvmclock_ctrl: bool,
+    kvm: Kvm,
 }
 
 impl Vcpu {
@@ -70,7 +70,7 @@ impl Vcpu {
         let fd = vm.create_vcpu(index).map_err(|source| VcpuError::Ioctl { index, source })?;
         let length = kvm.run_page_size().map_err(|source| VcpuError::Ioctl { index, source })?;
         let page = RunPage::map(&fd, length).map_err(|source| VcpuError::RunPage { index, source })?;
-        Ok(Self { fd, page, index, kvmclock_ctrl: kvm.capabilities().kvmclock_ctrl })
+        Ok(Self { fd, page, index, kvm: kvm.clone() })
     }
 
     /// The number of this vCPU, which is also its APIC id.
@@ -137,6 +137,14 @@ impl Vcpu {
         self.page.immediate_exit()
     }
 
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub(crate) fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
     /// Sets the signals that are blocked inside `KVM_RUN`, signal n at bit n − 1 (`KVM_SET_SIGNAL_MASK`).
     pub(crate) fn set_signal_mask(&self, blocked: u64) -> io::Result<()> {
         ioctl::set_signal_mask(&self.fd, blocked)
@@ -169,7 +177,7 @@ impl RunVcpu for Vcpu {
     /// Tells the guest by `KVM_KVMCLOCK_CTRL`, so that its soft-lockup watchdog does not take the host's pause for its own
     /// fault.
     fn tell_stopped(&mut self) {
-        if self.kvmclock_ctrl
+        if self.kvm.capabilities().kvmclock_ctrl
             && let Err(errno) = self.fd.kvmclock_ctrl()
             // The guest has no kvmclock, or not yet.
             && errno.errno() != libc::EINVAL

@@ -18,7 +18,8 @@ use crate::bench::irq::{
     EDGE_PIN, Interrupted, IrqKind, LEVEL_PIN, MESSAGE_ADDRESS, READY_PORT, ROUTED, SERVED_PORT,
 };
 use crate::bench::raw_ioctl::RoutingTable;
-use crate::bench::raw_vm::{RawExit, RawInterrupts, RawVm};
+use crate::bench::raw_vcpu::RawExit;
+use crate::bench::raw_vm::{self, RawInterrupts};
 
 /// GSI of the message that is raised; those that are only routed follow.
 const MESSAGE_GSI: u32 = 24;
@@ -45,8 +46,8 @@ impl RawIrq {
     ///
     /// A system call fails, or the guest does not start.
     pub fn boot(guests: &Path) -> Result<Self> {
-        let vm = RawVm::boot(&guests.join("irq_counters.elf"))?;
-        let interrupts = vm.interrupts();
+        let vm = raw_vm::boot(&guests.join("irq_counters.elf"))?;
+        let interrupts = RawInterrupts::of(&vm);
         let resample = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let edge = interrupts.irqfd(EDGE_PIN, None)?;
         let level = interrupts.irqfd(LEVEL_PIN, Some(&resample))?;

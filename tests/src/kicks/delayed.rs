@@ -1,22 +1,24 @@
 //! `Delayed`: the target of kicks on a real thread, with random delays between the steps of the protocol.
 
 use std::cell::Cell;
+use std::hint;
 use std::io;
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use vmm_vcpu::{KickTarget, ThreadTarget, Vcpu};
 
 use super::sched::RunDelay;
 
-/// One step in so many is delayed by a yield, and one in so many by a sleep.
+/// One step in so many gives its CPU away, and one in so many takes its time. Neither sleeps: the time that a thread does
+/// not run is all in its run delay.
 const YIELDS: u64 = 32;
-const SLEEPS: u64 = 1024;
+const SPINS: u64 = 256;
 
-/// How long the sleep asks for.
-const SLEEP: Duration = Duration::from_micros(20);
+/// How long a step takes its time.
+const SPIN: Duration = Duration::from_micros(20);
 
 thread_local! {
     /// The state of this thread's generator (xorshift64), seeded by its address.
@@ -85,7 +87,12 @@ impl KickTarget for Delayed {
 
     fn between_steps(&self) {
         match random() {
-            x if x % SLEEPS == 0 => thread::sleep(SLEEP),
+            x if x % SPINS == 0 => {
+                let start = Instant::now();
+                while start.elapsed() < SPIN {
+                    hint::spin_loop();
+                }
+            }
             x if x % YIELDS == 0 => thread::yield_now(),
             _ => {}
         }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use vmm_core::{VmEvent, VmEvents};
 
-pub use current::Publication;
+pub(crate) use current::Publication;
 
 use crate::config::VmConfig;
 use crate::listener::{ListenError, Listener};

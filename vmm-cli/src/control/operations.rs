@@ -1,7 +1,7 @@
 //! `Operations`: what can be asked of a machine that runs, however it is asked.
 //!
 //! Nothing here knows of a socket or of a form of requests; those are in [`wire`](super::wire) and
-//! [`server`](super::server).
+//! `server`.
 
 use std::sync::Arc;
 use std::time::Duration;

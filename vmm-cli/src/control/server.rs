@@ -173,7 +173,8 @@ impl Clients {
         Ok(true)
     }
 
-    /// Sleeps until something is ready; returns whether there is mail and whether a client knocks.
+    /// Sleeps until something is ready, reads from clients and writes to them as far as they are; returns whether there is
+    /// mail, and whether a client knocks.
     fn wait(&mut self) -> Result<(bool, bool), Errno> {
         let now = Instant::now();
         self.deaf_until = self.deaf_until.filter(|until| *until > now);

@@ -60,9 +60,9 @@ fn too_large(left: u64) -> String {
     let vcpus = left - MACHINE_DESCRIPTORS + 1;
     let counted = vcpus.saturating_sub(STATS_DESCRIPTORS) / 2;
     if vcpus < MOST_VCPUS {
-        format!("machines with more than some {vcpus} vCPUs, or {counted} with `--stats`")
+        format!("machines with more than some {vcpus} vCPUs, or {counted} with `--stats` or `--api-sock`")
     } else {
-        format!("`--stats` for machines with more than some {counted} vCPUs")
+        format!("`--stats` and `--api-sock` for machines with more than some {counted} vCPUs")
     }
 }
 

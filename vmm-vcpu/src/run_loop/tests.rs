@@ -1,3 +1,5 @@
+//! The run loop over scripted vCPUs: what it does with each return of `KVM_RUN` and each request.
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
