@@ -27,6 +27,8 @@ pub struct SmallMachine {
     pub vcpu: Vcpu,
     /// Its memory.
     pub memory: AddressSpace,
+    /// Its VM, with an irqchip.
+    pub vm: Arc<Vm>,
 }
 
 impl SmallMachine {
@@ -48,7 +50,7 @@ impl SmallMachine {
         let cpuid = CpuidTemplate::new(&kvm.supported_cpuid()?, kvm.capabilities(), 1);
         let vcpu = Vcpu::create(&kvm, &vm, 0)?;
         vcpu.configure(&cpuid.for_vcpu(0)?, Some(&boot))?;
-        Ok(Self { vcpu, memory })
+        Ok(Self { vcpu, memory, vm })
     }
 }
 

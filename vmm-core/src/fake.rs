@@ -1,7 +1,9 @@
-//! `FakeVm`: the seams without KVM. Records every call and fails the ones that a test names.
+//! `FakeVm`: the seams without KVM. Records every call, keeps the tables that KVM keeps, and fails the calls that a test
+//! names.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,6 +29,7 @@ pub enum FakeCall {
 struct State {
     calls: Vec<FakeCall>,
     failures: Vec<(usize, i32)>,
+    doorbells: Vec<(DoorbellAddress, RawFd)>,
 }
 
 /// A VM that exists only in the records of a test.
@@ -36,24 +39,51 @@ pub struct FakeVm(Mutex<State>);
 impl FakeVm {
     /// Makes the `nth` call (counted from 0 over all families) fail with `errno`. The call is recorded all the same.
     pub fn fail_call(&self, nth: usize, errno: i32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).failures.push((nth, errno));
+        self.lock().failures.push((nth, errno));
     }
 
     /// Every call so far, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<FakeCall> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).calls.clone()
+        self.lock().calls.clone()
+    }
+
+    /// The doorbells that are attached, in the order in which they were.
+    #[must_use]
+    pub fn doorbells(&self) -> Vec<DoorbellAddress> {
+        self.lock().doorbells.iter().map(|doorbell| doorbell.0).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, ioctl: &'static str, call: FakeCall) -> Result<(), IoctlError> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let nth = state.calls.len();
-        state.calls.push(call);
-        match state.failures.iter().find(|failure| failure.0 == nth) {
-            Some(&(_, errno)) => Err(IoctlError { ioctl, source: io::Error::from_raw_os_error(errno) }),
+        self.lock().record(ioctl, call)
+    }
+}
+
+impl State {
+    fn record(&mut self, ioctl: &'static str, call: FakeCall) -> Result<(), IoctlError> {
+        let nth = self.calls.len();
+        self.calls.push(call);
+        match self.failures.iter().find(|failure| failure.0 == nth) {
+            Some(&(_, errno)) => Err(failed(ioctl, errno)),
             None => Ok(()),
         }
     }
+}
+
+fn failed(ioctl: &'static str, errno: i32) -> IoctlError {
+    IoctlError { ioctl, source: io::Error::from_raw_os_error(errno) }
+}
+
+/// Whether KVM takes two doorbells for the same (`ioeventfd_check_collision`).
+fn collide(one: &DoorbellAddress, other: &DoorbellAddress) -> bool {
+    let same_values =
+        one.datamatch.is_none() || other.datamatch.is_none() || one.datamatch == other.datamatch;
+    (one.space, one.address) == (other.space, other.address)
+        && (one.width == 0 || other.width == 0 || one.width == other.width && same_values)
 }
 
 impl MemorySlots for FakeVm {
@@ -64,12 +94,24 @@ impl MemorySlots for FakeVm {
 }
 
 impl DoorbellFds for FakeVm {
-    fn attach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), IoctlError> {
-        self.record("KVM_IOEVENTFD", FakeCall::AttachDoorbell(*address))
+    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError> {
+        let mut state = self.lock();
+        state.record("KVM_IOEVENTFD", FakeCall::AttachDoorbell(*address))?;
+        if state.doorbells.iter().any(|(other, _)| collide(address, other)) {
+            return Err(failed("KVM_IOEVENTFD", libc::EEXIST));
+        }
+        state.doorbells.push((*address, fd.as_raw_fd()));
+        Ok(())
     }
 
-    fn detach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), IoctlError> {
-        self.record("KVM_IOEVENTFD", FakeCall::DetachDoorbell(*address))
+    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError> {
+        let mut state = self.lock();
+        state.record("KVM_IOEVENTFD (deassign)", FakeCall::DetachDoorbell(*address))?;
+        let known = (*address, fd.as_raw_fd());
+        let position = state.doorbells.iter().position(|doorbell| *doorbell == known);
+        let position = position.ok_or_else(|| failed("KVM_IOEVENTFD (deassign)", libc::ENOENT))?;
+        state.doorbells.remove(position);
+        Ok(())
     }
 }
 

@@ -8,14 +8,19 @@
 //! No reader owns a share of the table: an old one dies on the updater's side, or on the reaper thread if the updater did
 //! not care to wait. So no exit ever pays for the destruction of a table, or of a device that was in it.
 //!
-//! Lock order: the writer mutex of a cell is innermost; no user code but the `update` closure runs under it.
+//! Whoever waits for one old value waits for all older ones of the cell too: a device may be in several tables that
+//! nobody has waited for, and must not be called by a reader of any of them.
+//!
+//! Lock order: the writer mutex of a cell, in it the lock of its old values, which is innermost; no user code but the
+//! `update` closure runs under them.
 #![expect(unsafe_code, reason = "follows pointers that the grace protocol protects")]
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::grace::{Reader, Section, own_reader, reader, readers};
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
@@ -37,13 +42,23 @@ pub struct Published<T> {
     /// From [`Arc::into_raw`]; this cell owns the count.
     current: AtomicPtr<T>,
     writer: Mutex<()>,
+    old: Arc<OldValues<T>>,
     owned: PhantomData<Arc<T>>,
 }
+
+/// Values that were replaced, the oldest first; those that are destroyed already are taken out now and then. A `Weak` keeps
+/// the address from being used again.
+type OldValues<T> = Mutex<VecDeque<Weak<T>>>;
 
 impl<T> Published<T> {
     /// Publishes the first value.
     pub fn new(value: T) -> Self {
-        Self { current: AtomicPtr::new(into_raw(value)), writer: Mutex::new(()), owned: PhantomData }
+        Self {
+            current: AtomicPtr::new(into_raw(value)),
+            writer: Mutex::new(()),
+            old: Arc::new(Mutex::new(VecDeque::new())),
+            owned: PhantomData,
+        }
     }
 
     /// Opens a read section and gives the value as it is now. Takes no lock and does not wait for writers.
@@ -76,7 +91,12 @@ impl<T: Send + Sync + 'static> Published<T> {
         // - the pointer is from `into_raw`, and the swap has taken it, with its count, out of the cell;
         // - readers that still follow it are waited for before the count is given up: see `Retired`.
         let value = unsafe { Arc::from_raw(old) };
-        Ok(Retired { value: Some(value) })
+        let mut values = lock(&self.old);
+        while values.front().is_some_and(|oldest| oldest.strong_count() == 0) {
+            values.pop_front();
+        }
+        values.push_back(Arc::downgrade(&value));
+        Ok(Retired { value: Some(value), old: Arc::clone(&self.old) })
     }
 }
 
@@ -147,11 +167,13 @@ impl<T: fmt::Debug> fmt::Debug for ReadGuard<'_, T> {
 pub struct Retired<T: Send + Sync + 'static> {
     /// Given up only when no reader can follow the pointer.
     value: Option<Arc<T>>,
+    /// Those of the cell, this one among them.
+    old: Arc<OldValues<T>>,
 }
 
 impl<T: Send + Sync + 'static> Retired<T> {
-    /// Blocks until no reader can see the old value, then destroys it here. No reader of the new value is waited for, and
-    /// none of another cell. Each call may take a tenth of a millisecond: see `barrier.rs`.
+    /// Blocks until no reader can see the old value or one that is older, then destroys it here. No reader of a newer value
+    /// is waited for, and none of another cell. Each call may take a tenth of a millisecond: see `barrier.rs`.
     ///
     /// # Errors
     /// [`InReadSection`] if this thread has a read section open; the value then goes to the reaper.
@@ -161,11 +183,19 @@ impl<T: Send + Sync + 'static> Retired<T> {
         }
         if let Some(value) = self.value.take() {
             if !readers().unseen_by_all(own_reader(), address(&value)) {
-                readers().wait_unseen([address(&value)].into_iter());
+                readers().wait_unseen(self.up_to(&value).iter().map(|old| old.as_ptr().cast()));
             }
             drop(value);
         }
         Ok(())
+    }
+
+    /// `value` and those that are older and not destroyed.
+    fn up_to(&self, value: &Arc<T>) -> Vec<Weak<T>> {
+        let mut values = lock(&self.old);
+        values.retain(|old| old.strong_count() != 0);
+        let older = values.iter().position(|old| old.as_ptr() == Arc::as_ptr(value)).unwrap_or(0);
+        values.iter().take(older + 1).cloned().collect()
     }
 }
 
@@ -278,6 +308,49 @@ mod tests {
             go.recv().unwrap();
             replace(&cell, 2).wait().unwrap();
             assert!(reader_done.load(Ordering::SeqCst));
+        });
+    }
+
+    #[test]
+    fn wait_returns_only_after_the_readers_of_older_values_too() {
+        let cell = Published::new(1);
+        let reader_done = AtomicBool::new(false);
+        let (ready, go) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let guard = cell.load();
+                ready.send(()).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                reader_done.store(true, Ordering::SeqCst);
+                drop(guard);
+            });
+            go.recv().unwrap();
+            drop(replace(&cell, 2));
+            replace(&cell, 3).wait().unwrap();
+            assert!(reader_done.load(Ordering::SeqCst));
+            // What nobody waits for is not kept in mind for ever.
+            replace(&cell, 4).wait().unwrap();
+            assert!(lock(&cell.old).len() <= 2);
+        });
+    }
+
+    #[test]
+    fn readers_of_a_newer_value_and_of_other_cells_are_not_waited_for() {
+        let (cell, other) = (Published::new(1), Published::new(1));
+        let (ready, go) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (cell, other) = (&cell, &other);
+            let retired = replace(cell, 2);
+            scope.spawn(move || {
+                let guards = (cell.load(), other.load());
+                ready.send(()).unwrap();
+                assert!(ended.recv().is_err());
+                drop(guards);
+            });
+            go.recv().unwrap();
+            retired.wait().unwrap();
+            drop(end);
         });
     }
 

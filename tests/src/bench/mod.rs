@@ -2,6 +2,8 @@
 
 pub mod boot_monitor;
 pub mod buses;
+pub mod cells;
+pub mod dispatch;
 pub mod exit_counts;
 pub mod first_exit;
 mod instruction;
