@@ -3,5 +3,4 @@
 pub mod bench;
 pub mod harness;
 pub mod live_bus;
-pub mod ringing;
 pub mod small_machine;

@@ -5,10 +5,8 @@
 mod native {
     pub mod bench;
     pub mod boot;
-    pub mod bus;
     pub mod console;
     pub mod doctor;
-    pub mod doorbell;
     pub mod embed;
     pub mod ends;
     pub mod images;
@@ -48,10 +46,8 @@ fn main() -> ExitCode {
     let trials = [
         native::bench::trials(),
         native::boot::trials(),
-        native::bus::trials(),
         native::console::trials(),
         native::doctor::trials(),
-        native::doorbell::trials(),
         native::embed::trials(),
         native::ends::trials(),
         native::images::trials(),

@@ -13,10 +13,10 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use crate::barrier::{Barrier, light};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Condvar, Mutex, Ordering, lock};
+use crate::sync::{AtomicPtr, AtomicUsize, Condvar, Mutex, Ordering, lock};
 
-/// Read sections that a thread can have open at a time before it is taken to read everything. One exit opens two: the
-/// bus and the memory map.
+/// Read sections that a thread can have open at a time before it needs another reader. One exit opens two: the bus and
+/// the memory map.
 const ENTRIES: usize = 4;
 
 /// What one thread reads. Only that thread writes the entries; on cache lines of its own.
@@ -26,35 +26,69 @@ pub(crate) struct Reader {
     /// The values it reads. A store here is a release, paired with the acquire of the writer that looks: what was read is
     /// read before the writer destroys it.
     entries: [AtomicPtr<()>; ENTRIES],
-    /// Sections beyond those that have an entry.
-    beyond: AtomicUsize,
-    /// A writer sleeps until an entry is cleared. Cleared under the lock of `Readers`.
-    watched: AtomicBool,
+    /// `FENCED` and `WATCHED`: what a section that ends has to do.
+    duties: AtomicUsize,
     fenced: bool,
+    /// Another one of the same thread, once it has more sections open than one has entries.
+    next: OnceLock<&'static Reader>,
 }
 
-/// An open read section: its entry, or the first number that is none.
+/// In `duties`, always or never: the reader does its own fences.
+const FENCED: usize = 1;
+/// In `duties`: a writer sleeps until an entry is cleared. Cleared under the lock of `Readers`.
+const WATCHED: usize = 2;
+
+/// An open read section: its entry, and whose that is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Section(usize);
+pub(crate) struct Section {
+    entry: &'static AtomicPtr<()>,
+    reader: &'static Reader,
+}
 
 impl Reader {
     fn new(fenced: bool) -> Self {
         Self {
             entries: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            beyond: AtomicUsize::new(0),
-            watched: AtomicBool::new(false),
+            duties: AtomicUsize::new(if fenced { FENCED } else { 0 }),
             fenced,
+            next: OnceLock::new(),
         }
     }
 
-    /// Opens a section. What the pointer leads to stays as it is until [`close`](Self::close). To be called by the thread
-    /// whose reader this is.
+    /// Opens a section. What the pointer leads to stays as it is until the section is [closed](Section::close). To be
+    /// called by the thread whose reader this is; `more` makes another one for it.
     #[inline]
-    pub(crate) fn open<T>(&self, source: &AtomicPtr<T>) -> (*mut T, Section) {
-        let mut entries = self.entries.iter().enumerate();
-        let Some((index, entry)) = entries.find(|(_, entry)| entry.load(Ordering::Relaxed).is_null()) else {
-            return self.open_beyond(source);
-        };
+    pub(crate) fn open<T>(
+        &'static self,
+        source: &AtomicPtr<T>,
+        more: impl Fn() -> &'static Self,
+    ) -> (*mut T, Section) {
+        let [first, ..] = &self.entries;
+        if !first.load(Ordering::Relaxed).is_null() {
+            return self.open_inner(source, more);
+        }
+        (self.note(first, source), Section { entry: first, reader: self })
+    }
+
+    /// A section inside another.
+    #[inline(never)]
+    fn open_inner<T>(
+        &'static self,
+        source: &AtomicPtr<T>,
+        more: impl Fn() -> &'static Self,
+    ) -> (*mut T, Section) {
+        let mut reader = self;
+        loop {
+            let mut entries = reader.entries.iter();
+            if let Some(entry) = entries.find(|entry| entry.load(Ordering::Relaxed).is_null()) {
+                return (reader.note(entry, source), Section { entry, reader });
+            }
+            reader = reader.next.get_or_init(&more);
+        }
+    }
+
+    #[inline]
+    fn note<T>(&self, entry: &AtomicPtr<()>, source: &AtomicPtr<T>) -> *mut T {
         let mut value = source.load(Ordering::Acquire);
         loop {
             entry.store(value.cast(), Ordering::Release);
@@ -62,41 +96,49 @@ impl Reader {
             // Published still, after the entry can be seen: a writer that exchanges it from now on finds the entry.
             let now = source.load(Ordering::Acquire);
             if now == value {
-                return (value, Section(index));
+                return value;
             }
             value = now;
         }
     }
 
-    #[cold]
-    fn open_beyond<T>(&self, source: &AtomicPtr<T>) -> (*mut T, Section) {
-        self.beyond.store(self.beyond.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
-        light(self.fenced);
-        (source.load(Ordering::Acquire), Section(ENTRIES))
-    }
-
-    /// Ends a section. `true`: somebody waits for that, see [`Readers::wake`].
-    #[inline]
-    #[must_use]
-    pub(crate) fn close(&self, Section(index): Section) -> bool {
-        match self.entries.get(index) {
-            Some(entry) => entry.store(ptr::null_mut(), Ordering::Release),
-            None => self.beyond.store(self.beyond.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release),
-        }
-        light(self.fenced);
-        self.watched.load(Ordering::Relaxed)
-    }
-
     /// Whether a section is open. Exact on the thread whose reader this is.
     pub(crate) fn is_open(&self) -> bool {
-        self.beyond.load(Ordering::Relaxed) != 0
-            || self.entries.iter().any(|entry| !entry.load(Ordering::Relaxed).is_null())
+        self.entries.iter().any(|entry| !entry.load(Ordering::Relaxed).is_null())
+            || self.next.get().is_some_and(|next| next.is_open())
     }
 
     /// Whether it may read `value`.
     fn may_see(&self, value: *const ()) -> bool {
-        self.beyond.load(Ordering::Acquire) != 0
-            || self.entries.iter().any(|entry| ptr::eq(entry.load(Ordering::Acquire), value))
+        self.entries.iter().any(|entry| ptr::eq(entry.load(Ordering::Acquire), value))
+    }
+
+    fn is_watched(&self) -> bool {
+        self.duties.load(Ordering::Relaxed) & WATCHED != 0
+    }
+
+    /// What is left to do when a section has ended. `true`: somebody waits for that.
+    #[inline(never)]
+    fn is_watched_after_fence(&self) -> bool {
+        light(self.fenced);
+        self.is_watched()
+    }
+}
+
+impl Section {
+    /// Ends it. `true`: somebody waits for that, see [`Readers::wake`].
+    #[inline]
+    #[must_use]
+    pub(crate) fn close(self) -> bool {
+        self.entry.store(ptr::null_mut(), Ordering::Release);
+        light(false);
+        // Readers that fence look whether they are watched after that.
+        self.reader.duties.load(Ordering::Relaxed) != 0 && self.reader.is_watched_after_fence()
+    }
+
+    /// Whose it is.
+    pub(crate) fn reader(self) -> &'static Reader {
+        self.reader
     }
 }
 
@@ -132,11 +174,13 @@ impl Readers {
         reader
     }
 
-    /// Takes the reader of a thread that ends. One whose section was never ended stays what it is.
+    /// Takes the reader of a thread that ends, with those that it has needed besides. One whose section was never ended
+    /// stays what it is.
     fn leave(&self, reader: &'static Reader) {
         let mut lists = lock(&self.lists);
         if !reader.is_open() {
             lists.in_use.retain(|other| !ptr::eq(*other, reader));
+            // The others stay its own, and in use, without an entry.
             lists.free.push(reader);
         }
     }
@@ -145,7 +189,7 @@ impl Readers {
     #[cold]
     pub(crate) fn wake(&self, reader: &Reader) {
         let _lists = lock(&self.lists);
-        reader.watched.store(false, Ordering::Relaxed);
+        reader.duties.fetch_and(!WATCHED, Ordering::Relaxed);
         self.left.notify_all();
     }
 
@@ -153,8 +197,8 @@ impl Readers {
     /// reader but the calling thread's own, whose entries it sees as they are. A thread that joins later finds the new value.
     pub(crate) fn unseen_by_all(&self, own: Option<&Reader>, value: *const ()) -> bool {
         let lists = lock(&self.lists);
-        let own = |reader: &Reader| own.is_some_and(|own| ptr::eq(own, reader));
-        lists.in_use.iter().all(|reader| own(reader) && !reader.may_see(value))
+        let is_own = |reader: &Reader| own.is_some_and(|own| ptr::eq(own, reader));
+        lists.in_use.iter().all(|reader| is_own(reader) && !reader.may_see(value))
     }
 
     /// Blocks until nobody reads any of `values`, which are no longer published. No lock is held while it waits.
@@ -165,7 +209,7 @@ impl Readers {
                 self.barrier.pass();
                 let lists = lock(&self.lists);
                 // Not watched any more: it has ended a section meanwhile, perhaps not this one.
-                if reader.may_see(value) && reader.watched.load(Ordering::Relaxed) {
+                if reader.may_see(value) && reader.is_watched() {
                     drop(self.left.wait(lists).unwrap_or_else(std::sync::PoisonError::into_inner));
                 }
             }
@@ -176,7 +220,7 @@ impl Readers {
     fn watch(&self, value: *const ()) -> Option<&'static Reader> {
         let lists = lock(&self.lists);
         let reader = lists.in_use.iter().find(|reader| reader.may_see(value))?;
-        reader.watched.store(true, Ordering::Relaxed);
+        reader.duties.fetch_or(WATCHED, Ordering::Relaxed);
         Some(reader)
     }
 }
@@ -216,9 +260,14 @@ pub(crate) fn reader() -> &'static Reader {
     READER.get().unwrap_or_else(join)
 }
 
+/// One more reader for the calling thread.
+pub(crate) fn another_reader() -> &'static Reader {
+    readers().join()
+}
+
 #[cold]
 fn join() -> &'static Reader {
-    let reader = readers().join();
+    let reader = another_reader();
     READER.set(Some(reader));
     // Fails in a destructor after that of `END`: the reader is not given back then.
     let _ = END.try_with(|end| end.0.set(Some(reader)));
@@ -239,29 +288,28 @@ mod tests {
         Box::leak(Box::new(Reader::new(fenced)))
     }
 
+    fn none() -> &'static Reader {
+        panic!("no second reader is needed")
+    }
+
     #[test]
     fn sections_end_in_any_order_and_in_any_number() {
-        let reader = leaked(true);
+        let (reader, second) = (leaked(true), leaked(true));
         let values: [u8; ENTRIES + 2] = [0; ENTRIES + 2];
         let sources = values.each_ref().map(|value| AtomicPtr::new(ptr::from_ref(value).cast_mut()));
-        let sections = sources.each_ref().map(|source| reader.open(source));
-        // Beyond the entries, anything may be read.
-        assert!(reader.may_see(ptr::null()));
-        for (value, section) in &sections[ENTRIES..] {
-            assert!(reader.may_see(value.cast()));
-            assert!(!reader.close(*section));
+        let sections = sources.each_ref().map(|source| reader.open(source, || second));
+        for (index, (value, section)) in sections.iter().enumerate() {
+            let owner = if index < ENTRIES { reader } else { second };
+            assert!(ptr::eq(section.reader(), owner) && owner.may_see(value.cast()));
         }
-        assert!(!reader.may_see(ptr::null::<u8>().wrapping_add(1).cast()));
-        let (first, section) = sections[0];
-        assert!(reader.may_see(first.cast()));
-        assert!(!reader.close(section));
-        assert!(!reader.may_see(first.cast()));
+        assert!(!sections[0].1.close());
+        assert!(!reader.may_see(sections[0].0.cast()));
         // The entry that is free again.
-        let (_, again) = reader.open(&sources[ENTRIES]);
-        assert_eq!(again.0, 0);
-        for section in sections[1..ENTRIES].iter().map(|(_, section)| *section).chain([again]) {
+        let (_, again) = reader.open(&sources[ENTRIES], none);
+        assert!(ptr::eq(again.entry, &reader.entries[0]));
+        for section in sections[1..].iter().map(|(_, section)| *section).chain([again]) {
             assert!(reader.is_open());
-            assert!(!reader.close(section));
+            assert!(!section.close());
         }
         assert!(!reader.is_open());
     }
@@ -280,7 +328,7 @@ mod tests {
         let readers = Readers::new(Barrier::fenced());
         let reader = readers.join();
         let value = 0u8;
-        let (seen, _) = reader.open(&AtomicPtr::new(ptr::from_ref(&value).cast_mut()));
+        let (seen, _) = reader.open(&AtomicPtr::new(ptr::from_ref(&value).cast_mut()), none);
         readers.leave(reader);
         assert!(!ptr::eq(reader, readers.join()));
         assert!(!readers.unseen_by_all(None, seen.cast()));
@@ -294,9 +342,9 @@ mod tests {
         assert!(readers.unseen_by_all(None, ptr::from_ref(&value).cast()));
         let own = readers.join();
         assert!(readers.unseen_by_all(Some(own), ptr::from_ref(&value).cast()));
-        let (_, section) = own.open(&source);
+        let (_, section) = own.open(&source, none);
         assert!(!readers.unseen_by_all(Some(own), ptr::from_ref(&value).cast()));
-        assert!(!own.close(section));
+        assert!(!section.close());
         readers.join();
         assert!(!readers.unseen_by_all(Some(own), ptr::from_ref(&value).cast()));
     }

@@ -37,10 +37,10 @@ impl World {
     }
 
     /// What a reader does.
-    fn read(&self, reader: &Reader) {
-        let (value, section) = reader.open(&self.source);
+    fn read(&self, reader: &'static Reader) {
+        let (value, section) = reader.open(&self.source, none);
         self.follow(value);
-        if reader.close(section) {
+        if section.close() {
             self.readers.wake(reader);
         }
     }
@@ -57,13 +57,17 @@ impl World {
     }
 }
 
+fn none() -> &'static Reader {
+    panic!("no second reader is needed")
+}
+
 fn address(value: &UnsafeCell<()>) -> *mut UnsafeCell<()> {
     ptr::from_ref(value).cast_mut()
 }
 
 /// One thread that does `read` with a reader of its own, while this one does `write`.
 fn model(
-    read: impl Fn(&World, &Reader) + Clone + Send + Sync + 'static,
+    read: impl Fn(&World, &'static Reader) + Clone + Send + Sync + 'static,
     write: impl Fn(&World) + Send + Sync + 'static,
 ) {
     loom::model(move || {
@@ -91,7 +95,7 @@ fn loom_a_value_is_destroyed_when_nobody_reads_it_and_its_writer_is_woken() {
 
 #[test]
 fn loom_a_reader_that_comes_again_is_not_waited_for() {
-    let twice = |world: &World, reader: &Reader| {
+    let twice = |world: &World, reader: &'static Reader| {
         world.read(reader);
         world.read(reader);
     };
@@ -101,11 +105,11 @@ fn loom_a_reader_that_comes_again_is_not_waited_for() {
 /// The inner section may outlive the outer one's value; both are entries of one reader.
 #[test]
 fn loom_a_section_inside_another_is_an_entry_of_its_own() {
-    let nested = |world: &World, reader: &Reader| {
-        let (outer, outer_section) = reader.open(&world.source);
+    let nested = |world: &World, reader: &'static Reader| {
+        let (outer, outer_section) = reader.open(&world.source, none);
         world.read(reader);
         world.follow(outer);
-        if reader.close(outer_section) {
+        if outer_section.close() {
             world.readers.wake(reader);
         }
     };
@@ -121,12 +125,12 @@ fn loom_two_writers_that_watch_one_reader_are_both_woken() {
         let both = {
             let (one, other) = (Arc::clone(&one), Arc::clone(&other));
             move || {
-                let (first, first_section) = reader.open(&one.source);
-                let (second, second_section) = reader.open(&other.source);
+                let (first, first_section) = reader.open(&one.source, none);
+                let (second, second_section) = reader.open(&other.source, none);
                 one.follow(first);
                 other.follow(second);
                 for section in [first_section, second_section] {
-                    if reader.close(section) {
+                    if section.close() {
                         one.readers.wake(reader);
                     }
                 }
@@ -181,12 +185,12 @@ fn loom_must_fail_the_writer_does_not_wait() {
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn loom_must_fail_the_reader_does_not_look_again() {
-    let read = |world: &World, reader: &Reader| {
+    let read = |world: &World, reader: &'static Reader| {
         let value = world.source.load(Ordering::Acquire);
         reader.entries[0].store(value.cast(), Ordering::Release);
         light(true);
         world.follow(value);
-        if reader.close(Section(0)) {
+        if (Section { entry: &reader.entries[0], reader }).close() {
             world.readers.wake(reader);
         }
     };
@@ -196,13 +200,13 @@ fn loom_must_fail_the_reader_does_not_look_again() {
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn loom_must_fail_no_fence_between_entry_and_look() {
-    let read = |world: &World, reader: &Reader| {
+    let read = |world: &World, reader: &'static Reader| {
         let value = world.source.load(Ordering::Acquire);
         reader.entries[0].store(value.cast(), Ordering::Release);
         if world.source.load(Ordering::Acquire) == value {
             world.follow(value);
         }
-        if reader.close(Section(0)) {
+        if (Section { entry: &reader.entries[0], reader }).close() {
             world.readers.wake(reader);
         }
     };
@@ -217,7 +221,7 @@ fn loom_must_fail_the_writer_passes_no_barrier() {
         while let Some(reader) = world.readers.watch(old) {
             world.readers.barrier.pass();
             let lists = lock(&world.readers.lists);
-            if reader.may_see(old) && reader.watched.load(Ordering::Relaxed) {
+            if reader.may_see(old) && reader.is_watched() {
                 drop(world.readers.left.wait(lists).unwrap());
             }
         }
@@ -228,11 +232,11 @@ fn loom_must_fail_the_writer_passes_no_barrier() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn loom_must_fail_the_reader_looks_whether_it_is_watched_too_early() {
-    let read = |world: &World, reader: &Reader| {
-        let (value, section) = reader.open(&world.source);
+    let read = |world: &World, reader: &'static Reader| {
+        let (value, section) = reader.open(&world.source, none);
         world.follow(value);
-        let watched = reader.watched.load(Ordering::Relaxed);
-        let _ = reader.close(section);
+        let watched = reader.is_watched();
+        let _ = section.close();
         if watched {
             world.readers.wake(reader);
         }
@@ -248,7 +252,7 @@ fn loom_must_fail_no_barrier_between_watching_and_sleep() {
         world.readers.barrier.pass();
         while let Some(reader) = world.readers.watch(old) {
             let lists = lock(&world.readers.lists);
-            if reader.may_see(old) && reader.watched.load(Ordering::Relaxed) {
+            if reader.may_see(old) && reader.is_watched() {
                 drop(world.readers.left.wait(lists).unwrap());
             }
         }

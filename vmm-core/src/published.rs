@@ -22,7 +22,7 @@ use std::ops::Deref;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::grace::{Reader, Section, own_reader, reader, readers};
+use crate::grace::{Reader, Section, another_reader, own_reader, reader, readers};
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
 
 /// Whether the current thread is inside a read section of any [`Published`] cell.
@@ -68,9 +68,8 @@ impl<T> Published<T> {
     #[must_use]
     #[inline]
     pub fn load(&self) -> ReadGuard<'_, T> {
-        let reader = reader();
-        let (value, section) = reader.open(&self.current);
-        ReadGuard { value, reader, section, cell: PhantomData }
+        let (value, section) = reader().open(&self.current, another_reader);
+        ReadGuard { value, section, cell: PhantomData }
     }
 }
 
@@ -125,7 +124,6 @@ impl<T: fmt::Debug> fmt::Debug for Published<T> {
 /// Not `Send`: the section is counted in the thread that opened it.
 pub struct ReadGuard<'a, T> {
     value: *const T,
-    reader: &'static Reader,
     section: Section,
     cell: PhantomData<&'a Published<T>>,
 }
@@ -146,8 +144,8 @@ impl<T> Deref for ReadGuard<'_, T> {
 impl<T> Drop for ReadGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if self.reader.close(self.section) {
-            readers().wake(self.reader);
+        if self.section.close() {
+            readers().wake(self.section.reader());
         }
     }
 }

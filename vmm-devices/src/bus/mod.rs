@@ -49,7 +49,7 @@ impl Bus {
         device: Arc<dyn BusDevice>,
     ) -> Result<(), BusError> {
         let range = Range::new(start, length, name, device)?;
-        let retired = self.ranges.update(|ranges| ranges.insert(range))?;
+        let retired = self.ranges.update(|ranges| ranges.with(range, name))?;
         // The old table names no device that the new one does not: nobody needs to wait for its readers.
         drop(retired);
         Ok(())
@@ -58,7 +58,7 @@ impl Bus {
     /// Takes the device that starts at `start` off the bus. After [`Retired::wait`] no call into it is running and
     /// none will come.
     pub fn remove(&self, start: u64) -> Result<Retired<Ranges>, BusError> {
-        self.ranges.update(|ranges| ranges.remove(start))
+        self.ranges.update(|ranges| Ok(ranges.without(start)?.0))
     }
 
     /// Lets the device that starts at `from` answer at `to` instead, at as many addresses. There is no moment in which it
@@ -84,16 +84,10 @@ impl Bus {
     pub fn read(&self, address: u64, size: usize, data: &mut [u8]) {
         let ranges = self.ranges.load();
         data.fill(0xff);
-        match ranges.find(address) {
-            Some(range) if range.fits(address, size) => {
-                let offset = address.wrapping_sub(range.start);
-                if data.len() == size {
-                    range.device.read(offset, data);
-                } else {
-                    range.device.read_elements(offset, size, data);
-                }
-            }
-            _ => {
+        match ranges.find_whole(address, size) {
+            Some((range, offset)) if data.len() == size => range.device.read(offset, data),
+            Some((range, offset)) => range.device.read_elements(offset, size, data),
+            None => {
                 for element in data.chunks_exact_mut(size.max(1)) {
                     self.read_pieces(&ranges, address, element);
                 }
@@ -106,16 +100,10 @@ impl Bus {
     #[inline]
     pub fn write(&self, address: u64, size: usize, data: &[u8]) -> Option<Deferred> {
         let ranges = self.ranges.load();
-        match ranges.find(address) {
-            Some(range) if range.fits(address, size) => {
-                let offset = address.wrapping_sub(range.start);
-                if data.len() == size {
-                    range.device.write_deferred(offset, data)
-                } else {
-                    range.device.write_elements(offset, size, data)
-                }
-            }
-            _ => {
+        match ranges.find_whole(address, size) {
+            Some((range, offset)) if data.len() == size => range.device.write_deferred(offset, data),
+            Some((range, offset)) => range.device.write_elements(offset, size, data),
+            None => {
                 let elements = data.chunks_exact(size.max(1));
                 elements.map(|element| self.write_pieces(&ranges, address, element)).fold(None, both)
             }
@@ -131,7 +119,7 @@ impl Bus {
                 return;
             };
             match range {
-                Some(range) => range.device.read(address.wrapping_sub(range.start), head),
+                Some((range, offset)) => range.device.read(offset, head),
                 None => self.note_unclaimed("read", address, length),
             }
             data = tail;
@@ -149,8 +137,7 @@ impl Bus {
                 break;
             };
             match range {
-                Some(range) => {
-                    let offset = address.wrapping_sub(range.start);
+                Some((range, offset)) => {
                     deferred = both(deferred, range.device.write_deferred(offset, head));
                 }
                 None => self.note_unclaimed("write", address, length),

@@ -34,58 +34,103 @@ pub enum BusError {
     NotFound(u64),
 }
 
+/// Up to as many ranges are looked through one by one: a processor that sees the same device again foresees each step, and
+/// a bisection makes it wait for each.
+const FEW: usize = 16;
+
+/// A device and its addresses.
 #[derive(Clone)]
 pub(super) struct Range {
     pub(super) start: u64,
-    /// The last address, so that a range can end where the address space does.
-    pub(super) last: u64,
-    pub(super) name: &'static str,
+    /// Not 0, and `start + length` is at most 2^64.
+    length: u64,
     pub(super) device: Arc<dyn BusDevice>,
+}
+
+impl Range {
+    /// A device at `length` addresses from `start`; `name` is for messages.
+    pub(super) fn new(
+        start: u64,
+        length: u64,
+        name: &'static str,
+        device: Arc<dyn BusDevice>,
+    ) -> Result<Self, BusError> {
+        let last = length.checked_sub(1).and_then(|more| start.checked_add(more));
+        last.map(|_| Self { start, length, device }).ok_or(BusError::BadRange { name, start, length })
+    }
+
+    fn last(&self) -> u64 {
+        self.start.wrapping_add(self.length.wrapping_sub(1))
+    }
 }
 
 /// Ranges by ascending start, none overlapping.
 #[derive(Clone, Default)]
-pub struct Ranges(Vec<Range>);
+pub struct Ranges {
+    ranges: Vec<Range>,
+    /// Of the devices, in the order of the ranges: apart, so that what a search reads is close together.
+    names: Vec<&'static str>,
+}
 
 impl Ranges {
-    /// The range that contains `address`.
+    /// The range that contains all `size` bytes from `address`, and the offset of the first one in it.
     #[inline]
-    pub(super) fn find(&self, address: u64) -> Option<&Range> {
-        let after = self.0.partition_point(|range| range.start <= address);
-        self.0.get(after.checked_sub(1)?).filter(|range| address <= range.last)
+    pub(super) fn find_whole(&self, address: u64, size: usize) -> Option<(&Range, u64)> {
+        let range = if self.ranges.len() <= FEW {
+            self.ranges.iter().rfind(|range| range.start <= address)?
+        } else {
+            let after = self.ranges.partition_point(|range| range.start <= address);
+            self.ranges.get(after.checked_sub(1)?)?
+        };
+        let offset = address.wrapping_sub(range.start);
+        (offset.saturating_add(size as u64) <= range.length).then_some((range, offset))
+    }
+
+    /// Who answers at `address`, with the offset, and for how many of the next `length` bytes; at least one, and at most to
+    /// the end of the address space, where the access wraps as hardware would.
+    pub(super) fn piece(&self, address: u64, length: usize) -> (Option<(&Range, u64)>, usize) {
+        let found = self.find_whole(address, 1);
+        let available = match found {
+            Some((range, offset)) => range.length.wrapping_sub(offset),
+            None => {
+                let to_end = u64::MAX.wrapping_sub(address).saturating_add(1);
+                self.next_start(address).map_or(to_end, |next| next.wrapping_sub(address))
+            }
+        };
+        (found, length.min(usize::try_from(available).unwrap_or(usize::MAX)).max(1))
     }
 
     /// The first address at or after `address` that some device answers.
     fn next_start(&self, address: u64) -> Option<u64> {
-        self.0.get(self.0.partition_point(|range| range.start < address)).map(|range| range.start)
+        self.ranges.get(self.ranges.partition_point(|range| range.start < address)).map(|range| range.start)
     }
 
-    pub(super) fn insert(&self, new: Range) -> Result<Self, BusError> {
-        let at = self.0.partition_point(|range| range.last < new.start);
-        if let Some(old) = self.0.get(at).filter(|old| old.start <= new.last) {
-            let length = new.last.saturating_sub(new.start).saturating_add(1);
-            return Err(BusError::Overlap { new: new.name, start: new.start, length, old: old.name });
+    /// The same with `new` in it.
+    pub(super) fn with(&self, new: Range, name: &'static str) -> Result<Self, BusError> {
+        let at = self.ranges.partition_point(|range| range.last() < new.start);
+        let next = self.ranges.get(at).zip(self.names.get(at));
+        if let Some((_, old)) = next.filter(|(range, _)| range.start <= new.last()) {
+            return Err(BusError::Overlap { new: name, start: new.start, length: new.length, old });
         }
-        let mut ranges = self.0.clone();
-        ranges.insert(at, new);
-        Ok(Self(ranges))
+        let mut changed = self.clone();
+        changed.ranges.insert(at, new);
+        changed.names.insert(at, name);
+        Ok(changed)
     }
 
-    pub(super) fn remove(&self, start: u64) -> Result<Self, BusError> {
-        let mut ranges = self.0.clone();
-        ranges.retain(|range| range.start != start);
-        if ranges.len() == self.0.len() { Err(BusError::NotFound(start)) } else { Ok(Self(ranges)) }
+    /// The same without the range that starts at `start`, and what was there.
+    pub(super) fn without(&self, start: u64) -> Result<(Self, Range, &'static str), BusError> {
+        let at =
+            self.ranges.iter().position(|range| range.start == start).ok_or(BusError::NotFound(start))?;
+        let mut changed = self.clone();
+        let (range, name) = (changed.ranges.remove(at), changed.names.remove(at));
+        Ok((changed, range, name))
     }
 
     /// The same with the device that starts at `from` at `to` instead.
     pub(super) fn moved(&self, from: u64, to: u64) -> Result<Self, BusError> {
-        let range = self.starting_at(from)?.clone();
-        let length = range.last.wrapping_sub(from);
-        let last = to.checked_add(length);
-        let bad_range =
-            || BusError::BadRange { name: range.name, start: to, length: length.saturating_add(1) };
-        let last = last.ok_or_else(bad_range)?;
-        self.remove(from)?.insert(Range { start: to, last, ..range })
+        let (rest, range, name) = self.without(from)?;
+        rest.with(Range::new(to, range.length, name, range.device)?, name)
     }
 
     /// The same with `device` in the place of the one that starts at `start`.
@@ -95,42 +140,7 @@ impl Ranges {
         name: &'static str,
         device: Arc<dyn BusDevice>,
     ) -> Result<Self, BusError> {
-        let last = self.starting_at(start)?.last;
-        self.remove(start)?.insert(Range { start, last, name, device })
-    }
-
-    fn starting_at(&self, start: u64) -> Result<&Range, BusError> {
-        self.find(start).filter(|range| range.start == start).ok_or(BusError::NotFound(start))
-    }
-
-    /// Who answers at `address`, and for how many of the next `length` bytes; at least one, and at most to the end of
-    /// the address space, where the access wraps as hardware would.
-    pub(super) fn piece(&self, address: u64, length: usize) -> (Option<&Range>, usize) {
-        let to_end = u64::MAX.wrapping_sub(address).saturating_add(1);
-        let (range, available) = match self.find(address) {
-            Some(range) => (Some(range), range.last.wrapping_sub(address).saturating_add(1)),
-            None => (None, self.next_start(address).map_or(to_end, |next| next.wrapping_sub(address))),
-        };
-        (range, length.min(usize::try_from(available).unwrap_or(usize::MAX)).max(1))
-    }
-}
-
-impl Range {
-    /// A device at `length` addresses from `start`.
-    pub(super) fn new(
-        start: u64,
-        length: u64,
-        name: &'static str,
-        device: Arc<dyn BusDevice>,
-    ) -> Result<Self, BusError> {
-        let last = length.checked_sub(1).and_then(|more| start.checked_add(more));
-        let last = last.ok_or(BusError::BadRange { name, start, length })?;
-        Ok(Self { start, last, name, device })
-    }
-
-    /// Whether an access of `size` bytes at `address`, which the range contains, ends inside it too.
-    #[inline]
-    pub(super) fn fits(&self, address: u64, size: usize) -> bool {
-        self.last.wrapping_sub(address) >= (size as u64).saturating_sub(1)
+        let (rest, range, _) = self.without(start)?;
+        rest.with(Range { device, ..range }, name)
     }
 }
