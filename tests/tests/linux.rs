@@ -6,6 +6,7 @@ mod linux {
     pub mod boot;
     pub mod clock;
     pub mod console;
+    pub mod dedicated;
     pub mod ends;
     pub mod shell;
 }
@@ -20,10 +21,22 @@ use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, is_emulat
 /// In the environment, trials that are shortened by default take the time that they need.
 const VMM_FULL: &str = "VMM_FULL";
 
+/// In the environment, the number of CPUs of an emulated host: only trials for which that many are the fewest run there.
+const VMM_HOST_CPUS: &str = "VMM_HOST_CPUS";
+
+/// Whether trials that need `cpus` CPUs of the host run on this one.
+fn runs_on(cpus: usize) -> bool {
+    env::var_os(VMM_HOST_CPUS).is_none_or(|host| host == *cpus.to_string())
+}
+
 /// How much of the `whole` a trial does: a hundredth of it where KVM is emulated, unless it is asked for everything.
 fn scaled(whole: usize) -> usize {
-    let emulated = is_emulated() && env::var_os(VMM_FULL).is_none();
-    if emulated { whole / 100 } else { whole }
+    if is_emulated() && !is_full() { whole / 100 } else { whole }
+}
+
+/// Whether trials take the time that they need.
+fn is_full() -> bool {
+    env::var_os(VMM_FULL).is_some()
 }
 
 /// What a trial asks for; the version of the kernel is not part of it, because each trial runs with each.
@@ -80,9 +93,11 @@ pub(crate) use trials;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials =
+    let small =
         [linux::boot::trials(), linux::clock::trials(), linux::console::trials(), linux::ends::trials()];
-    let trials = trials.into_iter().flatten();
+    let small = small.into_iter().flatten().map(|trial| (1, trial));
+    let large = linux::dedicated::trials().into_iter().map(|trial| (2, trial));
+    let trials = small.chain(large).filter(|(cpus, _)| runs_on(*cpus)).map(|(_, trial)| trial);
     let missing = |name| env::var_os(name).is_none();
     let trials = if missing(VMM_CLI) || missing(VMM_LINUX) {
         trials.map(|trial| not_run(&trial)).collect()

@@ -6,15 +6,21 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod console;
+    pub mod control;
+    pub mod dedicated;
     pub mod doctor;
     pub mod embed;
     pub mod ends;
     pub mod images;
     pub mod io;
+    pub mod kicks;
     pub mod lifecycle;
     pub mod limits;
     pub mod outputs;
+    pub mod pause;
     pub mod smp;
+    pub mod state;
+    pub mod stats;
     pub mod terminal;
 }
 
@@ -47,15 +53,21 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::console::trials(),
+        native::control::trials(),
+        native::dedicated::trials(),
         native::doctor::trials(),
         native::embed::trials(),
         native::ends::trials(),
         native::images::trials(),
         native::io::trials(),
+        native::kicks::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),
         native::outputs::trials(),
+        native::pause::trials(),
         native::smp::trials(),
+        native::state::trials(),
+        native::stats::trials(),
         native::terminal::trials(),
     ];
     let trials = trials.into_iter().flatten();

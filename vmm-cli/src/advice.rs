@@ -45,7 +45,7 @@ pub(crate) fn about(error: &anyhow::Error) -> Option<&'static str> {
     match errno(error)? {
         libc::EMFILE => Some(
             "raise this process's limit of open files (`ulimit -n 1024`): a machine takes some 20, and one for each \
-             vCPU",
+             vCPU, two with `--stats` or `--api-sock`",
         ),
         libc::ENFILE => Some("the host has no open file left (`sysctl fs.file-max`)"),
         libc::ENOMEM => Some("give the guest less memory or the host more"),

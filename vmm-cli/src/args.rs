@@ -5,9 +5,15 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use vmm_core::DisabledExits;
+use vmm_vcpu::Scheduler;
+
 use crate::config::{
-    Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, duration, value,
+    Affinity, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat,
+    StatsOutput, cpu, duration, scheduler, value,
 };
+use crate::control::operations::Operation;
+use crate::control::wire;
 
 const RUN_HELP: &str = "\
 Exit codes:
@@ -34,6 +40,15 @@ Exit codes:
   0  `vmm-cli run` works here
   3  it cannot work here";
 
+pub(crate) const CTL_HELP: &str = "\
+Requests, answers and error codes are described in docs/control.md.
+
+Exit codes:
+  0  done
+  1  the machine has refused; the message says why
+  2  bad arguments
+  3  no answer: no such socket, nobody listens, no permission, or not in time";
+
 /// A virtual machine monitor for KVM.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "vmm-cli", version)]
@@ -55,6 +70,71 @@ pub enum Command {
     /// Look whether this host can run machines, and how well
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Ask a machine that runs, by its control socket (`run --api-sock PATH`)
+    #[command(after_help = CTL_HELP)]
+    Ctl(CtlArgs),
+}
+
+/// Whom to ask, and what.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CtlArgs {
+    /// The control socket
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+
+    /// What to ask for.
+    #[command(subcommand)]
+    pub verb: CtlVerb,
+
+    /// Print the answer as it came, one line of JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// How long to wait for the answer: 0s to 60m [default: 10s, and for `pause` its limit in addition]
+    #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(value_parser = duration::parse)]
+    pub timeout: Option<Duration>,
+}
+
+/// The verbs of `vmm-cli ctl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum CtlVerb {
+    /// Say how the machine is
+    Status,
+    /// Stop every vCPU where it is; a machine that is paused stays so
+    Pause {
+        /// How long the slowest vCPU may take: 0s to 1m
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+        #[arg(default_value = "5s", value_parser = wire::parse_limit)]
+        limit: Duration,
+    },
+    /// Let every vCPU go on; a machine that runs does so
+    Resume,
+    /// Press the guest's power button; a guest that listens shuts down
+    PowerButton,
+    /// Reset the machine; `machine.on_reset` decides what follows
+    Reset,
+    /// End the machine and its monitor, with exit code 0
+    Quit,
+    /// Say what has been counted
+    Stats,
+}
+
+impl CtlVerb {
+    /// What it asks for; statistics `for_programs` or for people.
+    #[must_use]
+    pub fn operation(self, for_programs: bool) -> Operation {
+        match self {
+            Self::Status => Operation::Status,
+            Self::Pause { limit } => Operation::Pause { limit },
+            Self::Resume => Operation::Resume,
+            Self::PowerButton => Operation::PowerButton,
+            Self::Reset => Operation::Reset,
+            Self::Quit => Operation::Quit,
+            Self::Stats if for_programs => Operation::Stats { format: StatsFormat::Json },
+            Self::Stats => Operation::Stats { format: StatsFormat::Table },
+        }
+    }
 }
 
 /// How the command `doctor` reports.
@@ -95,6 +175,41 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true, hide_possible_values = true)]
     pub kick: Option<Kick>,
 
+    /// Host CPUs of the vCPUs: one list such as 2-5,8, or one for each vCPU, 2:3 [default: the monitor's]
+    #[arg(long, value_name = "LIST", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true)]
+    pub affinity: Option<Affinity>,
+
+    /// Host CPUs of --affinity for the vCPUs alone: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub dedicated: Option<bool>,
+
+    /// What does not leave the guest: hlt, pause, cstate, mwait or none [default: hlt,pause if dedicated]
+    #[arg(long, value_name = "NAMES", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = cpu::parse_exits)]
+    pub disable_exits: Option<DisabledExits>,
+
+    /// Nanoseconds that KVM polls when a vCPU halts [default: 0 if dedicated, else the host's limit]
+    #[arg(long, value_name = "COUNT", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = cpu::parse_halt_poll)]
+    pub halt_poll_ns: Option<u32>,
+
+    /// Tell the guest that its vCPUs are never preempted: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub realtime_hint: Option<bool>,
+
+    /// Scheduling of the vCPUs: other, batch, idle, fifo:1 to fifo:99, rr:1 to rr:99 [default: the monitor's]
+    #[arg(long, value_name = "POLICY", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, value_parser = scheduler::parse)]
+    pub scheduler: Option<Scheduler>,
+
+    /// Allow fifo and rr although halts do not leave the guest: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub monopolize_cpus: Option<bool>,
+
     /// Guest RAM: 1M to 1T in steps of 4K, such as 512M or 4GiB [default: 128M]
     ///
     /// K, M, G and T are powers of 1024, also written KB or KiB; without a unit the number counts bytes.
@@ -133,6 +248,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
     pub serial: Option<SerialMode>,
 
+    /// Control socket, for `vmm-cli ctl PATH` [default: none]
+    #[arg(long, value_name = "PATH", help_heading = "Control")]
+    pub api_sock: Option<PathBuf>,
+
     /// Least important messages to log: off, error, warn, info, debug or trace [default: warn]
     #[arg(long, value_name = "LEVEL", help_heading = "Log")]
     #[arg(allow_hyphen_values = true, hide_possible_values = true)]
@@ -146,6 +265,15 @@ pub struct VmArgs {
     /// File to append the log to [default: standard error]
     #[arg(long, value_name = "PATH", help_heading = "Log")]
     pub log_file: Option<PathBuf>,
+
+    /// File for what the machine has counted, written at its end; - is standard output [default: none]
+    #[arg(long, value_name = "PATH", help_heading = "Statistics")]
+    pub stats: Option<StatsOutput>,
+
+    /// Form of the statistics: table or json [default: table on standard output, json in a file]
+    #[arg(long, value_name = "FORMAT", help_heading = "Statistics")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub stats_format: Option<StatsFormat>,
 }
 
 #[cfg(test)]
@@ -159,7 +287,7 @@ mod tests {
         let args = ["vmm-cli", "run"].iter().chain(args);
         Args::try_parse_from(args).map(|args| match args.command {
             Command::Run(args) | Command::Check(args) => args,
-            Command::Doctor(_) => panic!("not run"),
+            Command::Doctor(_) | Command::Ctl(_) => panic!("not run"),
         })
     }
 
@@ -202,7 +330,9 @@ mod tests {
         for flag in ["--grace-time", "--serial"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
-        for flag in ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format"] {
+        for flag in
+            ["--kick", "--on-reset", "--on-triple-fault", "--log-level", "--log-format", "--stats-format"]
+        {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");
@@ -220,7 +350,7 @@ mod tests {
 
     #[test]
     fn an_empty_path_is_refused() {
-        for flag in ["--kernel=", "--initrd=", "--log-file=", ""] {
+        for flag in ["--kernel=", "--initrd=", "--api-sock=", "--log-file=", "--stats=", ""] {
             assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 2, "{flag}");
         }
     }
@@ -231,6 +361,31 @@ mod tests {
         assert!(matches!(parse(&[]).unwrap().command, Command::Doctor(DoctorArgs { json: false })));
         assert!(matches!(parse(&["--json"]).unwrap().command, Command::Doctor(DoctorArgs { json: true })));
         assert_eq!(parse(&["vm.toml"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn ctl_takes_a_path_and_a_verb_and_its_flags_anywhere() {
+        let parse = |args: &[&str]| {
+            Args::try_parse_from(["vmm-cli", "ctl"].iter().chain(args)).map(|args| match args.command {
+                Command::Ctl(args) => args,
+                _ => panic!("not ctl"),
+            })
+        };
+        let args = parse(&["s", "--json", "pause", "--limit=250ms", "--timeout=2s"]).unwrap();
+        assert_eq!((args.path, args.json), ("s".into(), true));
+        assert_eq!(args.verb, CtlVerb::Pause { limit: Duration::from_millis(250) });
+        assert_eq!(args.timeout, Some(Duration::from_secs(2)));
+        assert_eq!(
+            parse(&["s", "pause"]).unwrap().verb.operation(false),
+            Operation::Pause { limit: wire::DEFAULT_LIMIT }
+        );
+        for wrong in
+            [&["s"][..], &["status"], &["s", "reboot"], &["s", "status", "--limit=1s"], &["", "status"]]
+        {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+        let error = parse(&["s", "pause", "--limit=2m"]).unwrap_err().to_string();
+        assert!(error.contains("the limit `2m` is no duration from 0s to 1m"), "{error}");
     }
 
     #[test]

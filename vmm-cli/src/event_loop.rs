@@ -1,4 +1,5 @@
-//! The event loop of the main thread: signals, the keys of the user, the guest's input, and the end of the machine.
+//! The event loop of the main thread: signals, the keys of the user, the guest's input, the control socket's wish for an
+//! end, and the end of the machine.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use nix::sys::signal::Signal;
 use vmm_core::{VmEvent, VmEvents};
 
 use crate::console::Console;
+use crate::control::Control;
 use crate::machine::Machine;
 use crate::signals::{Asked, Signals, at_least};
 
@@ -63,10 +65,23 @@ impl Stop {
     }
 }
 
+/// Who else may end a machine, or has.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    /// The reason of its end.
+    pub(crate) events: &'a VmEvents,
+    /// The signals of this process.
+    pub(crate) signals: &'a Signals,
+    /// The control socket.
+    pub(crate) control: &'a Control,
+}
+
 /// What to look at after one wait.
+#[derive(Default)]
 struct Ready {
     ended: bool,
     signal: bool,
+    control: bool,
     fifo_empty: bool,
     input: bool,
     client: bool,
@@ -76,25 +91,20 @@ struct Ready {
 ///
 /// A signal that asks for the end presses the power button of a guest that listens to it, and ends the machine of one
 /// that does not. A second signal, or `grace` after the first, ends it in any case.
-pub(crate) fn run(
-    events: &VmEvents,
-    signals: &Signals,
-    console: &mut Console,
-    machine: &Machine,
-    grace: Duration,
-) -> Ended {
+pub(crate) fn run(inputs: Inputs<'_>, console: &mut Console, machine: &Machine, grace: Duration) -> Ended {
+    let Inputs { events, signals, control } = inputs;
     let serial = machine.serial();
     let mut stop = Stop::default();
     // What waited for the guest of an earlier life.
     console.on_fifo_empty(serial);
     loop {
         console.look_for_terminal();
-        let ready = match wait(events, signals, console, stop.deadline) {
+        let ready = match wait(inputs, console, stop.deadline) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => continue,
             Err(errno) => {
                 events.send(VmEvent::Internal(format!("the event loop cannot wait: {errno}")));
-                Ready { ended: true, signal: false, fifo_empty: false, input: false, client: false }
+                Ready { ended: true, ..Ready::default() }
             }
         };
         if ready.ended
@@ -108,6 +118,11 @@ pub(crate) fn run(
             stop.on_signal(signal, events, machine, grace);
         }
         stop.on_time(events);
+        if ready.control
+            && let Some(event) = control.asked()
+        {
+            events.send(event.clone());
+        }
         if ready.fifo_empty {
             console.on_fifo_empty(serial);
         }
@@ -121,7 +136,12 @@ pub(crate) fn run(
 }
 
 /// Waits for `time` between two lives of a machine; `Some`: it has been asked not to live again.
-pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) -> Option<Ended> {
+pub(crate) fn pause(
+    signals: &Signals,
+    control: &Control,
+    console: &mut Console,
+    time: Duration,
+) -> Option<Ended> {
     let deadline = Instant::now() + time;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -129,12 +149,13 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
             return None;
         }
         console.look_for_terminal();
-        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [signals.as_fd(), control.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN)).to_vec();
         fds.extend(console.input());
         // A failure leaves nothing ready; the time passes all the same.
         let _ = poll(&mut fds, at_least(left));
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        let (signal, input) = (ready(0), ready(1));
+        let (signal, asked, input) = (ready(0), ready(1), ready(2));
         match signal.then(|| signals.next()).flatten() {
             Some(Asked::Stop(signal)) => {
                 let event = VmEvent::UserStop(signal.as_str());
@@ -142,6 +163,9 @@ pub(crate) fn pause(signals: &Signals, console: &mut Console, time: Duration) ->
             }
             Some(Asked::Continued) => console.continued(),
             None => {}
+        }
+        if let Some(event) = control.asked().filter(|_| asked) {
+            return Some(Ended { event: event.clone(), asked: None, forced: None });
         }
         if input && console.receive(None) {
             return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), asked: None, forced: None });
@@ -162,14 +186,11 @@ fn next_stop(signals: &Signals, console: &mut Console) -> Option<Signal> {
 }
 
 /// Sleeps until something is ready, or the guest's time to shut down is over.
-fn wait(
-    events: &VmEvents,
-    signals: &Signals,
-    console: &Console,
-    deadline: Option<Instant>,
-) -> Result<Ready, Errno> {
+fn wait(inputs: Inputs<'_>, console: &Console, deadline: Option<Instant>) -> Result<Ready, Errno> {
+    let Inputs { events, signals, control } = inputs;
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-    let mut fds = vec![readable(events.as_fd()), readable(signals.as_fd()), readable(console.drained())];
+    let always = [events.as_fd(), signals.as_fd(), control.as_fd(), console.drained()];
+    let mut fds = always.map(readable).to_vec();
     let input = console.input().map(|fd| {
         fds.push(fd);
         fds.len() - 1
@@ -186,7 +207,8 @@ fn wait(
     Ok(Ready {
         ended: ready(0),
         signal: ready(1),
-        fifo_empty: ready(2),
+        control: ready(2),
+        fifo_empty: ready(3),
         input: input.is_some_and(ready),
         client: client.is_some_and(ready),
     })

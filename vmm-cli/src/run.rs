@@ -12,11 +12,13 @@ use crate::acpi;
 use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Console, OpenError};
-use crate::event_loop::{self, Ended};
+use crate::control::{self, Control, Publication};
+use crate::event_loop::{self, Ended, Inputs};
 use crate::machine::{Machine, layout};
 use crate::outcome::{self, Failure};
+use crate::processors::Processors;
 use crate::signals::Signals;
-use crate::{advice, default_guest, host, logging, messages};
+use crate::{advice, default_guest, host, logging, messages, stats};
 
 /// The device node of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
@@ -44,30 +46,63 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     // Before anything is opened for writing, or built.
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
+    let processors = Processors::prepare(&kvm, &config.cpu)?;
+    let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
+    let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
+    let mut report = None;
     let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
-    let (ended, machine) = loop {
+    // Before the first vCPU runs: no path is opened after that.
+    let control = Control::open(config).map_err(control_failure)?;
+    let (ended, life) = loop {
         let started = Instant::now();
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let machine = Machine::build(&kvm, config, &source, &console, &events)?;
+        let machine = Machine::build(&kvm, config, &processors, &source, &console, &events)?;
         machine.resume();
-        let ended = event_loop::run(&events, &signals, &mut console, &machine, config.machine.grace_time);
+        // Not before: a client's pause would be undone.
+        let life = Life { _published: control.publish(machine.handle()), machine };
+        let inputs = Inputs { events: &events, signals: &signals, control: &control };
+        let ended = event_loop::run(inputs, &mut console, &life.machine, config.machine.grace_time);
         let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
         if !lives_again || config.machine.on_reset == OnReset::Exit {
-            break (ended, Some(machine));
+            break (ended, Some(life));
         }
         tracing::info!(event = ?ended.event, "restart");
-        drop(machine);
+        report = count(&life.machine);
+        drop(life);
+        control.starts_again();
         let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
-        if let Some(ended) = event_loop::pause(&signals, &mut console, left) {
+        if let Some(ended) = event_loop::pause(&signals, &control, &mut console, left) {
             break (ended, None);
         }
     };
     let code = ended.forced.map_or_else(|| outcome::exit_code(&ended.event), outcome::forced);
     signals.watch_over_teardown(ended.asked, config.machine.grace_time, code);
-    drop(machine);
+    if let Some(life) = life {
+        report = count(&life.machine);
+    }
     drop(console);
+    // Last: until then a client is told that the machine is being stopped.
+    drop(control);
     tell_end(&ended);
+    if let (Some(output), Some(report)) = (stats, report) {
+        // What was said before is to stand before.
+        logging::flush();
+        output.write(&report);
+    }
     Ok(ExitCode::from(code))
+}
+
+/// A machine from its start to its end. Nobody else has it when it is dropped.
+struct Life {
+    _published: Publication,
+    machine: Machine,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        // Whoever waits for a vCPU has the machine: no longer than this.
+        self.machine.request_stop();
+    }
 }
 
 /// Checks what `vmm-cli check` can check without KVM: that the images can be loaded.
@@ -104,7 +139,14 @@ fn kvm_failure(error: KvmOpenError) -> Failure {
 fn console_failure(error: OpenError) -> Failure {
     match error {
         OpenError::Host { .. } => Failure::host_cannot(error),
-        OpenError::Path { .. } | OpenError::Occupied { .. } => Failure::bad_input(error),
+        OpenError::Path { .. } | OpenError::Socket(_) => Failure::bad_input(error),
+    }
+}
+
+fn control_failure(error: control::OpenError) -> Failure {
+    match error {
+        control::OpenError::Host(_) => Failure::host_cannot(error),
+        control::OpenError::Socket(_) => Failure::bad_input(error),
     }
 }
 

@@ -10,6 +10,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
+use crate::listener;
 use crate::logging;
 use crate::messages;
 use crate::outcome;
@@ -76,7 +77,8 @@ impl Signals {
     }
 
     /// Watches over the teardown of a machine that `asked` has ended, if a signal did: a second signal ends the
-    /// process at once, and so does the end of `grace`, then with the exit code `late`. The terminal is restored first.
+    /// process at once, and so does the end of `grace`, then with the exit code `late`. The terminal is restored and
+    /// sockets are removed first.
     pub(crate) fn watch_over_teardown(self, asked: Option<Signal>, grace: Duration, late: u8) {
         let watch = move || {
             let deadline = Instant::now() + grace;
@@ -88,6 +90,7 @@ impl Signals {
                 (None, None) => ("the end of the grace time", late),
             };
             console::restore_now();
+            listener::remove_now();
             messages::tell(format_args!("vmm-cli: stop forced by {why}\n"));
             logging::flush();
             std::process::exit(i32::from(code));

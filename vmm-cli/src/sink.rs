@@ -21,6 +21,10 @@ const CAPACITY: usize = 256 * 1024;
 /// Most bytes of one write: a pipe that polls as writable takes this many without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
 
+/// How long the thread lets bytes come together after a write, unless they make a whole chunk before. The first byte after
+/// a pause goes out at once; a guest that writes byte after byte does not wake the thread for each of them.
+const GATHERING: Duration = Duration::from_millis(4);
+
 /// How long a flush waits for output that makes no progress.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -37,12 +41,19 @@ enum Target {
     Nowhere,
 }
 
+/// More bytes than the buffer ever has: the thread does not sleep.
+const NEVER: usize = usize::MAX;
+
 #[derive(Debug)]
 struct State {
     buffer: VecDeque<u8>,
     target: Target,
     /// The thread is writing a chunk that is no longer in the buffer.
     writing: bool,
+    /// The thread sleeps until the buffer has this many bytes.
+    wakes_at: usize,
+    /// How many wait until everything is written.
+    flushing: usize,
     closing: bool,
     /// Whether somebody else may come for what the one who takes it now leaves.
     awaits: bool,
@@ -60,8 +71,16 @@ struct Shared {
 
 impl Shared {
     fn new(target: Target, awaits: bool) -> Self {
-        let state =
-            State { buffer: VecDeque::new(), target, writing: false, closing: false, awaits, dropped: 0 };
+        let state = State {
+            buffer: VecDeque::new(),
+            target,
+            writing: false,
+            wakes_at: NEVER,
+            flushing: 0,
+            closing: false,
+            awaits,
+            dropped: 0,
+        };
         Self { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() }
     }
 
@@ -83,11 +102,12 @@ impl Write for Pen {
             Target::Open(_) | Target::Awaited => CAPACITY.saturating_sub(state.buffer.len()),
         };
         let taken = room.min(bytes.len());
-        let was_empty = state.buffer.is_empty();
+        let before = state.buffer.len();
         state.buffer.extend(&bytes[..taken]);
         state.dropped += (bytes.len() - taken) as u64;
+        let wakes = (before + 1..=before + taken).contains(&state.wakes_at);
         drop(state);
-        if was_empty && taken != 0 {
+        if wakes {
             self.0.work.notify_one();
         }
         Ok(bytes.len())
@@ -140,6 +160,8 @@ impl Sink {
     /// were dropped so far, those that are still waiting included.
     pub(crate) fn flush(&self) -> u64 {
         let mut state = self.0.lock();
+        state.flushing += 1;
+        self.0.work.notify_one();
         while matches!(state.target, Target::Open(_)) && (state.writing || !state.buffer.is_empty()) {
             let (guard, waited) =
                 self.0.progress.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
@@ -148,6 +170,7 @@ impl Sink {
                 break;
             }
         }
+        state.flushing -= 1;
         state.dropped + state.buffer.len() as u64
     }
 }
@@ -197,9 +220,19 @@ fn empty(shared: &Shared) {
                 }
             }
         }
-        drop(state);
-        shared.progress.notify_all();
+        if state.flushing != 0 {
+            shared.progress.notify_all();
+        }
+        gather(shared, state);
     }
+}
+
+/// Lets bytes come together, as long as nobody waits for them.
+fn gather(shared: &Shared, mut state: MutexGuard<'_, State>) {
+    state.wakes_at = CHUNK;
+    let waits = |state: &mut State| state.buffer.len() < CHUNK && state.flushing == 0 && !state.closing;
+    let woken = shared.work.wait_timeout_while(state, GATHERING, waits);
+    woken.unwrap_or_else(PoisonError::into_inner).0.wakes_at = NEVER;
 }
 
 /// Sleeps until there is something to write and somewhere to write it to; moves it to `chunk`. `None`: the end.
@@ -216,7 +249,11 @@ fn next_chunk(shared: &Shared, chunk: &mut Vec<u8>) -> Option<Arc<OwnedFd>> {
                 return Some(fd);
             }
             _ if state.closing => return None,
-            _ => state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            _ => {
+                state.wakes_at = 1;
+                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.wakes_at = NEVER;
+            }
         }
     }
 }
@@ -240,7 +277,7 @@ fn write_chunk(fd: &OwnedFd, mut chunk: &[u8]) -> Written {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
 
     use super::*;
 
@@ -260,6 +297,29 @@ mod tests {
         }
         assert_eq!(output.flush(), 0);
         assert_eq!(received.join().unwrap(), expected);
+    }
+
+    #[test]
+    fn bytes_that_follow_each_other_closely_share_writes() {
+        const BYTES: usize = 100;
+        // Each write is a datagram.
+        let (reader, writer) = UnixDatagram::pair().unwrap();
+        let output = Sink::start("test", Some(OwnedFd::from(writer))).unwrap();
+        let lengths = std::thread::spawn(move || {
+            let mut lengths = Vec::new();
+            while lengths.iter().sum::<usize>() < BYTES {
+                lengths.push(reader.recv(&mut [0; CHUNK]).unwrap());
+            }
+            lengths
+        });
+        for _ in 0..BYTES {
+            output.pen().write_all(b"x").unwrap();
+            // Time enough to write it, if the thread were to.
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        assert_eq!(output.flush(), 0);
+        let lengths = lengths.join().unwrap();
+        assert!(lengths[0] == 1 && lengths.len() < BYTES / 2, "{lengths:?}");
     }
 
     #[test]

@@ -12,11 +12,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 pub enum VmEvent {
     /// The guest turned its machine off, by the named means (`ACPI S5`).
     Shutdown(&'static str),
-    /// The guest asked for a reset, by the named means (`i8042`, `port 0xcf9`, `triple fault`).
+    /// The guest asked for a reset, by the named means (`i8042`, `port 0xcf9`, `triple fault`), or the person who runs the
+    /// machine did (`control socket`).
     Reset(&'static str),
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u32),
-    /// The person who runs the machine asked for its end, by the named means (`SIGTERM`, `Ctrl-A X`).
+    /// The person who runs the machine asked for its end, by the named means (`SIGTERM`, `Ctrl-A X`,
+    /// `control socket`).
     UserStop(&'static str),
     /// The guest cannot go on; the text is the report for the user.
     GuestCrash(String),

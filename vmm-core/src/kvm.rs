@@ -4,11 +4,15 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_MAX_CPUID_ENTRIES,
+};
 use kvm_ioctls::{Cap, VmFd};
 
-use crate::IoctlError;
+use crate::{DisabledExits, IoctlError};
 
 /// Why `/dev/kvm` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +57,18 @@ pub struct Capabilities {
     pub tsc_deadline_timer: bool,
     /// `KVM_CAP_KVMCLOCK_CTRL`: a guest can be told that it was stopped.
     pub kvmclock_ctrl: bool,
+    /// `KVM_CAP_BINARY_STATS_FD`: the kernel's own statistics of a VM and its vCPUs.
+    pub binary_stats: bool,
+    /// `KVM_CAP_X86_DISABLE_EXITS`: instructions that can be left to the processor.
+    pub disable_exits: DisabledExits,
+    /// `KVM_CAP_HALT_POLL`: a VM can have its own limit of halt polling.
+    pub halt_poll: bool,
 }
 
-/// An open `/dev/kvm`.
-#[derive(Debug)]
+/// An open `/dev/kvm`. Clones share the descriptor.
+#[derive(Clone, Debug)]
 pub struct Kvm {
-    fd: kvm_ioctls::Kvm,
+    fd: Arc<kvm_ioctls::Kvm>,
     capabilities: Capabilities,
 }
 
@@ -93,8 +103,11 @@ impl Kvm {
             immediate_exit: fd.check_extension(Cap::ImmediateExit),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             kvmclock_ctrl: fd.check_extension(Cap::KvmclockCtrl),
+            binary_stats: value(&fd, KVM_CAP_BINARY_STATS_FD) != 0,
+            disable_exits: DisabledExits::from_mask(value(&fd, KVM_CAP_X86_DISABLE_EXITS)),
+            halt_poll: value(&fd, KVM_CAP_HALT_POLL) != 0,
         };
-        Ok(Self { fd, capabilities })
+        Ok(Self { fd: Arc::new(fd), capabilities })
     }
 
     /// What the host offers.
@@ -106,15 +119,22 @@ impl Kvm {
     /// What `KVM_CHECK_EXTENSION` says about the capability with this number, one of the constants `KVM_CAP_*`: 0 if it
     /// is missing, otherwise 1 or a value that the capability defines.
     ///
-    /// For reports: what this project uses is in [`Capabilities`].
+    /// For reports, and for the sizes that a capability has as its value; what else this project uses is in
+    /// [`Capabilities`].
     #[must_use]
     pub fn check_extension(&self, capability: u32) -> u32 {
-        u32::try_from(self.fd.check_extension_raw(capability.into())).unwrap_or(0)
+        value(&self.fd, capability)
     }
 
     /// The CPUID leaves that this host's KVM can give to a guest (`KVM_GET_SUPPORTED_CPUID`).
     pub fn supported_cpuid(&self) -> Result<CpuId, IoctlError> {
         self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(IoctlError::of("KVM_GET_SUPPORTED_CPUID"))
+    }
+
+    /// The MSRs that this host's KVM says are to be saved with a vCPU (`KVM_GET_MSR_INDEX_LIST`).
+    pub fn msr_indices(&self) -> Result<Vec<u32>, IoctlError> {
+        let list = self.fd.get_msr_index_list().map_err(IoctlError::of("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
     }
 
     /// Bytes of a vCPU's run page mapping (`KVM_GET_VCPU_MMAP_SIZE`).
@@ -131,6 +151,11 @@ impl Kvm {
             }
         }
     }
+}
+
+/// What `KVM_CHECK_EXTENSION` says about a capability; 0 if it is missing.
+fn value(fd: &kvm_ioctls::Kvm, capability: u32) -> u32 {
+    u32::try_from(fd.check_extension_raw(capability.into())).unwrap_or(0)
 }
 
 #[cfg(test)]

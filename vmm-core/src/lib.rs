@@ -4,6 +4,7 @@
 //! * [`Vm`]: the VM descriptor; its ioctl families are the small traits of [`seam`], which `FakeVm` (feature
 //!   `test-util`) implements too, so that everything above can be tested without KVM;
 //! * [`irq`]: who owns which GSI, and the triggers that raise them;
+//! * [`stats`]: what the kernel counts about a VM and its vCPUs;
 //! * [`Deferred`]: a device access that ends later;
 //! * [`Published`]: the cell for tables that many threads read on every exit and one thread seldom changes;
 //! * [`VmEvents`]: the one place where the end of a machine is decided;
@@ -13,6 +14,7 @@
 
 mod barrier;
 mod deferred;
+mod disabled_exits;
 mod error;
 mod event;
 #[cfg(any(test, feature = "test-util"))]
@@ -24,10 +26,12 @@ mod kvm;
 mod log_limit;
 mod published;
 pub mod seam;
+pub mod stats;
 mod sync;
 mod vm;
 
 pub use deferred::{Completer, Deferred, deferred};
+pub use disabled_exits::DisabledExits;
 pub use error::IoctlError;
 pub use event::{VmEvent, VmEvents};
 pub use kvm::{Capabilities, Kvm, KvmOpenError};

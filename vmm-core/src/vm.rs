@@ -1,19 +1,20 @@
 //! `Vm`: the VM descriptor and the ioctls that are issued on it.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd,
-    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqchip,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqchip, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, MemorySlot, MemorySlots};
-use crate::{IoctlError, Kvm, ioctl};
+use crate::{DisabledExits, IoctlError, Kvm, ioctl};
 
-/// A VM of KVM. It ends when this value and every vCPU descriptor made from it are dropped.
+/// A VM of KVM. It ends when this value and every descriptor made from it, of vCPUs and of statistics, are dropped.
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
@@ -32,6 +33,26 @@ impl Vm {
             .set_identity_map_address(identity_map)
             .map_err(IoctlError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
         self.fd.set_tss_address(tss as usize).map_err(IoctlError::of("KVM_SET_TSS_ADDR"))
+    }
+
+    /// Leaves `exits` to the processor (`KVM_CAP_X86_DISABLE_EXITS`). To be called before the first vCPU is made and with
+    /// nothing that [`Capabilities::disable_exits`](crate::Capabilities::disable_exits) lacks: otherwise some kernels
+    /// refuse, and others accept and do nothing.
+    pub fn disable_exits(&self, exits: DisabledExits) -> Result<(), IoctlError> {
+        self.enable(KVM_CAP_X86_DISABLE_EXITS, exits.mask())
+            .map_err(IoctlError::of("KVM_ENABLE_CAP (KVM_CAP_X86_DISABLE_EXITS)"))
+    }
+
+    /// Limits the time that KVM polls on behalf of a vCPU that has halted, before it gives the host CPU away; 0: it does
+    /// not poll. Goes over the host's limit for this VM (`KVM_CAP_HALT_POLL`).
+    pub fn set_halt_poll(&self, nanoseconds: u32) -> Result<(), IoctlError> {
+        self.enable(KVM_CAP_HALT_POLL, nanoseconds)
+            .map_err(IoctlError::of("KVM_ENABLE_CAP (KVM_CAP_HALT_POLL)"))
+    }
+
+    fn enable(&self, cap: u32, argument: u32) -> Result<(), kvm_ioctls::Error> {
+        let args = [argument.into(), 0, 0, 0];
+        self.fd.enable_cap(&kvm_enable_cap { cap, args, ..Default::default() })
     }
 
     /// Makes the in-kernel interrupt controllers: two 8259 PICs, an I/O APIC, and a local APIC in each vCPU made
@@ -66,6 +87,11 @@ impl Vm {
     /// Makes vCPU `index`, whose APIC id is the same number.
     pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, IoctlError> {
         self.fd.create_vcpu(u64::from(index)).map_err(IoctlError::of("KVM_CREATE_VCPU"))
+    }
+
+    /// Makes a descriptor for the VM's statistics.
+    pub(crate) fn stats_fd(&self) -> Result<OwnedFd, IoctlError> {
+        ioctl::stats_fd(&self.fd).map_err(IoctlError::of("KVM_GET_STATS_FD"))
     }
 }
 

@@ -94,6 +94,9 @@ pub trait KickTarget: Send + Sync {
     fn arm_own(&self);
     /// On the vCPU's thread, after `EINTR`: takes one kick back; returns whether there was one.
     fn disarm(&self) -> bool;
+    /// Called on either side between two steps of the protocol, so that a test can delay that side there.
+    #[inline]
+    fn between_steps(&self) {}
 }
 
 /// What came of waiting for a vCPU to park.
@@ -207,6 +210,7 @@ impl<T: KickTarget> KickCell<T> {
     /// Opens `requests` and gets the vCPU's attention. From any thread, the vCPU's own included; never blocks.
     pub fn kick(&self, requests: Requests) -> Kick {
         self.requests.fetch_or(requests.0, Ordering::Release);
+        self.target.between_steps();
         let kick = self.get_attention();
         let counter = match kick {
             Kick::Signalled => &self.counts.signalled,
@@ -254,6 +258,7 @@ impl<T: KickTarget> KickCell<T> {
     /// Takes `requests` back and wakes the vCPU if it is parked; returns whether it was. One that runs is left alone.
     pub fn withdraw(&self, requests: Requests) -> bool {
         self.requests.fetch_and(!requests.0, Ordering::Release);
+        self.target.between_steps();
         fence(Ordering::SeqCst);
         let word = self.word.load(Ordering::Acquire);
         // If the word changes here, the vCPU either is awake already or looks at the requests again before it sleeps.
@@ -292,12 +297,15 @@ impl<T: KickTarget> KickCell<T> {
     /// Arms the target and sends the signal, unless the thread is gone. `claimed` is the word this kicker has
     /// claimed, if it has.
     fn signal(&self, claimed: Option<u32>) -> Kick {
+        self.target.between_steps();
         self.signallers.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let gone = mode_of(self.word.load(Ordering::Relaxed)) == Mode::Gone;
         if !gone {
             self.target.arm();
+            self.target.between_steps();
             self.target.signal();
+            self.target.between_steps();
             if let Some(word) = claimed {
                 // Fails if the vCPU has left the guest meanwhile: then the signal was late and is harmless.
                 self.change(with_mode(word, Mode::Claimed), Mode::Signalled);
@@ -321,6 +329,7 @@ impl<T: KickTarget> KickCell<T> {
         let entry = self.word.load(Ordering::Relaxed).wrapping_add(1 << MODE_BITS);
         // Released: a kicker that sees the vCPU in the guest sees the id of its thread.
         self.word.store(with_mode(entry, Mode::InGuest), Ordering::Release);
+        self.target.between_steps();
         fence(Ordering::SeqCst);
         match self.requests.load(Ordering::Acquire) {
             0 => Ok(()),
@@ -353,11 +362,13 @@ impl<T: KickTarget> KickCell<T> {
             let parked = with_mode(self.word.load(Ordering::Relaxed), Mode::Parked);
             // Released: who sees the vCPU parked sees what it did before.
             self.word.swap(parked, Ordering::Release);
+            self.target.between_steps();
             fence(Ordering::SeqCst);
             if !stay(self.open()) {
                 return self.leave();
             }
             self.wake_waiters();
+            self.target.between_steps();
             self.word.wait(parked, None);
         }
     }

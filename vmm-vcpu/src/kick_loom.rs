@@ -130,8 +130,7 @@ fn vcpu_thread(shared: &Loop) {
 }
 
 fn end(shared: &Loop) {
-    shared.kicks.end();
-    shared.tasks.close();
+    shared.end();
     shared.kicks.target.thread_gone.store(true, Ordering::SeqCst);
 }
 

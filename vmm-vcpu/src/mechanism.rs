@@ -25,11 +25,13 @@ pub enum Mechanism {
     SignalMask,
 }
 
-/// The thread of a vCPU, as its kickers reach it.
+/// The thread of a vCPU, as its kickers reach it. Needs [`install_kick_signal`](crate::install_kick_signal).
 #[derive(Debug)]
-pub(crate) struct ThreadTarget {
+pub struct ThreadTarget {
     mechanism: Mechanism,
     immediate_exit: ImmediateExit,
+    /// This process.
+    pid: u32,
     /// Stored by the thread before it first enters the guest; `KickCell` releases each entry and a kicker acquires it
     /// before it signals.
     tid: AtomicI32,
@@ -37,12 +39,16 @@ pub(crate) struct ThreadTarget {
 
 impl ThreadTarget {
     /// The target for a vCPU whose thread has yet to start.
-    pub(crate) fn new(mechanism: Mechanism, immediate_exit: ImmediateExit) -> Self {
-        Self { mechanism, immediate_exit, tid: AtomicI32::new(0) }
+    #[must_use]
+    pub fn new(mechanism: Mechanism, immediate_exit: ImmediateExit) -> Self {
+        Self { mechanism, immediate_exit, pid: std::process::id(), tid: AtomicI32::new(0) }
     }
 
     /// Makes the calling thread the one that kicks reach; it is about to run `vcpu`.
-    pub(crate) fn settle(&self, vcpu: &Vcpu) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Its signal mask cannot be changed, or that of `KVM_RUN`.
+    pub fn settle(&self, vcpu: &Vcpu) -> io::Result<()> {
         match self.mechanism {
             Mechanism::ImmediateExit => signal::unblock()?,
             Mechanism::SignalMask => {
@@ -69,7 +75,7 @@ impl KickTarget for ThreadTarget {
     }
 
     fn signal(&self) {
-        signal::send(self.tid.load(Ordering::Relaxed));
+        signal::send(self.pid, self.tid.load(Ordering::Relaxed));
     }
 
     fn arm_own(&self) {

@@ -1,7 +1,7 @@
 //! The run loop: enters the guest, sends each exit where it belongs, and listens to requests in between.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -69,6 +69,11 @@ pub enum VcpuEnd {
     Panicked(String),
 }
 
+/// A vCPU's run loop is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the vCPU has ended")]
+pub struct Ended;
+
 /// How long a vCPU may be out of the guest between two entries before the guest is told. Below it no watchdog of a guest
 /// looks.
 const NOTICEABLE: Duration = Duration::from_secs(1);
@@ -98,6 +103,31 @@ impl<V, T: KickTarget> Shared<V, T> {
     /// The meeting point with the kickers.
     pub fn kicks(&self) -> &KickCell<T> {
         &self.kicks
+    }
+
+    /// Performs `task` on the vCPU's thread, out of the guest with the pending access completed, and waits for its result.
+    /// A vCPU whose access is deferred performs it when the access has ended. Not to be called on that thread.
+    ///
+    /// # Errors
+    /// The thread has ended, or ends before it comes to the task.
+    pub fn perform<R: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut V) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        let (sender, result) = mpsc::sync_channel(1);
+        self.tasks.push(Box::new(move |vcpu| {
+            // The receiver waits until it has this or the sender is gone.
+            let _ = sender.send(task(vcpu));
+        }));
+        self.kicks.kick(Requests::TASK);
+        result.recv().map_err(|_| Ended)
+    }
+
+    /// To be called by the vCPU's thread when its run loop is over: no signal reaches it any longer, and nobody waits for a
+    /// task.
+    pub fn end(&self) {
+        self.kicks.end();
+        self.tasks.close();
     }
 
     /// What was counted so far.

@@ -78,6 +78,14 @@ impl RunPage {
         ImmediateExit(Arc::clone(&self.0))
     }
 
+    /// Asks KVM to return (`KVM_EXIT_IRQ_WINDOW_OPEN`) as soon as the guest would take an interrupt. For VMs whose
+    /// interrupt controller is not in the kernel; of others it means nothing.
+    pub fn request_interrupt_window(&mut self) {
+        if let Some(request) = self.bytes(offset_of!(kvm_run, request_interrupt_window), 1) {
+            request.fill(1);
+        }
+    }
+
     /// Where `length` bytes at `offset` lie, if that is inside the page and apart from `immediate_exit`.
     fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(length)?;

@@ -96,10 +96,9 @@ pub(crate) fn thread_id() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
-/// Sends the kick signal to the thread `tid` of this process. One system call: `pthread_kill` takes four and a lock
-/// of libc.
-pub(crate) fn send(tid: i32) {
-    let pid = std::process::id();
+/// Sends the kick signal to the thread `tid` of the process `pid`, which is this one. One system call: `pthread_kill`
+/// takes four and a lock of libc, and asking for the process id here would be another.
+pub(crate) fn send(pid: u32, tid: i32) {
     // SAFETY:
     // - tgkill takes three integers; the signal has a handler, see `install_kick_signal`.
     unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, number()) };

@@ -3,14 +3,16 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::counters::Counters;
 use crate::kick::{Kick, Parking, Requests};
 use crate::mechanism::{Mechanism, ThreadTarget};
-use crate::run_loop::{ExitHandler, Shared, VcpuEnd, run};
+use crate::placement::{Placement, PlacementError};
+use crate::run_loop::{Ended, ExitHandler, Shared, VcpuEnd, run};
 use crate::signal;
 use crate::vcpu::Vcpu;
 
@@ -29,6 +31,15 @@ pub enum ThreadError {
         #[source]
         source: io::Error,
     },
+    /// It does not get its place on the host.
+    #[error("the thread of vCPU {index}")]
+    Placement {
+        /// The vCPU.
+        index: u32,
+        /// What it does not get.
+        #[source]
+        source: PlacementError,
+    },
 }
 
 /// A vCPU's thread has ended, so that nothing can be done with the vCPU.
@@ -44,6 +55,8 @@ pub struct VcpuGone {
 pub struct ThreadOptions {
     /// How kicks interrupt `KVM_RUN`.
     pub mechanism: Mechanism,
+    /// Where and how it runs on the host.
+    pub placement: Placement,
 }
 
 /// A running vCPU. Dropped, it is stopped and joined.
@@ -57,6 +70,9 @@ pub struct VcpuThread {
 impl VcpuThread {
     /// Starts a thread that owns `vcpu`, paused: it enters the guest after [`resume`](Self::resume). When the run
     /// loop has ended, for whatever reason, `on_end` is called on that thread with the vCPU still open.
+    ///
+    /// # Errors
+    /// See [`ThreadError`]; there is no thread then, and `on_end` was not called.
     pub fn spawn<H: ExitHandler + 'static>(
         vcpu: Vcpu,
         handler: Arc<H>,
@@ -67,14 +83,20 @@ impl VcpuThread {
         let index = vcpu.index();
         let target = ThreadTarget::new(options.mechanism, vcpu.immediate_exit());
         let shared = Arc::new(Shared::new(target, Requests::PAUSE));
+        let (report, placed) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || thread_main(vcpu, &*handler, &shared, on_end)
+                move || thread_main(vcpu, &*handler, &shared, (options.placement, &report), on_end)
             })
             .map_err(|source| ThreadError::Spawn { index, source })?;
-        Ok(Self { shared, index, thread: Some(thread) })
+        let thread = Self { shared, index, thread: Some(thread) };
+        if options.placement != Placement::default() {
+            // A thread that has ended without a report has panicked; what that means its end will say.
+            placed.recv().unwrap_or(Ok(())).map_err(|source| ThreadError::Placement { index, source })?;
+        }
+        Ok(thread)
     }
 
     /// The number of the vCPU.
@@ -99,22 +121,15 @@ impl VcpuThread {
         self.shared.kicks.withdraw(Requests::PAUSE);
     }
 
-    /// Performs `task` on the vCPU's own thread, out of the guest with the pending access completed, and waits for its
-    /// result. A vCPU whose access is deferred performs it when the access has ended.
+    /// As [`Shared::perform`], for this vCPU.
     ///
     /// # Errors
-    /// The thread has ended or ends before it comes to the task.
+    /// The thread has ended, or ends before it comes to the task.
     pub fn perform<R: Send + 'static>(
         &self,
         task: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
     ) -> Result<R, VcpuGone> {
-        let (sender, result) = mpsc::sync_channel(1);
-        self.shared.tasks.push(Box::new(move |vcpu| {
-            // The receiver waits until it has this or the sender is gone.
-            let _ = sender.send(task(vcpu));
-        }));
-        self.shared.kicks.kick(Requests::TASK);
-        result.recv().map_err(|_| VcpuGone { index: self.index })
+        self.shared.perform(task).map_err(|Ended| VcpuGone { index: self.index })
     }
 
     /// What was counted so far.
@@ -168,16 +183,27 @@ fn thread_main<H: ExitHandler>(
     mut vcpu: Vcpu,
     handler: &H,
     shared: &Arc<Shared<Vcpu, ThreadTarget>>,
+    (placement, report): (Placement, &SyncSender<Result<(), PlacementError>>),
     on_end: impl FnOnce(&Vcpu, VcpuEnd),
 ) {
-    let end = match shared.kicks.target().settle(&vcpu) {
+    let target = shared.kicks.target();
+    let settled = target.settle(&vcpu);
+    // A thread that kicks do not reach cannot even enter and return.
+    let placed = if settled.is_ok() { placement.take(&mut vcpu, target) } else { Ok(()) };
+    let is_placed = placed.is_ok();
+    // Fails when nobody waits for it.
+    let _ = report.send(placed);
+    if !is_placed {
+        shared.end();
+        return;
+    }
+    let end = match settled {
         // The state behind the references is only used further by `on_end`, which reads registers.
         Ok(()) => catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, handler, shared)))
             .unwrap_or_else(|panic| VcpuEnd::Panicked(panic_message(&*panic))),
         Err(error) => VcpuEnd::RunFailed(error),
     };
-    shared.kicks.end();
-    shared.tasks.close();
+    shared.end();
     on_end(&vcpu, end);
 }
 

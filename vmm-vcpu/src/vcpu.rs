@@ -4,14 +4,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, Msrs, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use vmm_core::stats::{StatsError, StatsFd};
 use vmm_core::{IoctlError, Kvm, Vm};
 
 use crate::ioctl;
 use crate::run_loop::{RunVcpu, coarse_now};
 use crate::run_page::{ImmediateExit, RunPage};
-use crate::x86_64::{BootRegs, boot_msrs};
+use crate::x86_64::{BootRegs, boot_msrs, has_mwait};
 
 /// Why a vCPU cannot be made or set up.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,15 @@ pub enum VcpuError {
         #[source]
         source: io::Error,
     },
+    /// There are no statistics.
+    #[error("the statistics of vCPU {index}")]
+    Stats {
+        /// The vCPU.
+        index: u32,
+        /// What failed.
+        #[source]
+        source: StatsError,
+    },
     /// The host's KVM does not let the guest have this MSR.
     #[error("vCPU {index}: MSR {msr:#x} is refused")]
     Msr {
@@ -50,7 +60,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     page: RunPage,
     index: u32,
-    kvmclock_ctrl: bool,
+    kvm: Kvm,
 }
 
 impl Vcpu {
@@ -60,7 +70,7 @@ impl Vcpu {
         let fd = vm.create_vcpu(index).map_err(|source| VcpuError::Ioctl { index, source })?;
         let length = kvm.run_page_size().map_err(|source| VcpuError::Ioctl { index, source })?;
         let page = RunPage::map(&fd, length).map_err(|source| VcpuError::RunPage { index, source })?;
-        Ok(Self { fd, page, index, kvmclock_ctrl: kvm.capabilities().kvmclock_ctrl })
+        Ok(Self { fd, page, index, kvm: kvm.clone() })
     }
 
     /// The number of this vCPU, which is also its APIC id.
@@ -70,13 +80,13 @@ impl Vcpu {
     }
 
     /// Gives the vCPU its CPUID table and MSRs; `boot` also gives it the registers with which a boot protocol enters the
-    /// guest.
+    /// guest, and makes it one that runs without INIT and SIPI.
     ///
     /// CPUID comes first: it decides which MSRs exist. The local APIC stays as KVM resets it: LINT0 of the boot
     /// processor takes the PIC.
     pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootRegs>) -> Result<(), VcpuError> {
         self.fd.set_cpuid2(cpuid).map_err(self.failed("KVM_SET_CPUID2"))?;
-        let msrs = boot_msrs();
+        let msrs = boot_msrs(has_mwait(cpuid));
         let set = Msrs::from_entries(&msrs)
             .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
             .and_then(|list| self.fd.set_msrs(&list))
@@ -89,6 +99,8 @@ impl Vcpu {
             boot.apply_to(&mut sregs);
             self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
             self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
+            let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+            self.fd.set_mp_state(runnable).map_err(self.failed("KVM_SET_MP_STATE"))?;
         }
         Ok(())
     }
@@ -110,10 +122,27 @@ impl Vcpu {
         (translation.valid != 0).then_some(translation.physical_address)
     }
 
+    /// Opens what the kernel counts about this vCPU. Needs `KVM_CAP_BINARY_STATS_FD`. The result is independent of this
+    /// value: the statistics can be read while the vCPU runs and after it has ended.
+    pub fn stats(&self) -> Result<StatsFd, VcpuError> {
+        let failed = |source| VcpuError::Stats { index: self.index, source };
+        let fd = ioctl::stats_fd(&self.fd)
+            .map_err(|source| failed(IoctlError { ioctl: "KVM_GET_STATS_FD", source }.into()))?;
+        StatsFd::from_fd(fd).map_err(failed)
+    }
+
     /// The byte that kickers set.
     #[must_use]
     pub fn immediate_exit(&self) -> ImmediateExit {
         self.page.immediate_exit()
+    }
+
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub(crate) fn kvm(&self) -> &Kvm {
+        &self.kvm
     }
 
     /// Sets the signals that are blocked inside `KVM_RUN`, signal n at bit n − 1 (`KVM_SET_SIGNAL_MASK`).
@@ -148,7 +177,7 @@ impl RunVcpu for Vcpu {
     /// Tells the guest by `KVM_KVMCLOCK_CTRL`, so that its soft-lockup watchdog does not take the host's pause for its own
     /// fault.
     fn tell_stopped(&mut self) {
-        if self.kvmclock_ctrl
+        if self.kvm.capabilities().kvmclock_ctrl
             && let Err(errno) = self.fd.kvmclock_ctrl()
             // The guest has no kvmclock, or not yet.
             && errno.errno() != libc::EINVAL

@@ -57,11 +57,23 @@ const BUILT_MONITOR: &str = "target/release/vmm-cli";
 /// those of the search path.
 const STARTERS: [&str; 3] = ["setpriv", "setsid", "sh"];
 
+/// CPUs of the nested hosts that a suite runs in, each of its trials in one of them.
+const NATIVE_CPUS: &[u32] = &[1];
+/// A dedicated CPU needs another one beside it.
+const LINUX_CPUS: &[u32] = &[1, 2];
+
 /// Most trials of a suite that are tried a second time in the nested host.
 const SECOND_ATTEMPTS: usize = 5;
 
-/// Seconds that one suite may take in the nested host.
+/// The benchmarks that the native suite runs with few rounds, from the same build.
+const BENCH_PROGRAMS: [&str; 4] = ["raw_startup", "bench_kick", "bench_pause", "bench_inl"];
+
+/// In the environment, trials take the time that they need; suites read it too.
+const FULL: &str = "VMM_FULL";
+
+/// Seconds that one suite may take in the nested host, and those that it may take then.
 const NESTED_SECONDS: u32 = 1800;
+const NESTED_FULL_SECONDS: u32 = 12 * 3600;
 
 impl GuestArgs {
     /// All suites on all hosts.
@@ -160,20 +172,15 @@ fn in_nested(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
     guests::build()?;
     let mut chosen = Vec::new();
     for binary in &binaries()? {
-        if listed(&binary.path, args)? == 0 {
-            continue;
-        }
-        if binary.name == LINUX {
-            let alone = |version: &Version| GuestArgs { kernels: vec![*version], ..args.clone() };
-            chosen.extend(args.kernels().iter().map(|version| (binary.clone(), alone(version))));
-        } else {
-            chosen.push((binary.clone(), args.clone()));
+        for inside in Inside::all_of(binary, args) {
+            if inside.listed()? != 0 {
+                chosen.push(inside);
+            }
         }
     }
-    // Side by side, each on one CPU: what goes wrong between the emulator's threads cannot.
+    // Side by side, nearly all on one CPU each: what goes wrong between the emulator's threads cannot.
     let ran = thread::scope(|scope| {
-        let suites: Vec<_> =
-            chosen.iter().map(|(binary, args)| scope.spawn(|| suite_inside(binary, args))).collect();
+        let suites: Vec<_> = chosen.iter().map(|inside| scope.spawn(|| inside.suite())).collect();
         suites
             .into_iter()
             .map(|suite| suite.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -183,85 +190,129 @@ fn in_nested(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Runs one suite in nested hosts, that of Linux guests with one kernel.
-fn suite_inside(binary: &Binary, args: &GuestArgs) -> Result<Vec<Suite>> {
-    let mut ran = attempt(binary, args, None)?;
-    if ran.iter().any(|suite| !suite.is_finished()) {
-        println!("{}: the nested host has died: second attempt", binary.name);
-        ran = attempt(binary, args, None)?;
-    }
-    for suite in &mut ran {
-        try_again(binary, args, suite)?;
-        if let (LINUX, [version]) = (binary.name.as_str(), args.kernels()) {
-            suite.name += &format!(" on {}", version.name());
-        }
-    }
-    Ok(ran)
+/// A suite, that of Linux guests with one kernel, and the nested hosts it runs in.
+struct Inside {
+    binary: Binary,
+    args: GuestArgs,
+    cpus: u32,
 }
 
-/// Runs one suite in a nested host, or of it `only` this trial.
-fn attempt(binary: &Binary, args: &GuestArgs, only: Option<&str>) -> Result<Vec<Suite>> {
-    let mut session = Session::default();
-    // As cargo does, for whoever reads on.
-    session.line(&format!("     Running tests/{}.rs ({})", binary.name, binary.path.display()));
-    session.run(&mut inside(binary, args, only)?)?;
-    Ok(session.finish("nested"))
-}
+impl Inside {
+    /// All parts of the suite in `binary`.
+    fn all_of(binary: &Binary, args: &GuestArgs) -> Vec<Self> {
+        let part = |args, cpus: &u32| Self { binary: binary.clone(), args, cpus: *cpus };
+        if binary.name != LINUX {
+            return NATIVE_CPUS.iter().map(|cpus| part(args.clone(), cpus)).collect();
+        }
+        let alone = |version: &Version| GuestArgs { kernels: vec![*version], ..args.clone() };
+        let parts = |version| LINUX_CPUS.iter().map(move |cpus| part(alone(version), cpus));
+        args.kernels().iter().flat_map(parts).collect()
+    }
 
-/// Runs the trials that have failed once more, each in a nested host of its own, unless there are many: a guest in an
-/// emulated host fails now and then because of the emulator (docs/nested.md). The report names what failed first.
-fn try_again(binary: &Binary, args: &GuestArgs, suite: &mut Suite) -> Result<()> {
-    if suite.failures.len() > SECOND_ATTEMPTS {
-        return Ok(());
+    /// What its trials read about the host.
+    fn environment(&self) -> (&'static str, OsString) {
+        ("VMM_HOST_CPUS", self.cpus.to_string().into())
     }
-    for trial in suite.failures.clone() {
-        println!("{trial}: second attempt");
-        // Exactly this trial: what is not the name of one, such as a suite without a result, cannot pass.
-        if attempt(binary, args, Some(&trial))?.iter().map(|suite| suite.passed).sum::<usize>() == 1 {
-            suite.passed_at_last(trial);
-        }
-    }
-    Ok(())
-}
 
-/// The command that runs one suite in the nested host, or of it `only` this trial.
-fn inside(binary: &Binary, args: &GuestArgs, only: Option<&str>) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
-    command.args(["nested", "--cpus", "1", "--timeout", &NESTED_SECONDS.to_string()]);
-    let mut environment = vec![
-        ("VMM_CLI", "/bin/vmm-cli".into()),
-        ("VMM_GUESTS", "/guests".into()),
-        ("VMM_EMULATED", "1".into()),
-    ];
-    if in_ci() {
-        environment.push(("CI", "true".into()));
+    /// How many trials it has that the filter leaves.
+    fn listed(&self) -> Result<usize> {
+        listed(&self.binary.path, &self.args, Some(self.environment()))
     }
-    match binary.name.as_str() {
-        LINUX => {
-            command.args(["--guest-kernels", &args.kernel_names()]);
-            environment.extend(args.linux_environment(Path::new("/guests/linux")));
+
+    /// Runs it.
+    fn suite(&self) -> Result<Vec<Suite>> {
+        let mut ran = self.attempt(None)?;
+        if ran.iter().any(|suite| !suite.is_finished()) {
+            println!("{}: the nested host has died: second attempt", self.binary.name);
+            ran = self.attempt(None)?;
         }
-        _ => {
-            // Named by an absolute path in the suite.
-            command.arg("--file").arg(std::path::absolute("target/release/raw_startup")?);
+        for suite in &mut ran {
+            self.try_again(suite)?;
+            if let (LINUX, [version]) = (self.binary.name.as_str(), self.args.kernels()) {
+                suite.name += &format!(" on {}", version.name());
+                if self.cpus > 1 {
+                    suite.name += &format!(", {} CPUs", self.cpus);
+                }
+            }
         }
+        Ok(ran)
     }
-    for program in STARTERS {
-        let mut file = find(program)?.into_os_string();
-        file.push(format!(":/bin/{program}"));
-        command.arg("--file").arg(file);
+
+    /// Runs it, or of it `only` this trial, in a nested host of its own.
+    fn attempt(&self, only: Option<&str>) -> Result<Vec<Suite>> {
+        let mut session = Session::default();
+        // As cargo does, for whoever reads on.
+        let Binary { name, path } = &self.binary;
+        session.line(&format!("     Running tests/{name}.rs ({})", path.display()));
+        session.run(&mut self.command(only)?)?;
+        Ok(session.finish("nested"))
     }
-    for (name, value) in environment {
-        let mut variable = OsString::from(format!("{name}="));
-        variable.push(value);
-        command.arg("--env").arg(variable);
+
+    /// Runs the trials that have failed once more, each in a nested host of its own, unless there are many: a guest in an
+    /// emulated host fails now and then because of the emulator (docs/nested.md). The report names what failed first.
+    fn try_again(&self, suite: &mut Suite) -> Result<()> {
+        if suite.failures.len() > SECOND_ATTEMPTS {
+            return Ok(());
+        }
+        for trial in suite.failures.clone() {
+            println!("{trial}: second attempt");
+            // Exactly this trial: what is not the name of one, such as a suite without a result, cannot pass.
+            if self.attempt(Some(&trial))?.iter().map(|suite| suite.passed).sum::<usize>() == 1 {
+                suite.passed_at_last(trial);
+            }
+        }
+        Ok(())
     }
-    command.arg("--").arg(&binary.path);
-    match only {
-        Some(trial) => command.args(["--exact", trial]),
-        None => command.args(&args.filter),
-    };
-    Ok(command)
+
+    /// The command that runs it in the nested host, or of it `only` this trial.
+    fn command(&self, only: Option<&str>) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
+        let is_full = std::env::var_os(FULL).is_some();
+        let seconds = if is_full { NESTED_FULL_SECONDS } else { NESTED_SECONDS };
+        command.args(["nested", "--cpus", &self.cpus.to_string(), "--timeout", &seconds.to_string()]);
+        let mut environment = vec![
+            ("VMM_CLI", "/bin/vmm-cli".into()),
+            ("VMM_GUESTS", "/guests".into()),
+            ("VMM_EMULATED", "1".into()),
+            self.environment(),
+        ];
+        if in_ci() {
+            environment.push(("CI", "true".into()));
+        }
+        if is_full {
+            environment.push((FULL, "1".into()));
+        }
+        match self.binary.name.as_str() {
+            LINUX => {
+                command.args(["--guest-kernels", &self.args.kernel_names()]);
+                environment.extend(self.args.linux_environment(Path::new("/guests/linux")));
+            }
+            _ => {
+                // Named by an absolute path in the suite.
+                for program in BENCH_PROGRAMS {
+                    command
+                        .arg("--file")
+                        .arg(std::path::absolute(Path::new("target/release").join(program))?);
+                }
+            }
+        }
+        for program in STARTERS {
+            let mut file = find(program)?.into_os_string();
+            file.push(format!(":/bin/{program}"));
+            command.arg("--file").arg(file);
+        }
+        for (name, value) in environment {
+            let mut variable = OsString::from(format!("{name}="));
+            variable.push(value);
+            command.arg("--env").arg(variable);
+        }
+        command.arg("--").arg(&self.binary.path);
+        match only {
+            Some(trial) => command.args(["--exact", trial]),
+            None => command.args(&self.args.filter),
+        };
+        Ok(command)
+    }
 }
 
 /// A built suite.
@@ -304,15 +355,14 @@ fn binaries() -> Result<Vec<Binary>> {
 fn not_run(names: &[&str], args: &GuestArgs, reason: &str, suites: &mut Vec<Suite>) -> Result<()> {
     for binary in binaries()?.iter().filter(|binary| names.contains(&binary.name.as_str())) {
         let suite = format!("guest {name} tests/{name}.rs", name = binary.name);
-        suites.push(Suite::not_run(&suite, listed(&binary.path, args)?, reason));
+        suites.push(Suite::not_run(&suite, listed(&binary.path, args, None)?, reason));
     }
     Ok(())
 }
 
-/// How many trials a suite has that the filter leaves.
-fn listed(binary: &Path, args: &GuestArgs) -> Result<usize> {
-    let listed = capture(
-        Command::new(binary).arg("--list").args(&args.filter).envs(args.linux_environment(Path::new(""))),
-    )?;
+/// How many trials a suite has that the filter leaves, on a host that it reads of in `host`.
+fn listed(binary: &Path, args: &GuestArgs, host: Option<(&str, OsString)>) -> Result<usize> {
+    let environment = args.linux_environment(Path::new(""));
+    let listed = capture(Command::new(binary).arg("--list").args(&args.filter).envs(environment).envs(host))?;
     Ok(listed.lines().filter(|line| line.ends_with(": test")).count())
 }

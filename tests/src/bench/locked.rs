@@ -9,16 +9,16 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use crate::bench::instruction::{self, Kind, LINE};
 use crate::bench::traced_exits::{EXITS, Traced};
+use crate::bench::tracee::{ANY, Tracee, TraceeError, system, unexpected, wait};
 
 /// Instructions of a thread between its markers, far more than [`EXITS`] exits take.
 const STEP_LIMIT: usize = 1_000_000;
@@ -29,22 +29,12 @@ const THREADS: usize = 2;
 /// Why the instructions could not be counted.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// A system call of the tracer failed.
-    #[error("{what}")]
-    System {
-        /// The call.
-        what: &'static str,
-        /// Its error.
-        source: io::Error,
-    },
-    /// The traced program or one of its threads did something else than expected.
-    #[error("expected {awaited}, and the traced program's state is {state}")]
-    State {
-        /// What should have happened.
-        awaited: &'static str,
-        /// What did.
-        state: String,
-    },
+    /// Tracing is not permitted, or the program does something unexpected.
+    #[error(transparent)]
+    Tracee(#[from] TraceeError),
+    /// The program's code cannot be read.
+    #[error("the memory of the traced program")]
+    Memory(#[source] io::Error),
     /// No marker after the first one.
     #[error("no second marker within {STEP_LIMIT} instructions")]
     Endless,
@@ -54,10 +44,6 @@ pub enum TraceError {
     /// Another number of threads than expected had markers.
     #[error("{0} threads had markers instead of {THREADS}")]
     Threads(usize),
-}
-
-fn system(what: &'static str) -> impl FnOnce(Errno) -> TraceError {
-    move |errno| TraceError::System { what, source: errno.into() }
 }
 
 /// What an exit executes, in instructions; the mean of the exits of both threads.
@@ -100,7 +86,9 @@ struct Locked {
 ///
 /// Tracing is not permitted, or the program does something unexpected.
 pub fn count(program: &Path, traced: Traced) -> Result<Counts, TraceError> {
-    let threads = Tracee::start(program, traced)?.run()?;
+    let options = Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
+    let tracee = Tracee::start(Command::new(program).args(["--traced", traced.name()]), options)?;
+    let threads = run(&tracee)?;
     match <[Thread; THREADS]>::try_from(threads) {
         Ok(threads) => Ok(sum_up(&threads)),
         Err(threads) => Err(TraceError::Threads(threads.len())),
@@ -128,57 +116,26 @@ fn sum_up(threads: &[Thread; THREADS]) -> Counts {
     }
 }
 
-/// The traced program; killed and reaped with its threads on drop.
-struct Tracee(Pid);
-
-impl Tracee {
-    /// Starts the program up to its first stop.
-    fn start(program: &Path, traced: Traced) -> Result<Self, TraceError> {
-        let child = Command::new(program)
-            .args(["--traced", traced.name()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|source| TraceError::System { what: "start of the traced program", source })?;
-        let tracee = Self(Pid::from_raw(child.id().cast_signed()));
-        match wait(tracee.0)? {
-            WaitStatus::Stopped(_, Signal::SIGSTOP) => {}
-            state => return Err(unexpected("its first stop", state)),
-        }
-        let options = Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
-        ptrace::setoptions(tracee.0, options).map_err(system("PTRACE_SETOPTIONS"))?;
-        Ok(tracee)
-    }
-
-    /// Lets the program run to its end, and follows each thread between its markers.
-    fn run(&self) -> Result<Vec<Thread>, TraceError> {
-        let mut code = Code::of(self.0)?;
-        let mut threads = Vec::new();
-        resume(self.0, None)?;
-        loop {
-            match wait(ANY)? {
-                WaitStatus::Exited(pid, 0) if pid == self.0 => return Ok(threads),
-                WaitStatus::Exited(pid, _) if pid != self.0 => {}
-                // A new thread begins with a SIGSTOP of its own.
-                WaitStatus::PtraceEvent(pid, ..) | WaitStatus::Stopped(pid, Signal::SIGSTOP) => {
-                    resume(pid, None)?;
-                }
-                WaitStatus::Stopped(pid, Signal::SIGTRAP) => {
-                    threads.push(follow(pid, &mut code)?);
-                    resume(pid, None)?;
-                }
-                WaitStatus::Stopped(pid, signal) => resume(pid, Some(signal))?,
-                state => return Err(unexpected("markers and an end with 0", state)),
+/// Lets the program run to its end, and follows each thread between its markers.
+fn run(tracee: &Tracee) -> Result<Vec<Thread>, TraceError> {
+    let mut code = Code::of(tracee.pid())?;
+    let mut threads = Vec::new();
+    resume(tracee.pid(), None)?;
+    loop {
+        match wait(ANY)? {
+            WaitStatus::Exited(pid, 0) if pid == tracee.pid() => return Ok(threads),
+            WaitStatus::Exited(pid, _) if pid != tracee.pid() => {}
+            // A new thread begins with a SIGSTOP of its own.
+            WaitStatus::PtraceEvent(pid, ..) | WaitStatus::Stopped(pid, Signal::SIGSTOP) => {
+                resume(pid, None)?;
             }
+            WaitStatus::Stopped(pid, Signal::SIGTRAP) => {
+                threads.push(follow(pid, &mut code)?);
+                resume(pid, None)?;
+            }
+            WaitStatus::Stopped(pid, signal) => resume(pid, Some(signal))?,
+            state => return Err(unexpected("markers and an end with 0", state).into()),
         }
-    }
-}
-
-impl Drop for Tracee {
-    fn drop(&mut self) {
-        // Fails if it has ended.
-        let _ = kill(self.0, Signal::SIGKILL);
-        while wait(ANY).is_ok() {}
     }
 }
 
@@ -192,7 +149,7 @@ fn follow(thread: Pid, code: &mut Code) -> Result<Thread, TraceError> {
         ptrace::step(thread, None).map_err(system("PTRACE_SINGLESTEP"))?;
         match wait(thread)? {
             WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-            state => return Err(unexpected("one instruction", state)),
+            state => return Err(unexpected("one instruction", state).into()),
         }
         match kind {
             Kind::Marker => return Ok(seen),
@@ -217,8 +174,7 @@ struct Code {
 
 impl Code {
     fn of(program: Pid) -> Result<Self, TraceError> {
-        let memory = File::open(format!("/proc/{program}/mem"))
-            .map_err(|source| TraceError::System { what: "open of the traced program's memory", source })?;
+        let memory = File::open(format!("/proc/{program}/mem")).map_err(TraceError::Memory)?;
         Ok(Self { memory, decoded: HashMap::new() })
     }
 
@@ -229,30 +185,15 @@ impl Code {
         }
         let mut code = [0; instruction::LONGEST];
         // Shorter where the mapping ends, and the instruction with it.
-        let length = self
-            .memory
-            .read_at(&mut code, address)
-            .map_err(|source| TraceError::System { what: "read of the traced program's code", source })?;
+        let length = self.memory.read_at(&mut code, address).map_err(TraceError::Memory)?;
         let kind = instruction::classify(code.get(..length).unwrap_or(&code), address);
         self.decoded.insert(address, kind);
         Ok(kind)
     }
 }
 
-/// Every child, and every thread of one, that the calling thread traces.
-const ANY: Pid = Pid::from_raw(-1);
-
-fn wait(pid: Pid) -> Result<WaitStatus, TraceError> {
-    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-    waitpid(pid, Some(flags)).map_err(system("waitpid"))
-}
-
-fn resume(thread: Pid, signal: Option<Signal>) -> Result<(), TraceError> {
+fn resume(thread: Pid, signal: Option<Signal>) -> Result<(), TraceeError> {
     ptrace::cont(thread, signal).map_err(system("PTRACE_CONT"))
-}
-
-fn unexpected(awaited: &'static str, state: WaitStatus) -> TraceError {
-    TraceError::State { awaited, state: format!("{state:?}") }
 }
 
 #[cfg(test)]

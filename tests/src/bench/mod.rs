@@ -1,26 +1,38 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
 pub mod boot_monitor;
+pub mod boot_samples;
+pub mod boot_shape;
 pub mod buses;
 pub mod cells;
 pub mod dispatch;
 pub mod exit_counts;
 pub mod first_exit;
 mod instruction;
+pub mod kick_calls;
 pub mod kvm_trace;
 pub mod linux_boot;
 pub mod locked;
+pub mod mailbox;
 pub mod memory;
 pub mod probe;
 mod raw_elf;
 pub mod raw_exits;
 mod raw_ioctl;
 mod raw_mapping;
+pub mod raw_vcpu;
+mod raw_vcpus;
 pub mod raw_vm;
 pub mod report;
 pub mod scripted_exits;
 pub mod series;
 pub mod stats;
 pub mod subject;
+pub mod thread_calls;
 pub mod traced_exits;
+pub mod traced_kicks;
+mod tracee;
+pub mod vcpu_set;
 pub mod vmm_exits;
+mod vmm_kicked;
+mod vmm_vcpus;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_MMIO};
 
-use crate::bench::raw_vm::{RawError, RawVm};
+use crate::bench::raw_vcpu::RawVcpu;
+use crate::bench::raw_vm::{self, RawError};
 
 /// A kind of exit, with a guest that causes nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub enum ExitKind {
 /// A guest that exits for ever.
 #[derive(Debug)]
 pub struct RawLoop {
-    vm: RawVm,
+    vcpu: RawVcpu,
     kind: ExitKind,
 }
 
@@ -73,9 +74,9 @@ impl RawLoop {
     ///
     /// # Errors
     ///
-    /// As [`RawVm::boot`].
+    /// As [`raw_vm::boot`].
     pub fn new(kind: ExitKind, guests: &Path) -> Result<Self, RawError> {
-        Ok(Self { vm: RawVm::boot(&kind.guest(guests))?, kind })
+        Ok(Self { vcpu: raw_vm::boot(&kind.guest(guests))?, kind })
     }
 
     /// Runs the guest through `exits` exits and goes on from there the next time. What it reads is whatever
@@ -89,12 +90,12 @@ impl RawLoop {
         let mut elements = 0;
         let start = Instant::now();
         for _ in 0..exits {
-            self.vm.enter().map_err(RawError::system("KVM_RUN"))?;
-            if self.vm.exit_reason() != expected {
-                return Err(RawError::Exit(self.vm.exit_reason()));
+            self.vcpu.enter().map_err(RawError::system("KVM_RUN"))?;
+            if self.vcpu.exit_reason() != expected {
+                return Err(RawError::Exit(self.vcpu.exit_reason()));
             }
             elements += match self.kind {
-                ExitKind::StringIn => u64::from(self.vm.port_elements()),
+                ExitKind::StringIn => u64::from(self.vcpu.port_elements()),
                 _ => 1,
             };
         }

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
 use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_cpuid2, kvm_irqfd, kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs,
+    kvm_cpuid_entry2, kvm_cpuid2, kvm_irqfd, kvm_mp_state, kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs,
     kvm_userspace_memory_region,
 };
 use libc::{Ioctl, c_int, c_ulong};
@@ -77,6 +77,7 @@ pub const GET_SREGS: InOut<kvm_sregs> = InOut(libc::_IOR::<kvm_sregs>(KVMIO, 0x8
 pub const SET_SREGS: In<kvm_sregs> = In(libc::_IOW::<kvm_sregs>(KVMIO, 0x84), PhantomData);
 pub const SET_MSRS: In<MsrTable> = In(libc::_IOW::<kvm_msrs>(KVMIO, 0x89), PhantomData);
 pub const SET_CPUID2: In<CpuidTable> = In(libc::_IOW::<kvm_cpuid2>(KVMIO, 0x90), PhantomData);
+pub const SET_MP_STATE: In<kvm_mp_state> = In(libc::_IOW::<kvm_mp_state>(KVMIO, 0x99), PhantomData);
 
 impl Number {
     pub fn call(&self, fd: &impl AsFd, argument: c_ulong) -> io::Result<c_int> {

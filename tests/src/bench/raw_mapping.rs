@@ -16,6 +16,8 @@ pub struct Mapping {
 
 // SAFETY: a `Mapping` is the only owner of memory that is not tied to a thread.
 unsafe impl Send for Mapping {}
+// SAFETY: through a shared `Mapping` nothing but its address is reached.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Private zeroed memory, not reserved.

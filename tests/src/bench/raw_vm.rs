@@ -1,24 +1,26 @@
-//! The raw baseline's machine: what KVM needs to run a PVH guest on one vCPU, and nothing besides.
+//! The raw baseline's machine: what KVM needs to run a PVH guest, and nothing besides.
 //!
 //! It makes the ioctls that `vmm-cli run` makes, in the same order, so that the difference between the two is
 //! what the program costs and not what KVM costs. The order matters by itself: a memory slot set after the
 //! interrupt chip waits for a grace period of several milliseconds.
-#![expect(unsafe_code, reason = "the guest's memory and the run page are shared with KVM")]
+#![expect(unsafe_code, reason = "the guest's memory is shared with KVM")]
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS,
     KVM_CAP_NR_MEMSLOTS, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR, KVM_CAP_USER_MEMORY,
-    KVM_EXIT_IO, KVM_EXIT_IO_OUT, kvm_irqfd, kvm_msr_entry, kvm_regs, kvm_run,
-    kvm_run__bindgen_ty_1__bindgen_ty_4 as PortExit, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+    KVM_MP_STATE_RUNNABLE, kvm_irqfd, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use libc::c_ulong;
 
 use crate::bench::raw_mapping::Mapping;
+use crate::bench::raw_vcpu::RawVcpu;
 use crate::bench::{raw_elf, raw_ioctl as kvm};
 
 const RAM_SIZE: usize = 128 << 20;
@@ -65,18 +67,16 @@ impl RawError {
     }
 }
 
-/// A virtual machine with one vCPU that is about to execute the guest's first instruction.
+/// The machine behind its vCPUs; the last of them drops it.
 #[derive(Debug)]
-pub struct RawVm {
+pub struct RawMachine {
     // Dropped in this order: the memory is unmapped only after KVM has let go of it.
-    run: Mapping,
-    vcpu: OwnedFd,
     _serial_irq: OwnedFd,
     vm: OwnedFd,
     _ram: Mapping,
 }
 
-impl Drop for RawVm {
+impl Drop for RawMachine {
     /// Deletes the memory slot. KVM does so anyway when the VM is closed, but then waits for more grace periods:
     /// closing a VM that still has its slot takes twice as long as this program otherwise runs.
     fn drop(&mut self) {
@@ -87,94 +87,49 @@ impl Drop for RawVm {
     }
 }
 
-/// Why the guest left to user space.
-#[derive(Debug, PartialEq, Eq)]
-pub enum RawExit<'a> {
-    /// It writes `data` to a port.
-    Out {
-        /// The port.
-        port: u16,
-        /// The bytes of all elements.
-        data: &'a [u8],
-    },
-    /// It reads `data`, to be filled in, from a port.
-    In {
-        /// The port.
-        port: u16,
-        /// The bytes of all elements.
-        data: &'a mut [u8],
-    },
-    /// Another `KVM_EXIT_*` reason.
-    Other(u32),
+impl AsFd for RawMachine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.vm.as_fd()
+    }
 }
 
-impl RawVm {
-    /// Makes a machine of 128 MiB and loads `guest`, an ELF64 file with a PVH note.
-    ///
-    /// # Errors
-    ///
-    /// The guest is none, or a system call fails.
-    pub fn boot(guest: &Path) -> Result<Self, RawError> {
-        let kvm = open_kvm().map_err(RawError::system("open of /dev/kvm"))?;
-        let (vm, mut ram) = create_vm(&kvm).map_err(RawError::system("making the VM"))?;
-        let serial_irq = create_irqchip(&vm).map_err(RawError::system("making the interrupt chip"))?;
-        let file = fs::read(guest).map_err(RawError::system("read of the guest"))?;
-        let entry = load(&file, &mut ram).ok_or(RawError::Guest)?;
-        let (vcpu, run) = create_vcpu(&kvm, &vm).map_err(RawError::system("making the vCPU"))?;
-        let set_up =
-            set_cpuid(&kvm, &vcpu).and_then(|()| set_msrs(&vcpu)).and_then(|()| set_registers(&vcpu, entry));
-        set_up.map_err(RawError::system("setting the vCPU up"))?;
-        Ok(Self { run, vcpu, _serial_irq: serial_irq, vm, _ram: ram })
-    }
+/// Makes a machine of 128 MiB and one vCPU that is about to execute the first instruction of `guest`, an ELF64 file with
+/// a PVH note.
+///
+/// # Errors
+///
+/// The guest is none, or a system call fails.
+pub fn boot(guest: &Path) -> Result<RawVcpu, RawError> {
+    let kvm = open_kvm().map_err(RawError::system("open of /dev/kvm"))?;
+    let (machine, entry) = create_machine(&kvm, guest)?;
+    create_vcpu(&kvm, &machine, 0, entry)
+}
 
-    /// Runs the guest until its next exit.
-    ///
-    /// # Errors
-    ///
-    /// That of `KVM_RUN`; EINTR if a signal came.
-    pub fn enter(&mut self) -> io::Result<()> {
-        kvm::RUN.call(&self.vcpu, 0).map(drop)
-    }
+/// The same with `cpus` vCPUs, all of which are about to execute the first instruction.
+///
+/// # Errors
+///
+/// As [`boot`].
+pub fn boot_smp(guest: &Path, cpus: u32) -> Result<Vec<RawVcpu>, RawError> {
+    let kvm = open_kvm().map_err(RawError::system("open of /dev/kvm"))?;
+    let (machine, entry) = create_machine(&kvm, guest)?;
+    (0..cpus).map(|index| create_vcpu(&kvm, &machine, index, entry)).collect()
+}
 
-    /// The `KVM_EXIT_*` reason of the last exit.
-    pub fn exit_reason(&self) -> u32 {
-        self.run_page().exit_reason
-    }
+fn create_machine(kvm: &File, guest: &Path) -> Result<(Arc<RawMachine>, u32), RawError> {
+    let (vm, mut ram) = create_vm(kvm).map_err(RawError::system("making the VM"))?;
+    let serial_irq = create_irqchip(&vm).map_err(RawError::system("making the interrupt chip"))?;
+    let file = fs::read(guest).map_err(RawError::system("read of the guest"))?;
+    let entry = load(&file, &mut ram).ok_or(RawError::Guest)?;
+    Ok((Arc::new(RawMachine { _serial_irq: serial_irq, vm, _ram: ram }), entry))
+}
 
-    /// The elements that the last exit, a port access, covers.
-    pub fn port_elements(&self) -> u32 {
-        self.port_exit().count
-    }
-
-    /// The last exit.
-    pub fn exit(&mut self) -> RawExit<'_> {
-        let reason = self.exit_reason();
-        if reason != KVM_EXIT_IO {
-            return RawExit::Other(reason);
-        }
-        let exit = self.port_exit();
-        let data = usize::try_from(exit.data_offset).ok().zip(usize::try_from(exit.count).ok());
-        let data =
-            data.and_then(|(start, count)| self.run.get(start, usize::from(exit.size).checked_mul(count)?));
-        match data {
-            Some(data) if u32::from(exit.direction) == KVM_EXIT_IO_OUT => {
-                RawExit::Out { port: exit.port, data }
-            }
-            Some(data) => RawExit::In { port: exit.port, data },
-            None => RawExit::Other(reason),
-        }
-    }
-
-    fn port_exit(&self) -> PortExit {
-        // SAFETY: all fields are integers, so whatever the union holds is a valid value.
-        unsafe { self.run_page().__bindgen_anon_1.io }
-    }
-
-    fn run_page(&self) -> &kvm_run {
-        // SAFETY: the mapping begins with a `kvm_run`, is page-aligned, and larger; KVM writes to it only in
-        // `enter`, which borrows `self` exclusively.
-        unsafe { self.run.start().cast().as_ref() }
-    }
+fn create_vcpu(kvm: &File, machine: &Arc<RawMachine>, index: u32, entry: u32) -> Result<RawVcpu, RawError> {
+    let vcpu = RawVcpu::create(kvm, machine, index).map_err(RawError::system("making the vCPU"))?;
+    let set_up =
+        set_cpuid(kvm, &vcpu).and_then(|()| set_msrs(&vcpu)).and_then(|()| set_registers(&vcpu, entry));
+    set_up.map_err(RawError::system("setting the vCPU up"))?;
+    Ok(vcpu)
 }
 
 fn open_kvm() -> io::Result<File> {
@@ -211,7 +166,7 @@ fn create_vm(kvm: &File) -> io::Result<(OwnedFd, Mapping)> {
         userspace_addr: ram.start().as_ptr().expose_provenance() as u64,
         ..Default::default()
     };
-    // SAFETY: `RawVm` unmaps the memory after it has closed vCPU and VM, and lends nothing of it while the
+    // SAFETY: `RawMachine` unmaps the memory after it has closed vCPU and VM, and lends nothing of it while the
     // vCPU runs.
     unsafe { kvm::set_user_memory_region(&vm, &slot) }?;
     Ok((vm, ram))
@@ -245,15 +200,8 @@ fn load(file: &[u8], ram: &mut Mapping) -> Option<u32> {
     Some(image.entry)
 }
 
-fn create_vcpu(kvm: &File, vm: &OwnedFd) -> io::Result<(OwnedFd, Mapping)> {
-    let vcpu = owned(kvm::CREATE_VCPU.call(vm, 0)?);
-    let size = kvm::GET_VCPU_MMAP_SIZE.call(kvm, 0)?;
-    let run = Mapping::shared(vcpu.as_raw_fd(), usize::try_from(size).map_err(io::Error::other)?)?;
-    Ok((vcpu, run))
-}
-
 /// CPUID as the host supports it.
-fn set_cpuid(kvm: &File, vcpu: &OwnedFd) -> io::Result<()> {
+fn set_cpuid(kvm: &File, vcpu: &RawVcpu) -> io::Result<()> {
     let mut cpuid = kvm::CpuidTable::new();
     kvm::GET_SUPPORTED_CPUID.call(kvm, &mut cpuid)?;
     kvm::SET_CPUID2.call(vcpu, &cpuid)?;
@@ -261,7 +209,7 @@ fn set_cpuid(kvm: &File, vcpu: &OwnedFd) -> io::Result<()> {
 }
 
 /// What firmware leaves behind: fast string operations, and memory write-back by default.
-fn set_msrs(vcpu: &OwnedFd) -> io::Result<()> {
+fn set_msrs(vcpu: &RawVcpu) -> io::Result<()> {
     let msrs = [(MSR_IA32_MISC_ENABLE, 1 | 1 << 11 | 1 << 12), (MSR_MTRR_DEF_TYPE, 1 << 11 | 6)];
     let table =
         kvm::MsrTable::new(msrs.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() }));
@@ -272,7 +220,7 @@ fn set_msrs(vcpu: &OwnedFd) -> io::Result<()> {
 }
 
 /// The state at a PVH entry: flat 32-bit protected mode, EBX = `hvm_start_info`.
-fn set_registers(vcpu: &OwnedFd, entry: u32) -> io::Result<()> {
+fn set_registers(vcpu: &RawVcpu, entry: u32) -> io::Result<()> {
     let mut sregs = kvm_sregs::default();
     kvm::GET_SREGS.call(vcpu, &mut sregs)?;
     let data = flat_segment(0x10, 0x3);
@@ -290,6 +238,8 @@ fn set_registers(vcpu: &OwnedFd, entry: u32) -> io::Result<()> {
     let regs =
         kvm_regs { rip: entry.into(), rbx: START_INFO_ADDR.into(), rflags: 1 << 1, ..Default::default() };
     kvm::SET_REGS.call(vcpu, &regs)?;
+    // All but the first would wait for INIT and SIPI.
+    kvm::SET_MP_STATE.call(vcpu, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;
     Ok(())
 }
 
@@ -299,7 +249,7 @@ fn flat_segment(selector: u16, type_: u8) -> kvm_segment {
 }
 
 /// Owns a descriptor that a system call has just returned.
-fn owned(fd: RawFd) -> OwnedFd {
+pub(super) fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: the callers pass what the kernel gave them and keep no copy.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

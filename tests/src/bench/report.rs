@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One run of one benchmark.
 #[derive(Debug, Serialize)]
@@ -24,10 +24,13 @@ pub struct Report {
     /// What was counted and not timed, if anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub counts: Vec<Count>,
+    /// What else a reader should know, if anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// How often one thing has happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// In what.
     pub case: String,
@@ -42,7 +45,7 @@ pub struct Count {
 }
 
 /// The machine under the benchmark.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Host {
     /// Kernel release.
     pub kernel: String,
@@ -116,6 +119,9 @@ pub struct Measured {
     /// Median of the ratios within each round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paired_ratio_vs_baseline: Option<f64>,
+    /// Ratio of the medians of the rounds' 99th percentiles, if each round has 100 values or more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99_ratio_vs_baseline: Option<f64>,
 }
 
 impl Host {
@@ -164,6 +170,7 @@ mod tests {
             max: 4.0,
             ratio_vs_baseline: Some(1.5),
             paired_ratio_vs_baseline: Some(1.25),
+            p99_ratio_vs_baseline: Some(1.125),
         };
         let row =
             |outcome| Row { case: "c".to_owned(), subject: "s".to_owned(), unit: "us".to_owned(), outcome };
@@ -183,6 +190,7 @@ mod tests {
                 row(Outcome::Measured(Measured {
                     ratio_vs_baseline: None,
                     paired_ratio_vs_baseline: None,
+                    p99_ratio_vs_baseline: None,
                     ..measured
                 })),
                 row(Outcome::Failed { error: "exit status: 1".to_owned() }),
@@ -195,6 +203,7 @@ mod tests {
                 name: "0x3f8 out".to_owned(),
                 values: vec![7, 8],
             }],
+            notes: vec!["n".to_owned()],
         };
         let expected = json!({
             "name": "startup",
@@ -204,13 +213,14 @@ mod tests {
             "baseline": "raw",
             "rows": [
                 { "case": "c", "subject": "s", "unit": "us", "samples": 3, "median": 2.0, "p99": 4.0, "min": 1.0,
-                  "max": 4.0, "ratio_vs_baseline": 1.5, "paired_ratio_vs_baseline": 1.25 },
+                  "max": 4.0, "ratio_vs_baseline": 1.5, "paired_ratio_vs_baseline": 1.25, "p99_ratio_vs_baseline": 1.125 },
                 { "case": "c", "subject": "s", "unit": "us", "samples": 3, "median": 2.0, "p99": 4.0, "min": 1.0,
                   "max": 4.0 },
                 { "case": "c", "subject": "s", "unit": "us", "error": "exit status: 1" },
                 { "case": "c", "subject": "s", "unit": "us", "not_run": "no device" },
             ],
             "counts": [{ "case": "c", "subject": "s", "kind": "port", "name": "0x3f8 out", "values": [7, 8] }],
+            "notes": ["n"],
         });
         assert_eq!(serde_json::to_value(report).unwrap(), expected);
     }

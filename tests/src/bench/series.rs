@@ -1,5 +1,7 @@
 //! The values of one benchmark as they come in, round by round.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bench::report::{Host, Measured, Outcome, Ratio, Report, Row};
 use crate::bench::stats::{Summary, median, paired_ratio};
 
@@ -13,6 +15,34 @@ pub struct Case {
     pub name: &'static str,
     /// Unit in the report: `ms`, `us`, `ns`, `KiB`, `instructions` or `exits`.
     pub unit: &'static str,
+}
+
+/// Something that was measured elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    case: String,
+    subject: String,
+    #[serde(flatten)]
+    taken: Taken,
+}
+
+/// What a sample consists of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// The values of one round.
+    Values(Vec<f64>),
+    /// Why there are none, and will be none.
+    Failed(String),
+    /// What this machine or the subject lacks.
+    NotRun(String),
+}
+
+impl Sample {
+    /// Of `subject` in `case`.
+    pub fn new(case: Case, subject: &str, taken: Taken) -> Self {
+        Self { case: case.name.to_owned(), subject: subject.to_owned(), taken }
+    }
 }
 
 /// A case whose baseline has nothing to compare with.
@@ -45,6 +75,8 @@ struct Series {
     values: Vec<f64>,
     /// The median of each round's values: what pairs across subjects.
     round_medians: Vec<f64>,
+    /// The 99th percentile of each round that has so many values that it is not simply the largest.
+    round_p99s: Vec<f64>,
     failure: Option<String>,
     not_run: Option<String>,
 }
@@ -72,6 +104,7 @@ impl Recorder {
             subject: subject.to_owned(),
             values: Vec::new(),
             round_medians: Vec::new(),
+            round_p99s: Vec::new(),
             failure: None,
             not_run: None,
         };
@@ -82,9 +115,12 @@ impl Recorder {
 
     /// Adds the values of one round.
     pub fn record(&mut self, case: Case, subject: &str, values: &[f64]) {
-        if let (Some(series), Some(middle)) = (self.find(case, subject), median(values)) {
+        if let (Some(series), Some(round)) = (self.find(case, subject), Summary::of(values)) {
             series.values.extend_from_slice(values);
-            series.round_medians.push(middle);
+            series.round_medians.push(round.median);
+            if values.len() >= 100 {
+                series.round_p99s.push(round.p99);
+            }
         }
     }
 
@@ -92,6 +128,17 @@ impl Recorder {
     pub fn fail(&mut self, case: Case, subject: &str, why: &str) {
         if let Some(series) = self.find(case, subject) {
             series.failure.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Adds what was measured elsewhere, unless it is about something that is not in the report.
+    pub fn take(&mut self, sample: &Sample) {
+        let mut series = self.series.iter().filter(|series| series.case.name == sample.case);
+        let Some(case) = series.next().map(|series| series.case) else { return };
+        match &sample.taken {
+            Taken::Values(values) => self.record(case, &sample.subject, values),
+            Taken::Failed(why) => self.fail(case, &sample.subject, why),
+            Taken::NotRun(why) => self.leave_out_subject(case, &sample.subject, why),
         }
     }
 
@@ -131,6 +178,7 @@ impl Recorder {
             baseline,
             rows,
             counts: Vec::new(),
+            notes: Vec::new(),
         })
     }
 
@@ -182,6 +230,7 @@ impl Series {
             return Outcome::Failed { error: "not measured in every round".to_owned() };
         };
         let (medians, paired) = ratios.flatten().unzip();
+        let p99s = raw.and_then(|raw| self.p99_ratio(raw, ratio));
         Outcome::Measured(Measured {
             samples: self.values.len(),
             median: rounded(summary.median),
@@ -190,17 +239,32 @@ impl Series {
             max: rounded(summary.max),
             ratio_vs_baseline: medians.map(rounded),
             paired_ratio_vs_baseline: paired.map(rounded),
+            p99_ratio_vs_baseline: p99s.map(rounded),
         })
     }
 
     /// The ratio of the medians, and the median of the ratios within each round. `None` if a round is missing.
     fn ratios(&self, raw: &Self, ratio: Ratio) -> Option<(f64, f64)> {
-        let (above, below) = match ratio {
-            Ratio::Cost => (self, raw),
-            Ratio::Rate => (raw, self),
-        };
+        let (above, below) = self.above_and_below(raw, ratio);
         let medians = median(&above.values)? / median(&below.values)?;
         Some((medians, paired_ratio(&above.round_medians, &below.round_medians)?))
+    }
+
+    /// The ratio of the medians of the 99th percentiles, if every round has one.
+    fn p99_ratio(&self, raw: &Self, ratio: Ratio) -> Option<f64> {
+        let (above, below) = self.above_and_below(raw, ratio);
+        let of = |series: &Self| {
+            let every_round = series.round_p99s.len() == series.round_medians.len();
+            every_round.then(|| median(&series.round_p99s)).flatten()
+        };
+        Some(of(above)? / of(below)?)
+    }
+
+    fn above_and_below<'a>(&'a self, raw: &'a Self, ratio: Ratio) -> (&'a Self, &'a Self) {
+        match ratio {
+            Ratio::Cost => (self, raw),
+            Ratio::Rate => (raw, self),
+        }
     }
 }
 
@@ -259,6 +323,22 @@ mod tests {
         let report = recorder.finish("b", 1, Ratio::Cost).unwrap();
         assert_eq!(measured(&report.rows[1]).samples, 3);
         assert_eq!(measured(&report.rows[1]).paired_ratio_vs_baseline, Some(3.0));
+    }
+
+    #[test]
+    fn rounds_of_a_hundred_values_have_a_ratio_of_their_99th_percentiles() {
+        let mut recorder = Recorder::new(&[TIME, SIZE], &["raw", "vmm"]);
+        // 98 ones and two of the largest: the 99th percentile is the largest.
+        let round = |largest: f64| [vec![1.0; 98], vec![largest; 2]].concat();
+        for (raw, vmm) in [(10.0, 20.0), (1000.0, 20.0), (10.0, 20.0)] {
+            recorder.record(TIME, "raw", &round(raw));
+            recorder.record(TIME, "vmm", &round(vmm));
+            recorder.record(SIZE, "raw", &round(raw)[1..]);
+            recorder.record(SIZE, "vmm", &round(vmm));
+        }
+        let report = recorder.finish("b", 3, Ratio::Cost).unwrap();
+        let ratios: Vec<_> = report.rows.iter().map(|row| measured(row).p99_ratio_vs_baseline).collect();
+        assert_eq!(ratios, [Some(1.0), Some(2.0), None, None]);
     }
 
     #[test]

@@ -167,10 +167,10 @@ impl RunVcpu for MarkedVcpu {
     }
 }
 
-/// Stops for the tracer, with `kicks_address` in RDI.
+/// Stops for the tracer, with `value` in RDI.
 #[inline(never)]
-fn mark(kicks_address: usize) {
+pub(super) fn mark(value: usize) {
     // SAFETY:
     // - int3 changes no register and no memory; the process is traced, and its tracer takes the SIGTRAP.
-    unsafe { asm!("int3", in("rdi") kicks_address, options(nostack, preserves_flags)) };
+    unsafe { asm!("int3", in("rdi") value, options(nostack, preserves_flags)) };
 }

@@ -32,7 +32,7 @@ impl VmmLoop {
     ///
     /// Whatever the parts refuse.
     pub fn new(kind: ExitKind, guests: &Path) -> anyhow::Result<Self> {
-        let SmallMachine { vcpu, memory, .. } = SmallMachine::boot(&kind.guest(guests))?;
+        let (vcpu, memory) = SmallMachine::boot(&kind.guest(guests), 1, 0)?.into_one();
         let device: Arc<dyn BusDevice> = Arc::new(Status::default());
         let handler = Counted::new(kind, Buses::new(&device).context("buses")?);
         Ok(Self { vcpu, handler, _memory: memory })

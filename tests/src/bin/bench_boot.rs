@@ -1,27 +1,42 @@
-//! The boot benchmark: times and counted exits of a Linux boot under vmm-cli and other monitors; prints the report as
-//! JSON.
+//! The boot benchmark: times and counted exits of a Linux boot under vmm-cli and other monitors. Measures, printing
+//! samples as they come, and makes the report of them.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::{self, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use clap::Parser;
+use anyhow::{Context, Error, Result, ensure};
+use clap::{Args, Parser};
 use nix::sys::prctl::set_child_subreaper;
-use vmm_tests::bench::boot_monitor::{BootMonitor, Format, Guest, MICROVM};
+use vmm_tests::bench::boot_monitor::{BootMonitor, Guest};
+use vmm_tests::bench::boot_samples::{Line, Run, report};
+use vmm_tests::bench::boot_shape::{SHAPES, Shape};
 use vmm_tests::bench::exit_counts::{BootCounts, Kind, Processor, merged};
 use vmm_tests::bench::kvm_trace::{KvmTrace, TraceError};
-use vmm_tests::bench::linux_boot::{Boot, to_end, to_mark};
+use vmm_tests::bench::linux_boot::{to_end, to_mark};
 use vmm_tests::bench::probe::Launch;
-use vmm_tests::bench::report::{Count, Ratio};
-use vmm_tests::bench::series::{Case, Recorder};
+use vmm_tests::bench::report::{Count, Host};
+use vmm_tests::bench::series::{Case, Sample, Taken};
 
 /// Boots of each monitor and shape whose exits are counted; they are not timed.
 const COUNTED_BOOTS: usize = 2;
 
 #[derive(Debug, Parser)]
-struct Args {
+enum Command {
+    /// Measure, and print samples as lines of JSON, each round as soon as it is complete
+    Measure(Measure),
+    /// Print the report of such lines as JSON
+    Report {
+        /// A file of them
+        samples: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Measure {
     /// The program vmm-cli
     #[arg(long)]
     vmm: PathBuf,
@@ -41,61 +56,67 @@ struct Args {
     #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',', value_parser = Shape::named)]
     shapes: Vec<&'static Shape>,
     /// Timed boots of each, not counting the warm-up
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long)]
     rounds: u32,
+    /// Rounds that were measured before, by another run
+    #[arg(long, default_value_t = 0)]
+    after: u32,
+    /// Count exits, after the last round
+    #[arg(long)]
+    count: bool,
+    /// How often a boot is tried that fails
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    attempts: u32,
 }
 
-/// A guest and what is measured of its boot.
-#[derive(Debug, PartialEq, Eq)]
-struct Shape {
-    name: &'static str,
-    format: Format,
-    cpus: u32,
-    /// From the start of the process to the first entry of the guest, and to its first program.
-    first_entry: Case,
-    init: Case,
-    /// Exits to user space, and all exits.
-    user_exits: Case,
-    kvm_exits: Case,
-}
-
-macro_rules! shape {
-    ($file:literal, $format:ident, $cpus:literal) => {
-        Shape {
-            name: concat!($file, "_", $cpus),
-            format: Format::$format,
-            cpus: $cpus,
-            first_entry: Case { name: concat!($file, "_", $cpus, "_first_entry"), unit: "ms" },
-            init: Case { name: concat!($file, "_", $cpus, "_init"), unit: "ms" },
-            user_exits: Case { name: concat!($file, "_", $cpus, "_user_exits"), unit: "exits" },
-            kvm_exits: Case { name: concat!($file, "_", $cpus, "_kvm_exits"), unit: "exits" },
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Measure(args) => measure(args),
+        Command::Report { samples } => {
+            let text = fs::read_to_string(&samples).with_context(|| samples.display().to_string())?;
+            let report = report(&text).with_context(|| samples.display().to_string())?;
+            serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
+            Ok(())
         }
-    };
+    }
 }
 
-static SHAPES: [Shape; 4] = [
-    shape!("bzimage", BzImage, 1),
-    shape!("bzimage", BzImage, 4),
-    shape!("vmlinux", Vmlinux, 1),
-    shape!("vmlinux", Vmlinux, 4),
-];
-
-impl Shape {
-    fn named(name: &str) -> Result<&'static Self, String> {
-        let known = SHAPES.each_ref().map(|shape| shape.name);
-        SHAPES
-            .iter()
-            .find(|shape| shape.name == name)
-            .ok_or_else(|| format!("expected one of {}", known.join(", ")))
+fn measure(mut args: Measure) -> Result<()> {
+    if args.shapes.is_empty() {
+        args.shapes.extend(&SHAPES);
     }
+    // So that a process that outlives its parent is found instead of handed to init.
+    set_child_subreaper(true).context("becoming a subreaper")?;
+    let scratch = tempfile::tempdir().context("making a temporary directory")?;
+    let monitors = monitors(&args)?;
+    print(&Line::Run(Run {
+        host: Host::read(),
+        shapes: args.shapes.iter().map(|shape| shape.name.to_owned()).collect(),
+        subjects: monitors.iter().map(|monitor| monitor.name().to_owned()).collect(),
+    }))?;
+    let mut samples = Vec::new();
+    let runners = runners(&args, &monitors, scratch.path(), &mut samples)?;
+    let trace =
+        KvmTrace::open().map_err(|error| leave_out_traced(&error, &args, &monitors, &mut samples)).ok();
+    let mut bench = Bench { args: &args, trace, samples, failed: HashSet::new(), start: Instant::now() };
+    bench.time(&runners)?;
+    if args.count { bench.count(&runners) } else { Ok(()) }
+}
 
-    fn counted(&self) -> [Case; 2] {
-        [self.user_exits, self.kvm_exits]
-    }
+/// Prints `line`; whoever reads it has it before the next is measured.
+fn print(line: &Line) -> Result<()> {
+    let mut text = serde_json::to_string(line)?;
+    text.push('\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("standard output")
+}
 
-    fn cases(&self) -> [Case; 4] {
-        [self.first_entry, self.init, self.user_exits, self.kvm_exits]
-    }
+fn monitors(args: &Measure) -> Result<Vec<BootMonitor>> {
+    let mut monitors = vec![BootMonitor::microvm(&args.qemu, &args.firmware), BootMonitor::vmm(&args.vmm)];
+    monitors.extend(args.peers.iter().cloned());
+    let names: HashSet<_> = monitors.iter().map(BootMonitor::name).collect();
+    ensure!(names.len() == monitors.len(), "a peer is given twice");
+    Ok(monitors)
 }
 
 /// A monitor in one of its shapes.
@@ -105,55 +126,19 @@ struct Runner {
     launch: Launch,
 }
 
-fn main() -> Result<()> {
-    let mut args = Args::parse();
-    if args.shapes.is_empty() {
-        args.shapes.extend(&SHAPES);
-    }
-    // So that a process that outlives its parent is found instead of handed to init.
-    set_child_subreaper(true).context("becoming a subreaper")?;
-    let scratch = tempfile::tempdir().context("making a temporary directory")?;
-    let monitors = monitors(&args)?;
-    let names: Vec<_> = monitors.iter().map(BootMonitor::name).collect();
-    let cases: Vec<_> = args.shapes.iter().flat_map(|shape| shape.cases()).collect();
-    let mut recorder = Recorder::new(&cases, &names).against(MICROVM);
-    let runners = runners(&args, &monitors, scratch.path(), &mut recorder)?;
-    let trace = KvmTrace::open().map_err(|error| leave_out_traced(&error, &args, &mut recorder)).ok();
-
-    let progress = Progress { start: Instant::now(), rounds: args.rounds };
-    let mut bench = Bench { trace, recorder, counts: Vec::new() };
-    bench.time(&runners, &progress);
-    bench.count(&runners, &progress);
-
-    let mut report = bench.recorder.finish("boot", args.rounds, Ratio::Cost)?;
-    report.counts = bench.counts;
-    serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
-    Ok(())
-}
-
-fn monitors(args: &Args) -> Result<Vec<BootMonitor>> {
-    let mut monitors = vec![BootMonitor::microvm(&args.qemu, &args.firmware), BootMonitor::vmm(&args.vmm)];
-    monitors.extend(args.peers.iter().cloned());
-    let names: HashSet<_> = monitors.iter().map(BootMonitor::name).collect();
-    ensure!(names.len() == monitors.len(), "a peer is given twice");
-    Ok(monitors)
-}
-
 /// Every monitor in every shape that it boots; of the others the reason is recorded.
 fn runners(
-    args: &Args,
+    args: &Measure,
     monitors: &[BootMonitor],
     scratch: &Path,
-    recorder: &mut Recorder,
+    samples: &mut Vec<Sample>,
 ) -> Result<Vec<Runner>> {
     let mut runners = Vec::new();
     for &shape in &args.shapes {
         for monitor in monitors {
             if let Some(lack) = monitor.lacks(shape.format) {
-                shape
-                    .cases()
-                    .into_iter()
-                    .for_each(|case| recorder.leave_out_subject(case, monitor.name(), &lack));
+                let without = |case| Sample::new(case, monitor.name(), Taken::NotRun(lack.clone()));
+                samples.extend(shape.cases().map(without));
                 continue;
             }
             let guest = Guest { images: &args.images, format: shape.format, cpus: shape.cpus };
@@ -165,62 +150,74 @@ fn runners(
 }
 
 /// Leaves out what cannot be measured without the kernel's trace events.
-fn leave_out_traced(error: &TraceError, args: &Args, recorder: &mut Recorder) {
-    for shape in &args.shapes {
-        for case in [shape.first_entry, shape.user_exits, shape.kvm_exits] {
-            recorder.leave_out(case, &format!("not available: {error}"));
-        }
-    }
+fn leave_out_traced(error: &TraceError, args: &Measure, monitors: &[BootMonitor], samples: &mut Vec<Sample>) {
+    let without = |case| {
+        let sample = move |monitor: &BootMonitor| {
+            Sample::new(case, monitor.name(), Taken::NotRun(format!("not available: {error}")))
+        };
+        monitors.iter().map(sample)
+    };
+    let cases = args.shapes.iter().flat_map(|shape| [shape.first_entry, shape.user_exits, shape.kvm_exits]);
+    samples.extend(cases.flat_map(without));
 }
 
-/// Says how far it has got.
-struct Progress {
-    start: Instant,
-    rounds: u32,
-}
-
-impl Progress {
-    fn say(&self, what: &str) {
-        // Nobody reads it if it cannot be written.
-        let _ = writeln!(io::stderr(), "{:6.0} s  {what}", self.start.elapsed().as_secs_f64());
-    }
-}
-
-/// What has been measured so far, and with what.
-struct Bench {
+/// What is measured with, and what has been measured since the last line.
+struct Bench<'a> {
+    args: &'a Measure,
     trace: Option<KvmTrace>,
-    recorder: Recorder,
-    counts: Vec<Count>,
+    samples: Vec<Sample>,
+    /// Monitors that do not boot, by shape.
+    failed: HashSet<(&'static str, &'static str)>,
+    start: Instant,
 }
 
-impl Bench {
+/// What is timed of a boot: up to the guest's first program, and up to its first entry, if that can be seen.
+struct Times {
+    init: Duration,
+    first_entry: Result<Option<Duration>>,
+}
+
+impl Bench<'_> {
     /// Times the boots: every monitor in one shape, then in the next, and the whole again in rotated order. The first
     /// round is a warm-up.
-    fn time(&mut self, runners: &[Runner], progress: &Progress) {
-        for round in 0..=progress.rounds {
+    fn time(&mut self, runners: &[Runner]) -> Result<()> {
+        let Measure { rounds, after, .. } = *self.args;
+        let warm_up = (rounds > 0).then_some(after);
+        for round in warm_up.into_iter().chain(after + 1..=after + rounds) {
             for group in runners.chunk_by(|one, next| one.shape.name == next.shape.name) {
                 let mut order: Vec<&Runner> = group.iter().collect();
                 // Nobody always comes after the same one.
                 order.rotate_left(round as usize % group.len());
                 for runner in order {
-                    self.time_one(runner, round > 0);
+                    self.time_one(runner, round > after);
                 }
             }
-            progress.say(&format!("round {round} of {}", progress.rounds));
+            if round == after {
+                self.say("warm-up");
+            } else {
+                print(&Line::Round(mem::take(&mut self.samples)))?;
+                self.say(&format!("round {round}"));
+            }
         }
+        Ok(())
     }
 
     fn time_one(&mut self, runner: &Runner, is_recorded: bool) {
         let Runner { monitor, shape, launch } = runner;
-        if self.recorder.has_failed(shape.init, monitor) {
+        if self.failed.contains(&(shape.name, monitor)) {
             return;
         }
-        let (boot, first_entry) = timed(self.trace.as_ref(), launch);
-        for (case, time) in [(shape.first_entry, first_entry), (shape.init, boot.map(|boot| Some(boot.init)))]
-        {
+        let Times { init, first_entry } = match self.attempt(runner, || timed(self.trace.as_ref(), launch)) {
+            Ok(times) => times,
+            Err(error) => {
+                self.failed.insert((shape.name, monitor));
+                return self.fail(&shape.cases(), monitor, &error);
+            }
+        };
+        for (case, time) in [(shape.first_entry, first_entry), (shape.init, Ok(Some(init)))] {
             match time {
                 Ok(Some(time)) if is_recorded => {
-                    self.recorder.record(case, monitor, &[time.as_secs_f64() * 1e3]);
+                    self.record(case, monitor, Taken::Values(vec![time.as_secs_f64() * 1e3]));
                 }
                 Ok(_) => {}
                 Err(error) => self.fail(&[case], monitor, &error),
@@ -229,54 +226,82 @@ impl Bench {
     }
 
     /// Counts exits, in boots of their own.
-    fn count(&mut self, runners: &[Runner], progress: &Progress) {
-        let Some(trace) = self.trace.take() else { return };
-        for runner in runners {
-            let Runner { monitor, shape, launch } = runner;
-            let boots: Result<Vec<_>> = if self.recorder.has_failed(shape.init, monitor) {
-                Err(anyhow!("not tried, as {} failed", shape.init.name))
-            } else {
-                (0..COUNTED_BOOTS).map(|_| counted(&trace, launch)).collect()
-            };
-            match boots {
-                Ok(boots) => {
-                    for (case, kind) in shape.counted().into_iter().zip([Kind::UserExits, Kind::KvmExits]) {
-                        let totals: Vec<_> = boots.iter().map(|boot| boot.total(kind) as f64).collect();
-                        self.recorder.record(case, monitor, &totals);
-                    }
-                    self.counts.extend(merged(&boots, shape.name, monitor, Processor::of_host()));
-                }
-                Err(error) => self.fail(&shape.counted(), monitor, &error),
+    fn count(&mut self, runners: &[Runner]) -> Result<()> {
+        let mut counts = Vec::new();
+        // Without it nothing can be counted, which was said.
+        if let Some(trace) = self.trace.take() {
+            for runner in runners {
+                counts.extend(self.count_one(&trace, runner));
             }
-            progress.say(&format!("{monitor}, {}: exits counted", shape.name));
         }
+        print(&Line::Counted { samples: mem::take(&mut self.samples), counts })
+    }
+
+    fn count_one(&mut self, trace: &KvmTrace, runner: &Runner) -> Vec<Count> {
+        let Runner { monitor, shape, launch } = runner;
+        if self.failed.contains(&(shape.name, monitor)) {
+            return Vec::new();
+        }
+        let boots: Result<Vec<_>> =
+            (0..COUNTED_BOOTS).map(|_| self.attempt(runner, || counted(trace, launch))).collect();
+        let boots = match boots {
+            Ok(boots) => boots,
+            Err(error) => {
+                self.fail(&shape.counted(), monitor, &error);
+                return Vec::new();
+            }
+        };
+        for (case, kind) in shape.counted().into_iter().zip([Kind::UserExits, Kind::KvmExits]) {
+            let totals = boots.iter().map(|boot| boot.total(kind) as f64).collect();
+            self.record(case, monitor, Taken::Values(totals));
+        }
+        self.say(&format!("{monitor}, {}: exits counted", shape.name));
+        merged(&boots, shape.name, monitor, Processor::of_host())
+    }
+
+    /// Boots until it succeeds, at most as often as allowed. What did not is noted.
+    fn attempt<T>(&self, runner: &Runner, boot: impl Fn() -> Result<T>) -> Result<T> {
+        let mut booted = boot();
+        for _ in 1..self.args.attempts {
+            let Err(error) = &booted else { break };
+            let Runner { monitor, shape, .. } = runner;
+            print(&Line::Note(format!("{monitor}, {}, was booted again, as {error:#}", shape.name)))?;
+            booted = boot();
+        }
+        booted
+    }
+
+    fn record(&mut self, case: Case, monitor: &str, taken: Taken) {
+        self.samples.push(Sample::new(case, monitor, taken));
     }
 
     fn fail(&mut self, cases: &[Case], monitor: &str, error: &anyhow::Error) {
         for &case in cases {
-            self.recorder.fail(case, monitor, &format!("{error:#}"));
+            self.record(case, monitor, Taken::Failed(format!("{error:#}")));
         }
+    }
+
+    /// Says how far it has got.
+    fn say(&self, what: &str) {
+        // Nobody reads it if it cannot be written.
+        let _ = writeln!(io::stderr(), "{:6.0} s  {what}", self.start.elapsed().as_secs_f64());
     }
 }
 
-/// A boot, and the time from its start to the guest's first entry, if that can be seen at all.
-fn timed(trace: Option<&KvmTrace>, launch: &Launch) -> (Result<Boot>, Result<Option<Duration>>) {
-    let Some(trace) = trace else {
-        return (to_mark(launch).map_err(anyhow::Error::from), Ok(None));
-    };
-    let watched = trace.watch_first_entry();
-    let boot = to_mark(launch);
-    let entered = watched.and_then(|()| trace.first_entry());
-    let first_entry = match (&boot, entered) {
-        (Ok(boot), Ok(entered)) => {
+/// A boot, and when the guest was entered first in it.
+fn timed(trace: Option<&KvmTrace>, launch: &Launch) -> Result<Times> {
+    let watched = trace.map_or(Ok(()), KvmTrace::watch_first_entry);
+    let boot = to_mark(launch)?;
+    let first_entry = match (trace, watched) {
+        (None, _) => Ok(None),
+        (Some(trace), Ok(())) => trace.first_entry().map_err(Error::from).and_then(|entered| {
             entered.checked_sub(boot.start).context("the first entry was before the start").map(Some)
-        }
-        (Err(error), _) => Err(anyhow!("{error}")),
+        }),
         (_, Err(error)) => Err(error.into()),
     };
-    (boot.map_err(anyhow::Error::from), first_entry)
+    Ok(Times { init: boot.init, first_entry })
 }
 
 fn counted(trace: &KvmTrace, launch: &Launch) -> Result<BootCounts> {
-    BootCounts::during(trace, || to_end(launch).map(drop).map_err(anyhow::Error::from))
+    BootCounts::during(trace, || to_end(launch).map(drop).map_err(Error::from))
 }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::Context;
-use vmm_tests::bench::raw_vm::{RawError, RawExit, RawVm};
+use vmm_tests::bench::raw_vcpu::{RawExit, RawVcpu};
+use vmm_tests::bench::raw_vm::{self, RawError};
 
 const COM1_DATA: u16 = 0x3f8;
 const COM1_LINE_STATUS: u16 = 0x3fd;
@@ -27,22 +28,22 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let guest: PathBuf = env::args_os().nth(1).context("usage: raw_startup GUEST")?.into();
-    let vm = RawVm::boot(&guest)?;
-    let vcpu = thread::Builder::new().name("vcpu0".to_owned()).spawn(|| serve(vm))?;
-    vcpu.join().map_err(|_| anyhow::anyhow!("the vCPU thread panicked"))??;
+    let vcpu = raw_vm::boot(&guest)?;
+    let thread = thread::Builder::new().name("vcpu0".to_owned()).spawn(|| serve(vcpu))?;
+    thread.join().map_err(|_| anyhow::anyhow!("the vCPU thread panicked"))??;
     Ok(())
 }
 
 /// Runs the guest and serves COM1 and the keyboard controller until that resets it.
-fn serve(mut vm: RawVm) -> Result<(), RawError> {
+fn serve(mut vcpu: RawVcpu) -> Result<(), RawError> {
     let system = |what| move |source| RawError::System { what, source };
     let mut terminal = io::stdout().lock();
     loop {
-        match vm.enter() {
+        match vcpu.enter() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             entered => entered.map_err(system("KVM_RUN"))?,
         }
-        match vm.exit() {
+        match vcpu.exit() {
             RawExit::Out { port: COM1_DATA, data } => {
                 let written = terminal.write_all(data).and_then(|()| terminal.flush());
                 written.map_err(system("write to stdout"))?;

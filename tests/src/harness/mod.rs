@@ -1,5 +1,6 @@
 //! The harness: the monitor as a user has it, a program that is started, watched from outside and that ends.
 
+mod control;
 mod linux;
 mod process;
 mod running;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+pub use control::{ControlClient, ControlSocket, PATIENCE};
 pub use linux::{KernelFormat, LinuxGuest, LinuxReport, VMM_LINUX, VMM_LINUX_KERNELS, kernel_versions};
 pub use process::Process;
 pub use running::{Finished, RunningVm};

@@ -2,7 +2,6 @@
 //!
 //! It is stopped for 20 seconds, or for 60 if `VMM_FULL` is in the environment.
 
-use std::env;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use nix::sys::signal::Signal;
 use vmm_tests::harness::{KernelFormat, LinuxGuest};
 
 use super::shell::{Port, Shell};
-use crate::{Shape, VMM_FULL};
+use crate::{Shape, is_full};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -56,7 +55,7 @@ fn fault_d4_a_guest_that_was_stopped_for_long_has_the_right_time_and_no_complain
 ) -> Result<()> {
     const CLOCKS: [&str; 2] = ["cut -d' ' -f1 /proc/uptime", "date +%s"];
     const CLOCKSOURCE: &str = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
-    let stopped = Duration::from_secs(if env::var_os(VMM_FULL).is_some() { 60 } else { 20 });
+    let stopped = Duration::from_secs(if is_full() { 60 } else { 20 });
     let mut shell = Shell::start(guest, "", Port::Pipe, TIME)?;
     let watch = format!(
         "echo {WATCHDOG_SECONDS} >/proc/sys/kernel/watchdog_thresh; cat /proc/sys/kernel/watchdog_thresh"

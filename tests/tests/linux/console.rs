@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use vmm_tests::harness::{KernelFormat, LinuxGuest};
 
 use super::shell::{Port, Shell};
-use crate::{Shape, scaled};
+use crate::{Shape, is_full, scaled};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -24,7 +24,10 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-const TIME: Duration = Duration::from_secs(600);
+/// What a trial may take. The whole volume takes most of an hour where KVM is emulated.
+fn time() -> Duration {
+    Duration::from_secs(if is_full() { 4 * 3600 } else { 600 })
+}
 
 /// Bytes of a line of what is pasted; a guest's terminal takes lines of 4095.
 const PASTED_LINE: usize = 100;
@@ -50,7 +53,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 fn a_paste_and_a_flood_pass(guest: &LinuxGuest, port: Port) -> Result<()> {
-    let mut shell = Shell::start(guest, "", port, TIME)?;
+    let mut shell = Shell::start(guest, "", port, time())?;
     pasted(&mut shell)?;
     flooded(&mut shell)?;
     shell.types("poweroff -f\n")?;

@@ -1,9 +1,11 @@
-//! The benchmarks' raw baseline on the guests that it measures.
+//! The benchmarks' raw baseline on the guests that it measures, and those benchmarks that need nothing but KVM, in little.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use serde_json::Value;
 use vmm_tests::bench::first_exit::first_exit;
 use vmm_tests::bench::raw_exits::{ExitKind, RawLoop};
 use vmm_tests::bench::subject::Subject;
@@ -14,6 +16,9 @@ pub fn trials() -> Vec<Trial> {
     crate::trials![
         the_raw_loop_steps_through_every_kind_of_exit,
         the_first_exit_of_the_baseline_and_of_the_monitor_has_a_time,
+        a_kick_is_measured_in_every_state_and_is_one_system_call_or_none,
+        a_pause_is_measured_with_and_without_load,
+        a_port_read_is_measured_with_either_mechanism,
     ]
 }
 
@@ -43,5 +48,69 @@ fn the_first_exit_of_the_baseline_and_of_the_monitor_has_a_time() -> Result<()> 
         ensure!(time > Duration::ZERO, "{}: no time", subject.name());
         launch.process_end().context(subject.name())?;
     }
+    Ok(())
+}
+
+/// Runs a benchmark, and gives its report.
+fn report(program: &str, args: &[&str]) -> Result<Value> {
+    let any = guest("any");
+    let guests = any.parent().context("a directory of guests")?;
+    let output = Command::new(program).arg("--guests").arg(guests).args(args).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} ended with {}: {said}", output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Checks that the report has a median above 0 for each of `cases` and each subject.
+fn ensure_rows(report: &Value, cases: &[&str]) -> Result<()> {
+    let rows = report["rows"].as_array().context("no rows")?;
+    for case in cases {
+        for subject in ["raw", "vmm", "vmm_mask"] {
+            let mut found = rows.iter().filter(|row| row["case"] == *case && row["subject"] == subject);
+            let row = found.next().with_context(|| format!("no row {case}, {subject}"))?;
+            ensure!(row["median"].as_f64() > Some(0.0), "{row}");
+        }
+    }
+    Ok(())
+}
+
+fn a_kick_is_measured_in_every_state_and_is_one_system_call_or_none() -> Result<()> {
+    let args = ["--rounds", "1", "--kicks", "10", "--vcpus", "1,2"];
+    let report = report(env!("CARGO_BIN_EXE_bench_kick"), &args)?;
+    ensure_rows(&report, &["spinning_1", "halted_2", "exiting_1", "spinning_2_beside_idle"])?;
+    let counts = report["counts"].as_array().with_context(|| report["notes"].to_string())?;
+    let made = |subject: &str, outcome: &str, name: &str| {
+        let mut found = counts
+            .iter()
+            .filter(|count| count["subject"] == subject && count["kind"] == outcome && count["name"] == name);
+        found.next().map_or(Value::Null, |count| count["values"].clone())
+    };
+    for subject in ["vmm", "vmm_mask"] {
+        for (outcome, name, number) in [
+            ("signalled", "tgkill", 1),
+            ("signalled", "all", 1),
+            ("elided", "all", 0),
+            ("woken", "futex", 1),
+            ("woken", "all", 1),
+        ] {
+            let values = made(subject, outcome, name);
+            ensure!(values == serde_json::json!([number]), "{subject}, {outcome}, {name}: {values}");
+        }
+    }
+    Ok(())
+}
+
+fn a_pause_is_measured_with_and_without_load() -> Result<()> {
+    let args = ["--rounds", "1", "--pauses", "3", "--vcpus", "1,8"];
+    let report = report(env!("CARGO_BIN_EXE_bench_pause"), &args)?;
+    ensure_rows(&report, &["pause_1", "resume_1", "pause_8", "pause_8_loaded", "resume_8_loaded"])
+}
+
+fn a_port_read_is_measured_with_either_mechanism() -> Result<()> {
+    let args = ["--rounds", "2", "--window", "300", "--vcpus", "1,2"];
+    let report = report(env!("CARGO_BIN_EXE_bench_inl"), &args)?;
+    ensure_rows(&report, &["inl_1", "inl_2", "inl_1_beside_masks", "inl_2_beside_masks"])?;
+    let notes = report["notes"].as_array().context("no notes")?;
+    ensure!(notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains("2017"))), "{notes:?}");
     Ok(())
 }

@@ -54,7 +54,7 @@ impl ExitHandler for Buggy {
 
 /// Runs a guest until `stop` lets its vCPU go; returns how the vCPU ended.
 fn run<H: ExitHandler + 'static>(name: &str, handler: H, stop: impl FnOnce(VcpuThread)) -> Result<VcpuEnd> {
-    let SmallMachine { vcpu, memory, .. } = SmallMachine::boot(&guest(name))?;
+    let (vcpu, memory) = SmallMachine::boot(&guest(name), 1, 0)?.into_one();
     let (sender, ended) = channel();
     let thread = VcpuThread::spawn(vcpu, Arc::new(handler), ThreadOptions::default(), move |_, end| {
         // The receiver waits for it, unless the trial has failed already.

@@ -63,8 +63,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// The form of the statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatsFormat {
+    /// Columns of text, without what is 0
+    Table,
+    /// One JSON object
+    Json,
+}
+
 /// The word for `choice`, as file and flags write it.
-pub(super) fn word<T: ValueEnum>(choice: &T) -> String {
+pub(crate) fn word<T: ValueEnum>(choice: &T) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
@@ -82,6 +91,15 @@ where
     T: ValueEnum,
 {
     parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// As [`deserialize`]; a key that is present is always `Some`.
+pub(crate) fn deserialize_some<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: ValueEnum,
+{
+    deserialize(deserializer).map(Some)
 }
 
 #[cfg(test)]
@@ -103,6 +121,7 @@ mod tests {
         every_word_is_read_back::<Kick>(&["immediate-exit", "signal-mask"]);
         every_word_is_read_back::<LogLevel>(&["off", "error", "warn", "info", "debug", "trace"]);
         every_word_is_read_back::<LogFormat>(&["text", "json"]);
+        every_word_is_read_back::<StatsFormat>(&["table", "json"]);
     }
 
     #[test]

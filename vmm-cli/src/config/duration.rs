@@ -43,7 +43,7 @@ pub fn parse(text: &str) -> Result<Duration, ValueError> {
 }
 
 /// Writes `duration` in the largest unit that divides it. What is finer than a millisecond is dropped.
-pub(super) fn render(duration: Duration) -> String {
+pub(crate) fn render(duration: Duration) -> String {
     match duration.as_millis() {
         0 => "0s".to_owned(),
         ms if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::cpu::CpuError;
 use super::file::{FileError, show};
 use super::keys::{self, Hint};
 use super::value::{is_printable, quote};
@@ -30,6 +31,8 @@ pub enum ConfigError {
     NotASection { at: Place, section: &'static str, found: &'static str, hint: Hint },
     #[error("{at}: {key} = {reason}{}", at.excerpt())]
     Value { at: Place, key: String, reason: String },
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     #[error("{}", keys::with_flag(key))]
     Image {
         key: &'static str,
@@ -51,6 +54,13 @@ pub enum ConfigError {
         keys::with_flag(image)
     )]
     OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
+    #[error(
+        "{}: {} is also {}; choose a path for each",
+        keys::with_flag(key),
+        show(path),
+        keys::with_flag(other)
+    )]
+    SameOutput { key: &'static str, path: PathBuf, other: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,

@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{duration, serial, size};
+use super::{affinity, cpu, duration, scheduler, serial, size, stats};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -33,6 +33,9 @@ pub(super) enum Form {
     Text,
     Integer,
     TextOrInteger,
+    /// An array of strings.
+    Words,
+    TextOrWords,
     Switch,
 }
 
@@ -50,6 +53,13 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key("count", "--cpus", Form::Integer, EXPECTED_CPUS),
             key("kick", "--kick", Form::Text, "\"immediate-exit\" or \"signal-mask\""),
+            key("affinity", "--affinity", Form::TextOrWords, affinity::EXPECTED),
+            key("dedicated", "--dedicated", Form::Switch, EXPECTED_SWITCH),
+            key("disable_exits", "--disable-exits", Form::Words, cpu::EXPECTED_EXITS),
+            key("halt_poll_ns", "--halt-poll-ns", Form::Integer, cpu::EXPECTED_NANOSECONDS),
+            key("realtime_hint", "--realtime-hint", Form::Switch, EXPECTED_SWITCH),
+            key("scheduler", "--scheduler", Form::Text, scheduler::EXPECTED),
+            key("monopolize_cpus", "--monopolize-cpus", Form::Switch, EXPECTED_SWITCH),
         ],
     },
     Section { name: "memory", keys: &[key("size", "--memory", Form::TextOrInteger, size::EXPECTED)] },
@@ -64,6 +74,7 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section { name: "console", keys: &[key("serial", "--serial", Form::Text, serial::EXPECTED)] },
+    Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
         name: "log",
         keys: &[
@@ -77,6 +88,13 @@ pub(super) const SECTIONS: &[Section] = &[
             key("file", "--log-file", Form::Text, EXPECTED_PATH),
         ],
     },
+    Section {
+        name: "stats",
+        keys: &[
+            key("output", "--stats", Form::Text, stats::EXPECTED),
+            key("format", "--stats-format", Form::Text, "\"table\" or \"json\""),
+        ],
+    },
 ];
 
 const fn key(name: &'static str, flag: &'static str, form: Form, expected: &'static str) -> Key {
@@ -86,11 +104,21 @@ const fn key(name: &'static str, flag: &'static str, form: Form, expected: &'sta
 impl Form {
     pub fn takes(self, value: &DeValue<'_>) -> bool {
         match value {
-            DeValue::String(_) => matches!(self, Self::Text | Self::TextOrInteger),
+            DeValue::String(_) => matches!(self, Self::Text | Self::TextOrInteger | Self::TextOrWords),
             DeValue::Integer(_) => matches!(self, Self::Integer | Self::TextOrInteger),
             DeValue::Boolean(_) => self == Self::Switch,
+            DeValue::Array(items) => {
+                matches!(self, Self::Words | Self::TextOrWords)
+                    && items.iter().all(|item| item.get_ref().is_str())
+            }
             _ => false,
         }
+    }
+
+    /// What is wrong with a value whose TOML type is right.
+    pub fn misfit(self, value: &DeValue<'_>) -> Option<&'static str> {
+        let takes_words = matches!(self, Self::Words | Self::TextOrWords);
+        (takes_words && value.is_array()).then_some("an array of something else than strings")
     }
 }
 
@@ -194,6 +222,9 @@ impl fmt::Display for Hint {
 mod tests {
     use super::*;
 
+    const CPU_KEYS: &str = "the keys of [cpu] are: count, kick, affinity, dedicated, disable_exits, halt_poll_ns, \
+        realtime_hint, scheduler, monopolize_cpus";
+
     fn hint(parent: &str, name: &str) -> String {
         Hint::unknown(section(parent), name).to_string()
     }
@@ -219,8 +250,11 @@ mod tests {
     #[test]
     fn a_key_near_to_nothing_lists_what_there_is() {
         assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
-        assert_eq!(hint("", "quux"), "the sections are: boot, cpu, memory, machine, console, log");
-        assert_eq!(hint("cpu", &"k".repeat(1 << 20)), "the keys of [cpu] are: count, kick");
+        assert_eq!(
+            hint("", "quux"),
+            "the sections are: boot, cpu, memory, machine, console, control, log, stats"
+        );
+        assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }
 
     #[test]

@@ -1,41 +1,46 @@
 //! Configuration: one structure for file and flags, checked once and then trusted.
 
-mod choice;
+mod affinity;
+pub(crate) mod choice;
+pub(crate) mod cpu;
 pub(crate) mod duration;
 mod error;
 mod file;
 mod keys;
 mod parse;
 mod render;
+pub(crate) mod scheduler;
 mod serial;
 mod size;
+mod stats;
 #[cfg(test)]
 mod testing;
 pub(crate) mod value;
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault};
+pub use affinity::{Affinity, CpuList};
+pub use choice::{Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
+pub use cpu::{CpuConfig, CpuError};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
 pub use parse::parse_toml;
 pub use serial::SerialMode;
 pub use size::MemorySize;
+pub use stats::StatsOutput;
 pub use value::ValueError;
 
 use crate::args::VmArgs;
+use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Longest path of a Unix socket in bytes: `sun_path` without its closing NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// One virtual machine. [`VmConfig::load`] gives one whose every value is in range, whose paths are absolute and
 /// whose boot images could be opened.
@@ -52,8 +57,12 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// Its serial port.
     pub console: ConsoleConfig,
+    /// How it is controlled from outside.
+    pub control: ControlConfig,
     /// The log of this process.
     pub log: LogConfig,
+    /// What is written about a run.
+    pub stats: StatsConfig,
 }
 
 /// The section `[boot]`.
@@ -69,18 +78,6 @@ pub struct BootConfig {
     /// Command line: printable ASCII, at most 2047 bytes.
     #[serde(deserialize_with = "value::cmdline")]
     pub cmdline: String,
-}
-
-/// The section `[cpu]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CpuConfig {
-    /// Number of vCPUs, 1 to 254.
-    #[serde(deserialize_with = "value::cpus")]
-    pub count: u8,
-    /// How they are interrupted.
-    #[serde(deserialize_with = "choice::deserialize")]
-    pub kick: Kick,
 }
 
 /// The section `[memory]`.
@@ -120,6 +117,15 @@ pub struct ConsoleConfig {
     pub serial: SerialMode,
 }
 
+/// The section `[control]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// The path of the control socket; `None`: there is none.
+    #[serde(deserialize_with = "value::path")]
+    pub socket: Option<PathBuf>,
+}
+
 /// The section `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -135,9 +141,25 @@ pub struct LogConfig {
     pub file: Option<PathBuf>,
 }
 
-impl Default for CpuConfig {
-    fn default() -> Self {
-        Self { count: 1, kick: Kick::default() }
+/// The section `[stats]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatsConfig {
+    /// Where the statistics go when the machine has ended; `None`: nowhere.
+    #[serde(deserialize_with = "value::some_from_text")]
+    pub output: Option<StatsOutput>,
+    /// Their form; `None` leaves it to [`StatsConfig::format`].
+    #[serde(deserialize_with = "choice::deserialize_some")]
+    pub format: Option<StatsFormat>,
+}
+
+impl StatsConfig {
+    /// The form of the statistics: as configured, else a table on standard output and JSON in a file.
+    pub fn format(&self) -> StatsFormat {
+        self.format.unwrap_or(match self.output {
+            Some(StatsOutput::Stdout) => StatsFormat::Table,
+            Some(StatsOutput::File(_)) | None => StatsFormat::Json,
+        })
     }
 }
 
@@ -182,6 +204,11 @@ impl VmConfig {
         self.machine.selftest.unwrap_or(self.boot.kernel.is_none())
     }
 
+    /// Whether somebody may ask what the kernel counts: each vCPU then takes one more descriptor.
+    pub fn keeps_kernel_stats(&self) -> bool {
+        self.stats.output.is_some() || self.control.socket.is_some()
+    }
+
     fn apply(&mut self, args: &VmArgs) {
         fn set<T: Clone>(setting: &mut T, flag: Option<&T>) {
             if let Some(value) = flag {
@@ -198,6 +225,13 @@ impl VmConfig {
         set(&mut self.boot.cmdline, args.cmdline.as_ref());
         set(&mut self.cpu.count, args.cpus.as_ref());
         set(&mut self.cpu.kick, args.kick.as_ref());
+        set_optional(&mut self.cpu.affinity, args.affinity.as_ref());
+        set(&mut self.cpu.dedicated, args.dedicated.as_ref());
+        set_optional(&mut self.cpu.disable_exits, args.disable_exits.as_ref());
+        set_optional(&mut self.cpu.halt_poll_ns, args.halt_poll_ns.as_ref());
+        set(&mut self.cpu.realtime_hint, args.realtime_hint.as_ref());
+        set_optional(&mut self.cpu.scheduler, args.scheduler.as_ref());
+        set(&mut self.cpu.monopolize_cpus, args.monopolize_cpus.as_ref());
         set(&mut self.memory.size, args.memory.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
@@ -205,9 +239,12 @@ impl VmConfig {
         set(&mut self.machine.pit, args.pit.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
+        set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
         set_optional(&mut self.log.file, args.log_file.as_ref());
+        set_optional(&mut self.stats.output, args.stats.as_ref());
+        set_optional(&mut self.stats.format, args.stats_format.as_ref());
     }
 
     fn resolve_paths(&mut self) -> Result<(), ConfigError> {
@@ -226,29 +263,53 @@ impl VmConfig {
 
     /// Checks what no single value shows.
     fn validate(&self) -> Result<(), ConfigError> {
+        self.cpu.validate()?;
         let images = [("boot.kernel", &self.boot.kernel), ("boot.initrd", &self.boot.initrd)];
         for (key, image) in images {
             if let Some(path) = image {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
             }
         }
+        self.validate_outputs(&images)?;
+        self.validate_sockets()
+    }
+
+    fn validate_sockets(&self) -> Result<(), ConfigError> {
         let serial = match &self.console.serial {
-            SerialMode::File(path) => Some(path),
+            SerialMode::Unix(path) => Some(path),
             _ => None,
         };
-        for (key, output) in [("console.serial", serial), ("log.file", self.log.file.as_ref())] {
-            let Some(path) = output else { continue };
-            let same =
-                |image: &&Option<PathBuf>| image.as_ref().is_some_and(|image| is_same_file(image, path));
-            if let Some(&(image, _)) = images.iter().find(|(_, image)| same(image)) {
-                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
-            }
-        }
-        if let SerialMode::Unix(path) = &self.console.serial {
+        for (key, socket) in [("console.serial", serial), ("control.socket", self.control.socket.as_ref())] {
+            let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
-                let (key, path) = ("console.serial", path.clone());
+                let path = path.clone();
                 return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no output, a file or a socket, is an image or another output.
+    fn validate_outputs(&self, images: &[(&'static str, &Option<PathBuf>)]) -> Result<(), ConfigError> {
+        let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
+        let outputs = [
+            ("console.serial", self.console.serial.path()),
+            ("control.socket", self.control.socket.as_ref()),
+            ("log.file", self.log.file.as_ref()),
+            ("stats.output", stats),
+        ];
+        let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
+        for (index, &(key, path)) in outputs.iter().enumerate() {
+            let same = |image: &&(_, &Option<PathBuf>)| {
+                image.1.as_ref().is_some_and(|image| is_same_file(image, path))
+            };
+            if let Some(&(image, _)) = images.iter().find(same) {
+                return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
+            }
+            let other = outputs.iter().take(index).find(|(_, other)| is_same_output(other, path));
+            if let Some(&(other, _)) = other {
+                return Err(ConfigError::SameOutput { key, path: path.clone(), other });
             }
         }
         Ok(())
@@ -259,7 +320,9 @@ impl VmConfig {
             ("boot.kernel", self.boot.kernel.as_mut()),
             ("boot.initrd", self.boot.initrd.as_mut()),
             ("console.serial", self.console.serial.path_mut()),
+            ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
+            ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))
     }
@@ -269,6 +332,14 @@ impl VmConfig {
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
     identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
+/// Whether what is written to both paths would come to one file. Devices take what several write.
+fn is_same_output(one: &Path, other: &Path) -> bool {
+    let is_file = |path: &Path| {
+        path.metadata().map_or(true, |metadata| metadata.is_file() || metadata.file_type().is_socket())
+    };
+    is_file(one) && (one == other || is_same_file(one, other))
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {

@@ -104,7 +104,7 @@ impl Source<'_> {
         if !key.form.takes(value.get_ref()) {
             return Some(ValueError::WrongType {
                 value: written(),
-                found: type_name(value.get_ref()),
+                found: key.form.misfit(value.get_ref()).unwrap_or_else(|| type_name(value.get_ref())),
                 expected,
             });
         }

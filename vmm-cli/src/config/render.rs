@@ -4,8 +4,9 @@ use std::fmt::Display;
 use std::path::Path;
 
 use toml::Value;
+use vmm_core::DisabledExits;
 
-use super::{VmConfig, choice, duration};
+use super::{Affinity, CpuConfig, VmConfig, choice, duration, scheduler};
 
 impl VmConfig {
     /// Writes every setting with its value. One that has none is a comment that says what then happens.
@@ -20,8 +21,7 @@ impl VmConfig {
         out.text("cmdline", &self.boot.cmdline);
 
         out.section("cpu");
-        out.set("count", self.cpu.count);
-        out.text("kick", &choice::word(&self.cpu.kick));
+        out.cpu(&self.cpu);
 
         out.section("memory");
         out.text("size", &self.memory.size.to_string());
@@ -40,10 +40,23 @@ impl VmConfig {
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
 
+        out.section("control");
+        out.path("socket", self.control.socket.as_deref(), "there is none");
+
         out.section("log");
         out.text("level", &choice::word(&self.log.level));
         out.text("format", &choice::word(&self.log.format));
         out.path("file", self.log.file.as_deref(), "standard error");
+
+        out.section("stats");
+        match &self.stats.output {
+            Some(output) => out.text("output", &output.to_string()),
+            None => out.unset("output", "no statistics are written"),
+        }
+        match &self.stats.format {
+            Some(format) => out.text("format", &choice::word(format)),
+            None => out.unset("format", "table on standard output, json in a file"),
+        }
         out.0
     }
 }
@@ -71,6 +84,42 @@ impl Writer {
         }
     }
 
+    fn words(&mut self, key: &str, words: impl IntoIterator<Item: Into<Value>>) {
+        self.set(key, Value::from(words.into_iter().map(Into::into).collect::<Vec<Value>>()));
+    }
+
+    fn cpu(&mut self, cpu: &CpuConfig) {
+        self.set("count", cpu.count);
+        self.text("kick", &choice::word(&cpu.kick));
+        match &cpu.affinity {
+            Some(Affinity::All(list)) => self.text("affinity", &list.to_string()),
+            Some(Affinity::Each(lists)) => self.words("affinity", lists.iter().map(ToString::to_string)),
+            None => self.unset("affinity", "every CPU that the monitor may use"),
+        }
+        self.set("dedicated", cpu.dedicated);
+        match (cpu.disable_exits, cpu.exits()) {
+            (Some(exits), _) => self.words("disable_exits", exits.names()),
+            (None, DisabledExits::NONE) => self.unset("disable_exits", "none"),
+            (None, exits) => {
+                self.unset(
+                    "disable_exits",
+                    &format!("{exits}, as far as the host offers them, for dedicated CPUs"),
+                );
+            }
+        }
+        match (cpu.halt_poll_ns, cpu.halt_poll()) {
+            (Some(time), _) => self.set("halt_poll_ns", time),
+            (None, Some(time)) => self.unset("halt_poll_ns", &format!("{time}, for dedicated CPUs")),
+            (None, None) => self.unset("halt_poll_ns", "the host's limit"),
+        }
+        self.set("realtime_hint", cpu.realtime_hint);
+        match cpu.scheduler {
+            Some(scheduler) => self.text("scheduler", &scheduler::render(scheduler)),
+            None => self.unset("scheduler", "as the monitor was started"),
+        }
+        self.set("monopolize_cpus", cpu.monopolize_cpus);
+    }
+
     fn unset(&mut self, key: &str, meaning: &str) {
         self.0 += &format!("# {key} is not set: {meaning}\n");
     }
@@ -83,11 +132,12 @@ mod tests {
 
     use clap::ValueEnum;
     use proptest::prelude::*;
+    use vmm_vcpu::Scheduler;
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, CpuConfig, LogConfig, MachineConfig, MemoryConfig, MemorySize, SerialMode,
-        keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, LogConfig, MachineConfig, MemoryConfig,
+        MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -112,17 +162,64 @@ mod tests {
         ]
     }
 
+    fn affinity() -> impl Strategy<Value = Affinity> {
+        let list =
+            || prop::collection::hash_set(0_usize..1024, 1..9).prop_map(|cpus| CpuList::new(cpus).unwrap());
+        prop_oneof![
+            list().prop_map(Affinity::All),
+            prop::collection::vec(list(), 1..5).prop_map(Affinity::Each),
+        ]
+    }
+
+    fn scheduler() -> impl Strategy<Value = Scheduler> {
+        prop_oneof![
+            Just(Scheduler::Other),
+            Just(Scheduler::Batch),
+            Just(Scheduler::Idle),
+            (1_u8..=99).prop_map(Scheduler::Fifo),
+            (1_u8..=99).prop_map(Scheduler::Rr),
+        ]
+    }
+
+    prop_compose! {
+        fn cpu()(
+            (count, kick, affinity, dedicated) in (1_u8..=254, word(), prop::option::of(affinity()), any::<bool>()),
+            disable_exits in prop::option::of((0_u32..16).prop_map(DisabledExits::from_mask)),
+            (halt_poll_ns, realtime_hint) in (any::<Option<u32>>(), any::<bool>()),
+            (scheduler, monopolize_cpus) in (prop::option::of(scheduler()), any::<bool>()),
+        ) -> CpuConfig {
+            CpuConfig {
+                count,
+                kick,
+                affinity,
+                dedicated,
+                disable_exits,
+                halt_poll_ns,
+                realtime_hint,
+                scheduler,
+                monopolize_cpus,
+            }
+        }
+    }
+
+    fn stats() -> impl Strategy<Value = StatsConfig> {
+        let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
+        (prop::option::of(output), prop::option::of(word()))
+            .prop_map(|(output, format)| StatsConfig { output, format })
+    }
+
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (count, kick, pages) in (1_u8..=254, word(), 256_u64..=1 << 28),
+            (cpu, pages) in (cpu(), 256_u64..=1 << 28),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (pit, selftest, serial) in (any::<bool>(), any::<Option<bool>>(), serial()),
-            (level, format, file) in (word(), word(), optional_path()),
+            socket in optional_path(),
+            (level, format, file, stats) in (word(), word(), optional_path(), stats()),
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
-                cpu: CpuConfig { count, kick },
+                cpu,
                 memory: MemoryConfig { size: MemorySize::try_from(pages * 4096).unwrap() },
                 machine: MachineConfig {
                     on_reset,
@@ -132,7 +229,9 @@ mod tests {
                     selftest,
                 },
                 console: ConsoleConfig { serial },
+                control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
+                stats,
             }
         }
     }
@@ -149,6 +248,18 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_from_dedicated_cpus_is_shown() {
+        let text =
+            parse_toml("[cpu]\naffinity = '1'\ndedicated = true", Path::new("vm.toml")).unwrap().to_toml();
+        for line in [
+            "# disable_exits is not set: hlt, pause, as far as the host offers them, for dedicated CPUs\n",
+            "# halt_poll_ns is not set: 0, for dedicated CPUs\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
     fn every_default_is_shown() {
         let expected = "\
 [boot]
@@ -159,6 +270,13 @@ cmdline = \"\"
 [cpu]
 count = 1
 kick = \"immediate-exit\"
+# affinity is not set: every CPU that the monitor may use
+dedicated = false
+# disable_exits is not set: none
+# halt_poll_ns is not set: the host's limit
+realtime_hint = false
+# scheduler is not set: as the monitor was started
+monopolize_cpus = false
 
 [memory]
 size = \"128M\"
@@ -173,10 +291,17 @@ pit = false
 [console]
 serial = \"stdio\"
 
+[control]
+# socket is not set: there is none
+
 [log]
 level = \"warn\"
 format = \"text\"
 # file is not set: standard error
+
+[stats]
+# output is not set: no statistics are written
+# format is not set: table on standard output, json in a file
 ";
         assert_eq!(VmConfig::default().to_toml(), expected);
     }

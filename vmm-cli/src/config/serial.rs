@@ -25,6 +25,13 @@ pub enum SerialMode {
 }
 
 impl SerialMode {
+    pub(super) fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::File(path) | Self::Unix(path) => Some(path),
+            Self::Stdio | Self::Null | Self::Pty => None,
+        }
+    }
+
     pub(super) fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::File(path) | Self::Unix(path) => Some(path),

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::{CommandFactory, Parser};
 use proptest::prelude::*;
+use vmm_core::DisabledExits;
+use vmm_vcpu::Scheduler;
 
 use super::testing::Scratch;
 use super::*;
@@ -20,8 +22,15 @@ kernel = "images/vmlinux"
 initrd = "/abs/initrd"
 cmdline = "console=ttyS0 \"quoted\""
 [cpu]
-count = 254
+count = 2
 kick = "signal-mask"
+affinity = ["2", "4"]
+dedicated = true
+disable_exits = ["hlt", "mwait"]
+halt_poll_ns = 50000
+realtime_hint = true
+scheduler = "fifo:10"
+monopolize_cpus = true
 [memory]
 size = "1TiB"
 [machine]
@@ -32,10 +41,15 @@ pit = true
 selftest = false
 [console]
 serial = "unix=sock"
+[control]
+socket = "control.sock"
 [log]
 level = "trace"
 format = "json"
 file = "../vm.log"
+[stats]
+output = "stats.txt"
+format = "table"
 "#;
 
 fn parse(text: &str) -> Result<VmConfig, ConfigError> {
@@ -66,7 +80,10 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
-    assert_eq!(parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[log]\n").unwrap(), VmConfig::default());
+    assert_eq!(
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n[stats]\n").unwrap(),
+        VmConfig::default()
+    );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
 }
 
@@ -79,7 +96,17 @@ fn every_key_arrives_in_its_field() {
             initrd: Some("/abs/initrd".into()),
             cmdline: "console=ttyS0 \"quoted\"".into(),
         },
-        cpu: CpuConfig { count: 254, kick: Kick::SignalMask },
+        cpu: CpuConfig {
+            count: 2,
+            kick: Kick::SignalMask,
+            affinity: Some("2:4".parse().unwrap()),
+            dedicated: true,
+            disable_exits: Some(DisabledExits::HLT | DisabledExits::MWAIT),
+            halt_poll_ns: Some(50000),
+            realtime_hint: true,
+            scheduler: Some(Scheduler::Fifo(10)),
+            monopolize_cpus: true,
+        },
         memory: MemoryConfig { size: MemorySize::MAX },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
@@ -89,15 +116,21 @@ fn every_key_arrives_in_its_field() {
             selftest: Some(false),
         },
         console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
+        control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
             format: LogFormat::Json,
             file: Some("dir/../vm.log".into()),
         },
+        stats: StatsConfig {
+            output: Some(StatsOutput::File("dir/stats.txt".into())),
+            format: Some(StatsFormat::Table),
+        },
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();
     assert_ne!((config.boot, config.machine, config.log), (default.boot, default.machine, default.log));
+    assert_ne!(config.stats, default.stats);
 }
 
 #[test]
@@ -109,7 +142,9 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
+    assert_eq!(config.stats.output, Some(StatsOutput::File(scratch.path("stats.txt"))));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
+    assert_eq!(config.control.socket, Some(scratch.path("control.sock")));
 
     let flags = [
         "--kernel=Cargo.toml",
@@ -117,6 +152,13 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--cmdline=",
         "--cpus=3",
         "--kick=immediate-exit",
+        "--affinity=0-2",
+        "--dedicated=false",
+        "--disable-exits=none",
+        "--halt-poll-ns=0",
+        "--realtime-hint=false",
+        "--scheduler=other",
+        "--monopolize-cpus=false",
         "--memory=1G",
         "--on-reset=exit",
         "--on-triple-fault=crash",
@@ -124,9 +166,12 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--pit=false",
         "--selftest",
         "--serial=file=out",
+        "--api-sock=ctl",
         "--log-level=off",
         "--log-format=text",
         "--log-file=log",
+        "--stats=stats",
+        "--stats-format=json",
     ];
     let config = load(flags.map(Path::new).into_iter().chain([&*file])).unwrap();
     let here = std::env::current_dir().unwrap();
@@ -136,7 +181,14 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             initrd: Some(here.join("src/lib.rs")),
             cmdline: String::new(),
         },
-        cpu: CpuConfig { count: 3, kick: Kick::ImmediateExit },
+        cpu: CpuConfig {
+            count: 3,
+            affinity: Some("0-2".parse().unwrap()),
+            disable_exits: Some(DisabledExits::NONE),
+            halt_poll_ns: Some(0),
+            scheduler: Some(Scheduler::Other),
+            ..Default::default()
+        },
         memory: MemoryConfig { size: "1G".parse().unwrap() },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
@@ -146,7 +198,12 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             selftest: Some(true),
         },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
+        control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
+        stats: StatsConfig {
+            output: Some(StatsOutput::File(here.join("stats"))),
+            format: Some(StatsFormat::Json),
+        },
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
@@ -168,8 +225,8 @@ fn a_refused_text_names_place_and_remedy() {
         ("[memory]\nsise = 1", "2:1: unknown key `memory.sise`: did you mean `memory.size`?"),
         ("\n cpus = 2", "2:2: unknown key `cpus`: the key is `cpu.count`"),
         ("[memroy]", "1:2: unknown key `memroy`: did you mean `memory`?"),
-        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count"),
-        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count"),
+        ("[cpu]\nz = 1\na = 1", "2:1: unknown key `cpu.z`: the keys of [cpu] are: count, kick, affinity"),
+        ("cpu.b.c = 1", "1:5: unknown key `cpu.b`: the keys of [cpu] are: count, kick, affinity"),
         ("memory = '1G'", "1:1: `memory` is a section, not a string: the key is `memory.size`"),
         (
             "boot = ['k', 'i', '']",
@@ -184,6 +241,23 @@ fn a_refused_text_names_place_and_remedy() {
             "1:15: memory.size = 9223372036854775808 does not fit in 64 bits",
         ),
         ("cpu.count = '2'", "1:13: cpu.count = '2' is a string; expected a whole number from 1 to 254"),
+        ("cpu.affinity = '5-2'", "1:16: cpu.affinity = 5-2 runs backwards: write 2-5"),
+        ("cpu.affinity = ['1', '2', '1-1024']", "1:16: cpu.affinity = 1024 is above the limit of CPU 1023"),
+        ("cpu.affinity = []", "1:16: cpu.affinity = [] is not host CPUs"),
+        (
+            "cpu.affinity = ['1', 2]",
+            "1:16: cpu.affinity = \"['1', 2]\" is an array of something else than strings",
+        ),
+        (
+            "cpu.disable_exits = ['hlt', 'halt']",
+            "1:21: cpu.disable_exits = halt is not one of hlt, pause, cstate, mwait",
+        ),
+        ("cpu.disable_exits = 'hlt'", "1:21: cpu.disable_exits = 'hlt' is a string; expected names of"),
+        (
+            "cpu.halt_poll_ns = 4294967296",
+            "1:20: cpu.halt_poll_ns = 4294967296 is above the limit of 4294967295",
+        ),
+        ("cpu.scheduler = 'fifo'", "1:17: cpu.scheduler = fifo is not one of \"other\""),
         ("machine.grace_time = '5'", "1:22: machine.grace_time = 5 has no unit: write \"5s\" for seconds"),
         ("machine.on_reset = 'no'", "1:20: machine.on_reset = no is not one of exit, restart"),
         ("boot.kernel = ''", "1:15: boot.kernel = \"\" is empty; expected a path"),
@@ -260,10 +334,41 @@ fn a_path_that_toml_cannot_hold_is_refused() {
 #[test]
 fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
     let path = format!("/{}", "s".repeat(MAX_SOCKET_PATH - 1));
-    assert!(load([format!("--serial=unix={path}")]).is_ok());
-    let error = message(load([format!("--serial=unix={path}s")]).unwrap_err());
-    assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
+    for (flag, key) in
+        [("--serial=unix=", "console.serial (--serial)"), ("--api-sock=", "control.socket (--api-sock)")]
+    {
+        assert!(load([format!("{flag}{path}")]).is_ok());
+        let error = message(load([format!("{flag}{path}s")]).unwrap_err());
+        assert!(error.starts_with(key), "{error}");
+        assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
+    }
     assert!(load([format!("--serial=file={path}s")]).is_ok());
+}
+
+#[test]
+fn processors_that_do_not_go_together_are_refused_by_file_and_flags_alike() {
+    let error = message(load(["--dedicated", "--cpus=2"]).unwrap_err());
+    assert!(error.starts_with("cpu.dedicated (--dedicated) needs cpu.affinity (--affinity)"), "{error}");
+    let scratch = Scratch::new();
+    let file = scratch.file("vm.toml", "cpu.affinity = ['1', '2']");
+    let error = message(load([&file]).unwrap_err());
+    assert!(error.starts_with("cpu.affinity (--affinity): there are 2 lists for 1 vCPUs"), "{error}");
+    load([&*file, Path::new("--cpus=2")]).unwrap();
+}
+
+#[test]
+fn a_control_socket_shares_its_path_with_nothing() {
+    let control = "control.socket (--api-sock)";
+    for (other, first, second) in [
+        ("--serial=unix=s", control, "console.serial (--serial)"),
+        ("--serial=file=s", control, "console.serial (--serial)"),
+        ("--log-file=s", "log.file (--log-file)", control),
+        ("--stats=s", "stats.output (--stats)", control),
+    ] {
+        let error = message(load(["--api-sock=s", other]).unwrap_err());
+        assert!(error.starts_with(&format!("{first}: ")), "{error}");
+        assert!(error.ends_with(&format!("s is also {second}; choose a path for each")), "{error}");
+    }
 }
 
 #[test]
@@ -272,11 +377,40 @@ fn an_output_that_is_an_image_is_refused_by_whatever_name() {
     let kernel = scratch.file("kernel", "precious");
     std::os::unix::fs::symlink(&kernel, scratch.path("other-name")).unwrap();
     let kernel = kernel.display();
-    for output in ["--serial=file=", "--log-file="] {
+    for output in ["--serial=file=", "--log-file=", "--stats="] {
         let output = format!("{output}{}", scratch.path("other-name").display());
         let error = message(load([format!("--kernel={kernel}"), output]).unwrap_err());
         assert!(error.ends_with("is also boot.kernel (--kernel), and would be written over"), "{error}");
     }
+}
+
+#[test]
+fn two_outputs_in_one_file_are_refused_and_two_to_one_device_are_not() {
+    let scratch = Scratch::new();
+    let path = scratch.file("out", "");
+    std::os::unix::fs::symlink(&path, scratch.path("other-name")).unwrap();
+    let (path, other) = (path.display(), scratch.path("other-name"));
+    for second in [path.to_string(), other.display().to_string()] {
+        let error = message(load([format!("--log-file={path}"), format!("--stats={second}")]).unwrap_err());
+        assert_eq!(
+            error,
+            format!("stats.output (--stats): {second} is also log.file (--log-file); choose a path for each")
+        );
+    }
+    let absent = scratch.path("absent");
+    let absent = absent.display();
+    assert!(load([format!("--serial=file={absent}"), format!("--stats={absent}")]).is_err());
+    assert!(load([format!("--serial=file={absent}"), format!("--stats={path}")]).is_ok());
+    assert!(load(["--serial=file=/dev/null", "--log-file=/dev/null", "--stats=/dev/null"]).is_ok());
+}
+
+#[test]
+fn the_form_of_the_statistics_follows_their_place_until_it_is_set() {
+    let format = |flags: &[&str]| load(flags).unwrap().stats.format();
+    assert_eq!(format(&["--stats=-"]), StatsFormat::Table);
+    assert_eq!(format(&["--stats=stats.txt"]), StatsFormat::Json);
+    assert_eq!(format(&["--stats=-", "--stats-format=json"]), StatsFormat::Json);
+    assert_eq!(format(&["--stats=stats.txt", "--stats-format=table"]), StatsFormat::Table);
 }
 
 #[test]
@@ -331,6 +465,8 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
                 keys::Form::Text => "string",
                 keys::Form::Integer => "integer",
                 keys::Form::TextOrInteger => "string or integer",
+                keys::Form::Words => "array of strings",
+                keys::Form::TextOrWords => "string or array of strings",
                 keys::Form::Switch => "boolean",
             };
             let default = default_of(section.name, key.name);
@@ -365,7 +501,7 @@ fn every_example_is_accepted() {
             names.push(path.file_name().unwrap().to_owned());
         }
     }
-    for name in ["linux-elf.toml", "minimal.toml", "smp.toml"] {
+    for name in ["dedicated.toml", "linux-elf.toml", "minimal.toml", "smp.toml"] {
         assert!(names.iter().any(|found| found == name), "{name} is missing");
     }
 }
@@ -380,7 +516,7 @@ proptest! {
     #[test]
     fn no_text_that_is_nearly_right_panics(
         lines in prop::collection::vec(
-            r#"\[(boot|cpu|memory|log)\]|(kernel|count|size|level|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
+            r#"\[(boot|cpu|memory|log|stats)\]|(kernel|count|size|level|output|x) = ("|'|)[0-9a-zM\n.-]{0,4}("|'|)"#,
             0..6,
         ),
     ) {

@@ -51,6 +51,10 @@ pub enum ValueError {
     NotOneOf { value: String, permitted: String },
     #[error("{} has {character:?} at character {position}; expected {expected}", quote(value))]
     Character { value: String, character: char, position: usize, expected: &'static str },
+    #[error("{} runs backwards: write {last}-{first}", quote(value))]
+    CpusBackwards { value: String, first: usize, last: usize },
+    #[error("{} names CPU {cpu} twice", quote(value))]
+    CpuTwice { value: String, cpu: usize },
     #[error("{} is {length} bytes long, above the limit of {limit}", quote(value))]
     TooLong { value: String, length: usize, limit: usize },
 }
@@ -81,6 +85,15 @@ where
     T: FromStr<Err: Display>,
 {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// As [`from_text`]; a key that is present is always `Some`.
+pub(super) fn some_from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    from_text(deserializer).map(Some)
 }
 
 /// Splits a whole number from its unit: at least one decimal digit, then whatever follows.

@@ -1,27 +1,27 @@
 //! `Backend`: what the guest's serial port is connected to on the host.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::stdin::Stdin;
 use crate::config::SerialMode;
+use crate::listener::{ListenError, Listener};
 use crate::messages;
+use crate::output_file;
 use crate::sink::Sink;
 
 /// Why a console cannot be opened. All but [`OpenError::Host`] are the user's to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The file or socket cannot be made.
+    /// The file cannot be made.
     #[error("--serial: cannot open {path}")]
     Path {
         /// The path.
@@ -30,14 +30,9 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    /// Something is at the path of the socket, and it is not a socket that was left behind.
-    #[error("--serial: {path} exists and is {what}; choose another path, or remove it if nobody needs it")]
-    Occupied {
-        /// The path.
-        path: PathBuf,
-        /// What is there.
-        what: &'static str,
-    },
+    /// Nobody can listen at the path of the socket.
+    #[error("--serial")]
+    Socket(#[source] ListenError),
     /// The host lacks what every console needs: a descriptor, a thread, a pseudo-terminal.
     #[error("cannot set up the console: {what}")]
     Host {
@@ -83,31 +78,6 @@ pub(super) struct Client {
     sends: bool,
 }
 
-/// A listening socket that takes its path along when it goes.
-#[derive(Debug)]
-pub(super) struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-    /// What was at the path when it was bound: somebody may have put another socket there since.
-    identity: Option<(u64, u64)>,
-}
-
-/// Device and inode of what is at `path`.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if identity(&self.path) != self.identity {
-            return;
-        }
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
-        }
-    }
-}
-
 impl Backend {
     /// Opens what `mode` names, with the output that belongs to it.
     pub(super) fn open(mode: &SerialMode) -> Result<(Self, Sink), OpenError> {
@@ -120,8 +90,8 @@ impl Backend {
                 Ok((Self::Stdin(Stdin::open().map_err(host("raw mode"))?), output))
             }
             SerialMode::File(path) => {
-                let file =
-                    open_file(path).map_err(|source| OpenError::Path { path: path.clone(), source })?;
+                let file = output_file::create(path)
+                    .map_err(|source| OpenError::Path { path: path.clone(), source })?;
                 Ok((Self::OutputOnly, start(Some(file.into()))?))
             }
             SerialMode::Pty => {
@@ -130,7 +100,7 @@ impl Backend {
                 Ok((Self::Pty { master, _slave: slave }, start(Some(copy))?))
             }
             SerialMode::Unix(path) => {
-                let listener = listen(path)?;
+                let listener = Listener::bind(path).map_err(OpenError::Socket)?;
                 Ok((Self::Unix { listener, client: None, accepting: true }, start(None)?))
             }
         }
@@ -157,7 +127,7 @@ impl Backend {
     /// Where the next client knocks, while there is none.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Unix { listener, client: None, accepting: true } => Some(listener.socket.as_fd()),
+            Self::Unix { listener, client: None, accepting: true } => Some(listener.as_fd()),
             _ => None,
         }
     }
@@ -165,8 +135,7 @@ impl Backend {
     /// Takes the next client in; the output goes to it from now on.
     pub(super) fn accept(&mut self, output: &Sink) {
         let Self::Unix { listener, client, accepting } = self else { return };
-        let accepted = listener.socket.accept().and_then(|(stream, _)| {
-            stream.set_nonblocking(true)?;
+        let accepted = listener.accept().and_then(|stream| {
             let copy = stream.try_clone()?;
             Ok((stream, copy))
         });
@@ -225,17 +194,6 @@ impl Backend {
     }
 }
 
-/// Creates or empties the output file. Only a regular file or a character device: opening a FIFO would block.
-fn open_file(path: &Path) -> io::Result<File> {
-    if let Ok(metadata) = path.metadata()
-        && !(metadata.is_file() || metadata.file_type().is_char_device())
-    {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)
-}
-
 /// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked
 /// for it can read it.
 fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -252,50 +210,8 @@ fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((master.into(), slave))
 }
 
-/// Listens at `path`, which only this user can connect to. A socket that nobody listens on any more is replaced.
-fn listen(path: &Path) -> Result<Listener, OpenError> {
-    let failed = |source| OpenError::Path { path: path.into(), source };
-    let occupied = |what| Err(OpenError::Occupied { path: path.into(), what });
-    // Two that start at once must not take each other's socket for a stale one. Where the directory cannot be locked,
-    // that is left to chance.
-    let directory = path.parent().and_then(|parent| File::open(parent).ok());
-    let _turn = directory.and_then(|directory| Flock::lock(directory, FlockArg::LockExclusive).ok());
-    if let Ok(metadata) = path.symlink_metadata() {
-        if !metadata.file_type().is_socket() {
-            return occupied("not a socket");
-        }
-        // Not connected to where that can be helped: whoever listens would take this process for a client.
-        if is_bound(path) || UnixStream::connect(path).is_ok() {
-            return occupied(IN_USE);
-        }
-        std::fs::remove_file(path).map_err(failed)?;
-    }
-    // The mode of a socket file is what umask leaves of 0777.
-    let umask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    nix::sys::stat::umask(umask);
-    let socket = match bound {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return occupied(IN_USE),
-        bound => bound.map_err(failed)?,
-    };
-    let listener = Listener { socket, path: path.into(), identity: identity(path) };
-    listener.socket.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
-}
-
-/// Why a socket is left alone.
-const IN_USE: &str = "in use by another program";
-
 /// The offset with which preadv2 reads like read.
 const CURRENT_POSITION: u64 = u64::MAX;
-
-/// Whether some process of this network namespace has bound a socket under this very name.
-fn is_bound(path: &Path) -> bool {
-    // The name is the rest of the line after seven columns (proc_net_unix(5)).
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let Some(path) = path.to_str() else { return false };
-    sockets.lines().any(|line| line.strip_suffix(path).is_some_and(|columns| columns.ends_with(' ')))
-}
 
 /// Reads once; `None` is the end of the input, an empty slice that there is nothing after all.
 pub(super) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
@@ -318,55 +234,5 @@ pub(super) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'
         Err(Errno::EINTR | Errno::EAGAIN) => Some(&[]),
         // A terminal that hung up, a peer that reset the connection.
         Err(_) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scratch(name: &str) -> PathBuf {
-        std::env::temp_dir().join(format!("vmm-console-{}-{name}", std::process::id()))
-    }
-
-    #[test]
-    fn a_socket_that_was_left_behind_is_replaced_and_goes_with_the_listener() {
-        let path = scratch("stale");
-        drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
-        let listener = listen(&path).unwrap();
-        assert!(matches!(listen(&path), Err(OpenError::Occupied { what: IN_USE, .. })));
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_file_in_the_place_of_the_socket_is_left_alone() {
-        let path = scratch("file");
-        std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(listen(&path), Err(OpenError::Occupied { what: "not a socket", .. })));
-        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn a_fifo_is_no_output_file() {
-        let path = scratch("fifo");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(open_file(&path).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn files_and_sockets_are_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let (file, socket) = (scratch("private-file"), scratch("private-socket"));
-        open_file(&file).unwrap();
-        let listener = listen(&socket).unwrap();
-        for path in [&file, &socket] {
-            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
-        }
-        drop(listener);
-        std::fs::remove_file(&file).unwrap();
     }
 }

@@ -11,50 +11,62 @@ struct Capability {
     number: u32,
     /// The first Linux that has it.
     since: (u32, u32),
-    /// Whether this version uses it.
-    used: bool,
+    used: Use,
     lost: &'static str,
 }
 
+/// What this version uses a capability for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// Every machine.
+    Always,
+    /// Machines whose configuration asks for it.
+    OnRequest,
+    /// Nothing.
+    Later,
+}
+
 macro_rules! capability {
-    ($id:literal, $name:ident, $since:expr, used: $used:literal, $lost:literal) => {
+    ($id:literal, $name:ident, $since:expr, used: $used:ident, $lost:literal) => {
         Capability {
             id: $id,
             name: stringify!($name),
             number: kvm::$name,
             since: $since,
-            used: $used,
+            used: Use::$used,
             lost: $lost,
         }
     };
 }
 
-const CAPABILITIES: [Capability; 13] = [
-    capability!("kvm-ioeventfd", KVM_CAP_IOEVENTFD, (2, 6), used: true,
+const CAPABILITIES: [Capability; 14] = [
+    capability!("kvm-ioeventfd", KVM_CAP_IOEVENTFD, (2, 6), used: Always,
         "doorbells without an exit to the monitor: each costs several times more"),
-    capability!("kvm-tsc-deadline", KVM_CAP_TSC_DEADLINE_TIMER, (3, 1), used: true,
+    capability!("kvm-tsc-deadline", KVM_CAP_TSC_DEADLINE_TIMER, (3, 1), used: Always,
         "the TSC-deadline mode of the local APIC: guest timers are coarser and exit more often"),
-    capability!("kvm-clock-control", KVM_CAP_KVMCLOCK_CTRL, (3, 5), used: true,
+    capability!("kvm-clock-control", KVM_CAP_KVMCLOCK_CTRL, (3, 5), used: Always,
         "telling a guest that it was stopped: it may report soft lock-ups after SIGCONT"),
-    capability!("kvm-ioeventfd-any", KVM_CAP_IOEVENTFD_ANY_LENGTH, (4, 4), used: false,
+    capability!("kvm-statistics", KVM_CAP_BINARY_STATS_FD, (5, 14), used: Always,
+        "the kernel's own counts in `run --stats`: exits, halts, page faults, interrupts"),
+    capability!("kvm-ioeventfd-any", KVM_CAP_IOEVENTFD_ANY_LENGTH, (4, 4), used: Later,
         "later: one doorbell for writes of any width"),
-    capability!("kvm-irqfd-resample", KVM_CAP_IRQFD_RESAMPLE, (3, 8), used: false,
+    capability!("kvm-irqfd-resample", KVM_CAP_IRQFD_RESAMPLE, (3, 8), used: Later,
         "later: level-triggered interrupt lines without exits"),
-    capability!("kvm-split-irqchip", KVM_CAP_SPLIT_IRQCHIP, (4, 4), used: false,
+    capability!("kvm-split-irqchip", KVM_CAP_SPLIT_IRQCHIP, (4, 4), used: Later,
         "later: the I/O APIC in the monitor, and its state outside the kernel"),
-    capability!("kvm-x2apic", KVM_CAP_X2APIC_API, (4, 8), used: false,
+    capability!("kvm-x2apic", KVM_CAP_X2APIC_API, (4, 8), used: Later,
         "later: more than 254 vCPUs"),
-    capability!("kvm-disable-exits", KVM_CAP_X86_DISABLE_EXITS, (4, 17), used: false,
-        "later: vCPUs with a processor of their own, which halt without an exit"),
-    capability!("kvm-read-only", KVM_CAP_READONLY_MEM, (3, 7), used: false,
+    capability!("kvm-disable-exits", KVM_CAP_X86_DISABLE_EXITS, (4, 17), used: OnRequest,
+        "dedicated vCPUs that halt without an exit"),
+    capability!("kvm-halt-poll", KVM_CAP_HALT_POLL, (5, 8), used: OnRequest,
+        "machines with their own limit of halt polling"),
+    capability!("kvm-read-only", KVM_CAP_READONLY_MEM, (3, 7), used: Later,
         "later: memory that a guest can read but not write, such as firmware"),
-    capability!("kvm-dirty-ring", KVM_CAP_DIRTY_LOG_RING, (5, 11), used: false,
+    capability!("kvm-dirty-ring", KVM_CAP_DIRTY_LOG_RING, (5, 11), used: Later,
         "later: the pages a guest has written to, without a look at all of them"),
-    capability!("kvm-dirty-log", KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, (5, 2), used: false,
+    capability!("kvm-dirty-log", KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, (5, 2), used: Later,
         "later: a log of written pages that is cleared in small steps"),
-    capability!("kvm-statistics", KVM_CAP_BINARY_STATS_FD, (5, 14), used: false,
-        "later: the kernel's own counts of exits"),
-    capability!("kvm-guest-debug", KVM_CAP_SET_GUEST_DEBUG, (2, 6), used: false,
+    capability!("kvm-guest-debug", KVM_CAP_SET_GUEST_DEBUG, (2, 6), used: Later,
         "later: breakpoints in a guest"),
 ];
 
@@ -68,7 +80,7 @@ fn finding(capability: &Capability, linux: Option<(u32, u32)>, value: u32) -> Fi
     let Capability { id, name, since: (major, minor), used, lost, .. } = *capability;
     match value {
         0 => {
-            let missing = if used { Finding::degraded } else { Finding::note };
+            let missing = if used == Use::Always { Finding::degraded } else { Finding::note };
             // A newer kernel that lacks it has a processor or a kind of KVM that cannot do it.
             let older = linux.is_none_or(|linux| linux < (major, minor));
             let mend = older.then(|| format!("a host kernel of Linux {major}.{minor} or newer"));
@@ -95,6 +107,7 @@ mod tests {
     #[test]
     fn what_run_uses_degrades_it_and_what_it_will_use_is_a_note() {
         assert_eq!(lacking(kvm::KVM_CAP_IOEVENTFD, None).state, State::Degraded);
+        assert_eq!(lacking(kvm::KVM_CAP_HALT_POLL, None).state, State::Note);
         let ring = lacking(kvm::KVM_CAP_DIRTY_LOG_RING, None);
         assert_eq!(ring.state, State::Note);
         assert!(ring.lost.unwrap().starts_with("later: "));
@@ -111,7 +124,7 @@ mod tests {
     #[test]
     fn what_this_version_does_not_use_says_so() {
         for Capability { id, used, lost, .. } in &CAPABILITIES {
-            assert_eq!(*used, !lost.starts_with("later: "), "{id}");
+            assert_eq!(*used == Use::Later, lost.starts_with("later: "), "{id}");
         }
     }
 }

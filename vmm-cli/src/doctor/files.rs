@@ -56,6 +56,12 @@ impl Files {
         Ok(fs::read_dir(self.at(path))?.count())
     }
 
+    /// The names of the entries of the directory at `path`.
+    pub fn names(&self, path: &str) -> io::Result<Vec<String>> {
+        let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+        fs::read_dir(self.at(path))?.map(name).collect()
+    }
+
     /// Whether `path` may be opened for reading and writing. It is not opened: to open the node of a device loads its
     /// module.
     pub fn may_open(&self, path: &str) -> io::Result<()> {

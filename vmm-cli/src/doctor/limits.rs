@@ -10,8 +10,12 @@ use super::memory::size;
 
 /// Descriptors of a machine with one vCPU and the default devices, beside those that the process was started with.
 const MACHINE_DESCRIPTORS: u64 = 16;
-/// Descriptors of the largest machine.
-const LARGE_MACHINE_DESCRIPTORS: u64 = MACHINE_DESCRIPTORS + 253;
+/// Most vCPUs of a machine. Each after the first takes a descriptor.
+const MOST_VCPUS: u64 = 254;
+/// Descriptors of the statistics, beside one for each vCPU: of the VM, and where they go.
+const STATS_DESCRIPTORS: u64 = 2;
+/// Descriptors of the largest machine, with statistics.
+const LARGE_MACHINE_DESCRIPTORS: u64 = MACHINE_DESCRIPTORS + MOST_VCPUS - 1 + STATS_DESCRIPTORS + MOST_VCPUS;
 /// Address space of the default machine: guest memory, stacks and heaps of its threads.
 const MACHINE_ADDRESSES: u64 = 1 << 30;
 /// Threads of the largest machine, and room for other programs of this user.
@@ -46,12 +50,20 @@ fn open_files(limit: Rlimit, open: u64) -> Finding {
         return Finding::broken(ID, found).mend_by(mend);
     }
     if left < LARGE_MACHINE_DESCRIPTORS {
-        let vcpus = left - MACHINE_DESCRIPTORS + 1;
-        return Finding::note(ID, found)
-            .lost(format!("machines with more than some {vcpus} vCPUs"))
-            .mend_by(mend);
+        return Finding::note(ID, found).lost(too_large(left)).mend_by(mend);
     }
     Finding::ok(ID, found)
+}
+
+/// The machines for which `left` descriptors are too few.
+fn too_large(left: u64) -> String {
+    let vcpus = left - MACHINE_DESCRIPTORS + 1;
+    let counted = vcpus.saturating_sub(STATS_DESCRIPTORS) / 2;
+    if vcpus < MOST_VCPUS {
+        format!("machines with more than some {vcpus} vCPUs, or {counted} with `--stats` or `--api-sock`")
+    } else {
+        format!("`--stats` and `--api-sock` for machines with more than some {counted} vCPUs")
+    }
 }
 
 fn address_space(limit: Rlimit) -> Finding {
@@ -139,6 +151,9 @@ mod tests {
         let one = open_files(limit(3 + MACHINE_DESCRIPTORS, 4096), 3);
         assert_eq!(one.state, State::Note);
         assert!(one.lost.unwrap().contains("some 1 vCPUs"));
+        let many = open_files(limit(3 + LARGE_MACHINE_DESCRIPTORS - 2, 4096), 3);
+        assert!(many.lost.unwrap().ends_with("more than some 253 vCPUs"));
+        assert_eq!(open_files(limit(3 + LARGE_MACHINE_DESCRIPTORS, 4096), 3).state, State::Ok);
         assert_eq!(open_files(limit(1024, 4096), 3).state, State::Ok);
         assert_eq!(open_files(limit(1024, 4096), 1020).state, State::Broken);
         assert_eq!(open_files(NONE, 3).state, State::Ok);

@@ -4,6 +4,7 @@
 //! and no device is opened but the one that `run` opens: what would load a module is only asked about.
 
 mod capabilities;
+mod dedicated;
 mod files;
 mod finding;
 mod kernel;
@@ -40,6 +41,8 @@ struct Report {
     /// Nothing: not known, because no machine could be run.
     stock_linux: Option<bool>,
     findings: Vec<Finding>,
+    /// What concerns dedicated CPUs only, worst first. Nothing of it bears on `overall`.
+    dedicated: Vec<Finding>,
 }
 
 /// Whether `vmm-cli run` works on this host.
@@ -59,7 +62,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
     let text = if args.json {
         serde_json::to_string_pretty(&report).map_err(Failure::internal)? + "\n"
     } else {
-        render::text(&report.findings, &report.verdict())
+        render::text(&report.findings, &report.dedicated, &report.verdict())
     };
     // Whoever closed standard output wants the exit code only.
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -90,16 +93,23 @@ fn look(files: &Files) -> Report {
     findings.extend(limits);
     findings.extend(memory::check(files));
     findings.extend(kernel::check(files));
-    Report::new(findings, facts.virtualization(), facts.boots_linux())
+    let dedicated = dedicated::check(files, extension, kvm.as_ref());
+    Report::new(findings, dedicated, facts.virtualization(), facts.boots_linux())
 }
 
 impl Report {
-    fn new(mut findings: Vec<Finding>, virtualization: Virtualization, stock_linux: Option<bool>) -> Self {
+    fn new(
+        mut findings: Vec<Finding>,
+        mut dedicated: Vec<Finding>,
+        virtualization: Virtualization,
+        stock_linux: Option<bool>,
+    ) -> Self {
         // Stable: among equals the order of the checks stays.
         findings.sort_by_key(|finding| Reverse(finding.state));
+        dedicated.sort_by_key(|finding| Reverse(finding.state));
         let is_broken = findings.iter().any(|finding| finding.state == State::Broken);
         let overall = if is_broken { Overall::Cannot } else { Overall::Works };
-        Self { schema: SCHEMA, overall, virtualization, stock_linux, findings }
+        Self { schema: SCHEMA, overall, virtualization, stock_linux, findings, dedicated }
     }
 
     fn exit_code(&self) -> ExitCode {
@@ -129,7 +139,7 @@ mod tests {
     use super::*;
 
     fn report(findings: Vec<Finding>) -> Report {
-        Report::new(findings, Virtualization::Svm, Some(true))
+        Report::new(findings, Vec::new(), Virtualization::Svm, Some(true))
     }
 
     #[test]
@@ -163,12 +173,15 @@ mod tests {
             Finding::ok("kernel", "Linux 6.12"),
             Finding::degraded("x", "found").lost("lost").mend_by("mend"),
         ];
-        let json = serde_json::to_string(&Report::new(findings, Virtualization::Pvm, None)).unwrap();
+        let dedicated = vec![Finding::ok("y", "found")];
+        let report = Report::new(findings, dedicated, Virtualization::Pvm, None);
+        let json = serde_json::to_string(&report).unwrap();
         assert_eq!(
             json,
             "{\"schema\":1,\"overall\":\"works\",\"virtualization\":\"pvm\",\"stock_linux\":null,\"findings\":[\
              {\"id\":\"x\",\"state\":\"degraded\",\"found\":\"found\",\"lost\":\"lost\",\"mend\":\"mend\"},\
-             {\"id\":\"kernel\",\"state\":\"ok\",\"found\":\"Linux 6.12\",\"lost\":null,\"mend\":null}]}"
+             {\"id\":\"kernel\",\"state\":\"ok\",\"found\":\"Linux 6.12\",\"lost\":null,\"mend\":null}],\
+             \"dedicated\":[{\"id\":\"y\",\"state\":\"ok\",\"found\":\"found\",\"lost\":null,\"mend\":null}]}"
         );
     }
 
@@ -187,7 +200,8 @@ mod tests {
     fn every_check_is_on_the_users_page_and_named_once() {
         let page = include_str!("../../../docs/doctor.md");
         let root = files::fixture::Fixture::new(&[]);
-        let mut findings = look(&root.files).findings;
+        let report = look(&root.files);
+        let mut findings = [report.findings, report.dedicated].concat();
         findings.extend(capabilities::check(None, |_| 0));
         let mut names: Vec<_> = findings.iter().map(|finding| finding.id).collect();
         for name in &names {

@@ -13,22 +13,31 @@ const HEADINGS: [(State, &str); 4] = [
     (State::Ok, "Fine"),
 ];
 
-/// The findings under headings and the `verdict` as last line.
-pub(super) fn text(findings: &[Finding], verdict: &str) -> String {
-    let column = findings.iter().map(|finding| finding.id.len()).max().unwrap_or(0) + 4;
+const DEDICATED: &str = "For dedicated CPUs (docs/dedicated.md), not needed otherwise";
+
+/// The findings under headings, those for `dedicated` CPUs before what is fine, and the `verdict` as last line.
+pub(super) fn text(findings: &[Finding], dedicated: &[Finding], verdict: &str) -> String {
+    let column = findings.iter().chain(dedicated).map(|finding| finding.id.len()).max().unwrap_or(0) + 4;
     let mut text = String::new();
     for (state, heading) in HEADINGS {
-        let mut of_state = findings.iter().filter(|finding| finding.state == state).peekable();
-        if of_state.peek().is_some() {
-            line(&mut text, heading);
-            of_state.for_each(|finding| entry(&mut text, finding, column));
-            line(&mut text, "");
+        if state == State::Ok {
+            section(&mut text, DEDICATED, dedicated.iter(), column);
         }
+        section(&mut text, heading, findings.iter().filter(|finding| finding.state == state), column);
     }
     for part in wrap(verdict, WIDTH) {
         line(&mut text, &part);
     }
     text
+}
+
+fn section<'a>(text: &mut String, heading: &str, findings: impl Iterator<Item = &'a Finding>, column: usize) {
+    let mut findings = findings.peekable();
+    if findings.peek().is_some() {
+        line(text, heading);
+        findings.for_each(|finding| entry(text, finding, column));
+        line(text, "");
+    }
 }
 
 fn entry(text: &mut String, finding: &Finding, column: usize) {
@@ -108,18 +117,24 @@ Notes
   tun         /dev/net/tun: not there
               lost  later: taps
 
+For dedicated CPUs (docs/dedicated.md), not needed otherwise
+  isolated    none
+              lost  quiet
+
 Fine
   kernel      Linux 6.12
 
 the verdict
 ";
-        assert_eq!(text(&findings(), "the verdict"), expected);
+        let dedicated = [Finding::degraded("isolated", "none").lost("quiet")];
+        assert_eq!(text(&findings(), &dedicated, "the verdict"), expected);
     }
 
     #[test]
     fn no_line_is_longer_than_the_screen() {
         let words = "word ".repeat(100);
-        let text = text(&[Finding::degraded("a-check", &words).lost(&words).mend_by(&words)], &words);
+        let finding = Finding::degraded("a-check", &words).lost(&words).mend_by(&words);
+        let text = text(&[finding], &[], &words);
         assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
         assert_eq!(text.matches("word").count(), 400);
     }

@@ -179,7 +179,7 @@ fn name(extension: Extension) -> &'static str {
 }
 
 /// Loads the module again with `parameter` on; no machine may be running.
-fn reload(extension: Extension, parameter: &str) -> String {
+pub(super) fn reload(extension: Extension, parameter: &str) -> String {
     let module = extension.module();
     format!("`sudo modprobe -r {module} && sudo modprobe {module} {parameter}=1`")
 }

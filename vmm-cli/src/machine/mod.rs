@@ -5,6 +5,7 @@
 
 mod devices;
 mod exits;
+mod handle;
 pub(crate) mod layout;
 mod power;
 mod report;
@@ -27,36 +28,41 @@ use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
+use crate::control::operations::Controlled;
 use crate::outcome::Failure;
+use crate::processors::Processors;
+use crate::stats::{KernelStats, Report};
 use devices::Devices;
-use exits::Exits;
+use handle::Handle;
 pub use power::PowerButton;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
-    vcpus: Vcpus,
+    /// The vCPUs, and what else others may reach: nobody has it any more when the machine is dropped.
+    handle: Arc<Handle>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
-    power_button: PowerButton,
-    exits: Arc<Exits>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
 
 impl Machine {
-    /// Builds the machine of `config` and loads `source` into it; events go to `events`, output to `console`.
+    /// Builds the machine of `config` on `processors` and loads `source` into it; events go to `events`, output to `console`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
     pub fn build(
         kvm: &Kvm,
         config: &VmConfig,
+        processors: &Processors,
         source: &BootSource<'_>,
         console: &Console,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let cpuid = cpuid(kvm, config)?;
+        let mut cpuid = cpuid(kvm, config)?;
+        processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
+        processors.set_up(&vm).map_err(Failure::host_cannot)?;
         vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
         // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
         // grace period of the kernel.
@@ -82,14 +88,16 @@ impl Machine {
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let (exits, lines) = (Arc::new(devices.exits), devices.lines);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
+        let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
-        let options = ThreadOptions { mechanism: mechanism(kvm, config.cpu.kick) };
+        let mechanism = mechanism(kvm, config.cpu.kick);
         let vcpus: Vec<_> = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ends = ends.clone();
                 let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
+                let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()) };
                 VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
             })
             .collect::<Result<_, _>>()
@@ -98,18 +106,42 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        Ok(Self { vcpus, serial, power_button, exits, _lines: lines, _memory: memory })
+        let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
+        Ok(Self { handle: Arc::new(handle), serial, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
     pub fn resume(&self) {
-        self.vcpus.resume();
+        self.handle.vcpus.resume();
+    }
+
+    /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
+    pub fn request_stop(&self) {
+        self.handle.vcpus.request_stop();
+    }
+
+    /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.
+    #[must_use]
+    pub fn handle(&self) -> Arc<dyn Controlled> {
+        Arc::clone(&self.handle) as _
+    }
+
+    /// Ends the vCPUs and returns all that has been counted.
+    #[must_use]
+    pub fn final_report(&self) -> Report {
+        let vcpus = &self.handle.vcpus;
+        vcpus.request_stop();
+        for index in 0..vcpus.counters().len() as u32 {
+            // The answer of one that was asked to stop, whichever it is, says that nothing of it will run any more.
+            let _ = vcpus.perform(index, |_| ());
+        }
+        self.handle.report()
     }
 
     /// The guest's power button.
     #[must_use]
     pub fn power_button(&self) -> &PowerButton {
-        &self.power_button
+        &self.handle.power_button
     }
 
     /// The guest's serial port.
@@ -121,8 +153,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.vcpus.stop();
-        let (ports, mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
+        match Arc::get_mut(&mut self.handle) {
+            Some(handle) => handle.vcpus.stop(),
+            // Whoever has it still joins them.
+            None => self.handle.vcpus.request_stop(),
+        }
+        let (ports, mmio) = (self.handle.exits.pio.unclaimed(), self.handle.exits.mmio.unclaimed());
         if ports + mmio != 0 {
             tracing::debug!(ports, mmio, "accesses to addresses without a device");
         }
@@ -187,6 +223,17 @@ fn configured_vcpus(
             Ok(vcpu)
         })
         .collect()
+}
+
+/// Opens what the kernel counts, if that is wanted and there.
+fn kernel_stats(
+    kvm: &Kvm,
+    config: &VmConfig,
+    vm: &Vm,
+    vcpus: &[Vcpu],
+) -> Result<Option<KernelStats>, Failure> {
+    let wanted = config.keeps_kernel_stats() && kvm.capabilities().binary_stats;
+    wanted.then(|| KernelStats::open(vm, vcpus)).transpose().map_err(Failure::host_cannot)
 }
 
 /// What the end of a vCPU means for the machine.

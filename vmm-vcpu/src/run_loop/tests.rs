@@ -1,3 +1,5 @@
+//! The run loop over scripted vCPUs: what it does with each return of `KVM_RUN` and each request.
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -150,8 +152,7 @@ fn driven(script: Vec<Script>, drive: impl FnOnce(&Loop, &Recorder)) -> (VcpuEnd
     let end = thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let end = run(&mut vcpu, &handler, &shared);
-            shared.kicks.end();
-            shared.tasks.close();
+            shared.end();
             end
         });
         drive(&shared, &handler);

@@ -129,18 +129,20 @@ fn set_data_segments(sregs: &mut kvm_sregs, segment: kvm_segment) {
 
 /// The MSRs that firmware would have set: fast string operations on (`IA32_MISC_ENABLE`, beside the bits that KVM sets at
 /// reset), and write-back as the default memory type (`IA32_MTRR_DEF_TYPE`), because Linux turns MTRRs that are off into
-/// uncached memory.
-pub(crate) fn boot_msrs() -> [kvm_msr_entry; 2] {
+/// uncached memory. A vCPU with `mwait` has its monitor on.
+pub(crate) fn boot_msrs(mwait: bool) -> [kvm_msr_entry; 2] {
     const IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRINGS: u64 = 1 << 0;
     const BTS_UNAVAILABLE: u64 = 1 << 11;
     const PEBS_UNAVAILABLE: u64 = 1 << 12;
+    const MONITOR_ENABLE: u64 = 1 << 18;
     const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
     const MTRR_ENABLE: u64 = 1 << 11;
     const WRITE_BACK: u64 = 6;
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let monitor = if mwait { MONITOR_ENABLE } else { 0 };
     [
-        entry(IA32_MISC_ENABLE, FAST_STRINGS | BTS_UNAVAILABLE | PEBS_UNAVAILABLE),
+        entry(IA32_MISC_ENABLE, FAST_STRINGS | BTS_UNAVAILABLE | PEBS_UNAVAILABLE | monitor),
         entry(IA32_MTRR_DEF_TYPE, MTRR_ENABLE | WRITE_BACK),
     ]
 }

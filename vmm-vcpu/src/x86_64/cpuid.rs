@@ -3,8 +3,10 @@
 //! One package, one thread a core, the APIC id is the vCPU's index. Leaves by the Intel SDM, volume 2A, "CPUID", and
 //! the AMD APM, volume 3, appendix E.
 
+use std::arch::x86_64::{__cpuid, __get_cpuid_max, CpuidResult};
+
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use vmm_core::Capabilities;
+use vmm_core::{Capabilities, DisabledExits};
 
 /// Why no CPUID table can be made.
 #[derive(Debug, thiserror::Error)]
@@ -21,10 +23,21 @@ pub struct CpuidTemplate {
     vcpus: u32,
 }
 
+const MONITOR: u32 = 1 << 3; // leaf 1 ecx
 const X2APIC: u32 = 1 << 21; // leaf 1 ecx
 const TSC_DEADLINE: u32 = 1 << 24; // leaf 1 ecx
 const HYPERVISOR: u32 = 1 << 31; // leaf 1 ecx
 const HTT: u32 = 1 << 28; // leaf 1 edx
+
+/// The leaf of C-states for `MWAIT`.
+const MWAIT_LEAF: u32 = 5;
+const MWAIT_EXTENSIONS: u32 = 1 << 0; // ecx: the leaf says more
+const MWAIT_BREAKS_ON_INTERRUPT: u32 = 1 << 1; // ecx: interrupts that are masked wake up too
+
+/// The leaf of KVM's own features (`Documentation/virt/kvm/x86/cpuid.rst`).
+const KVM_LEAF: u32 = 0x4000_0001;
+const PV_UNHALT: u32 = 1 << 7; // eax
+const HINT_REALTIME: u32 = 1 << 0; // edx
 
 /// Domain types of leaves 0xB and 0x1F.
 const DOMAIN_THREAD: u32 = 1;
@@ -49,6 +62,44 @@ impl CpuidTemplate {
             entries.extend(topology_leaf(leaf, vcpus));
         }
         Self { entries, vcpus }
+    }
+
+    /// Tells the guest what follows from `exits` that KVM leaves to the processor: with `mwait` it has `MONITOR` and `MWAIT`
+    /// and the C-states of this host, with `hlt` no other vCPU can wake it by hypercall.
+    pub fn leave_to_processor(&mut self, exits: DisabledExits) {
+        if exits.contains(DisabledExits::MWAIT) {
+            self.offer_mwait(host_leaf(MWAIT_LEAF));
+        }
+        if exits.contains(DisabledExits::HLT) {
+            self.each(KVM_LEAF, |entry| entry.eax &= !PV_UNHALT);
+        }
+    }
+
+    /// Tells the guest that its vCPUs are never taken off their host CPUs (`KVM_HINTS_REALTIME`), so that it spins where it
+    /// would otherwise give way.
+    pub fn hint_realtime(&mut self) {
+        self.each(KVM_LEAF, |entry| entry.edx |= HINT_REALTIME);
+    }
+
+    fn offer_mwait(&mut self, states: CpuidResult) {
+        let CpuidResult { eax, ebx, ecx, edx } = states;
+        // An interrupt always wakes a vCPU, whatever the host's processor does by itself.
+        let ecx = ecx | MWAIT_EXTENSIONS | MWAIT_BREAKS_ON_INTERRUPT;
+        self.each(0, |entry| entry.eax = entry.eax.max(MWAIT_LEAF));
+        self.each(1, |entry| entry.ecx |= MONITOR);
+        self.entries.retain(|entry| entry.function != MWAIT_LEAF);
+        self.entries.push(kvm_cpuid_entry2 {
+            function: MWAIT_LEAF,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        });
+    }
+
+    fn each(&mut self, function: u32, change: impl FnMut(&mut kvm_cpuid_entry2)) {
+        self.entries.iter_mut().filter(|entry| entry.function == function).for_each(change);
     }
 
     /// The table of vCPU `index`.
@@ -81,6 +132,17 @@ impl CpuidTemplate {
     pub fn vcpus(&self) -> u32 {
         self.vcpus
     }
+}
+
+/// Whether a vCPU with this table has `MONITOR` and `MWAIT`.
+pub(crate) fn has_mwait(table: &CpuId) -> bool {
+    table.as_slice().iter().any(|entry| entry.function == 1 && entry.ecx & MONITOR != 0)
+}
+
+/// What the host's processor says in `leaf`; nothing if it has no such leaf.
+fn host_leaf(leaf: u32) -> CpuidResult {
+    let (last, _) = __get_cpuid_max(0);
+    if leaf <= last { __cpuid(leaf) } else { CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } }
 }
 
 /// Bits of an APIC id that tell `count` things apart.
@@ -144,6 +206,9 @@ mod tests {
         immediate_exit: true,
         tsc_deadline_timer: true,
         kvmclock_ctrl: true,
+        binary_stats: true,
+        disable_exits: DisabledExits::NONE,
+        halt_poll: false,
     };
 
     fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
@@ -208,5 +273,37 @@ mod tests {
         let sizes = find(&table, 0x8000_0008, 0);
         assert_eq!((sizes.ecx & 0xff, sizes.ecx >> 12 & 0xf), (5, 3));
         assert_eq!(find(&table, 0x8000_001e, 0).eax, 5);
+    }
+
+    #[test]
+    fn a_guest_has_mwait_exactly_when_the_processor_has_it_to_itself() {
+        let supported = CpuId::from_entries(&[leaf(0, 0, 1), leaf(1, 0, 0), leaf(5, 0, 0)]).unwrap();
+        let mut template = CpuidTemplate::new(&supported, &CAPABILITIES, 1);
+        assert!(!has_mwait(&template.for_vcpu(0).unwrap()));
+        template.leave_to_processor(DisabledExits::HLT | DisabledExits::CSTATE);
+        assert!(!has_mwait(&template.for_vcpu(0).unwrap()));
+        template.offer_mwait(CpuidResult { eax: 64, ebx: 64, ecx: 0, edx: 0x20 });
+        let table = template.for_vcpu(0).unwrap();
+        assert!(has_mwait(&table));
+        let states: Vec<_> = table.as_slice().iter().filter(|entry| entry.function == 5).collect();
+        assert_eq!(states.len(), 1);
+        assert_eq!((states[0].eax, states[0].ebx, states[0].ecx, states[0].edx), (64, 64, 0b11, 0x20));
+    }
+
+    #[test]
+    fn hints_and_features_of_kvm_follow_what_is_left_to_the_processor() {
+        let kvm = leaf(KVM_LEAF, 0, PV_UNHALT | 1);
+        let supported = CpuId::from_entries(&[kvm]).unwrap();
+        let mut template = CpuidTemplate::new(&supported, &CAPABILITIES, 2);
+        template.leave_to_processor(DisabledExits::PAUSE);
+        let shown = |template: &CpuidTemplate| {
+            let entry = find(template.for_vcpu(1).unwrap().as_slice(), KVM_LEAF, 0);
+            (entry.eax, entry.edx)
+        };
+        assert_eq!(shown(&template), (PV_UNHALT | 1, 0));
+        template.leave_to_processor(DisabledExits::HLT);
+        assert_eq!(shown(&template), (1, 0));
+        template.hint_realtime();
+        assert_eq!(shown(&template), (1, HINT_REALTIME));
     }
 }

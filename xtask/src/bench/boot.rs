@@ -2,15 +2,17 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
+use super::samples::Samples;
 use super::{BenchArgs, PROGRAMS};
 use crate::guest_suites::has_virtualization;
 use crate::host::{find, kvm_missing, need};
 use crate::nested;
+use crate::process::capture;
 
 const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGE: &str = "qemu-system-x86";
@@ -20,6 +22,15 @@ const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 const FIRMWARE_FILES: [&str; 4] = ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"];
 const NESTED_FIRMWARE: &str = "/usr/share/qemu";
 
+/// Rounds that one nested host measures.
+const NESTED_ROUNDS: u32 = 3;
+/// How many nested hosts may die: the emulator fails now and then (docs/nested.md).
+const NESTED_DEATHS: usize = 5;
+/// How often a boot is tried in one, for the same reason.
+const NESTED_ATTEMPTS: u32 = 2;
+/// Makes its kernel clear memory when it is freed. An emulator takes up to a second to clear 2 MiB in which code has
+/// run; when memory is cleared only as it is handed out, one boot pays for the one before.
+const NESTED_CLEARING: &str = "init_on_free=1";
 /// Seconds that the nested host may take for itself, and for one round.
 const NESTED_START: u32 = 600;
 const NESTED_ROUND: u32 = 600;
@@ -38,29 +49,73 @@ impl Host {
     fn that_boots_linux() -> Self {
         if kvm_missing().is_none() && has_virtualization() { Self::Native } else { Self::Nested }
     }
+
+    /// How many of `rounds` one run measures.
+    fn part(self, rounds: u32) -> u32 {
+        match self {
+            Self::Native => rounds,
+            Self::Nested => rounds.min(NESTED_ROUNDS),
+        }
+    }
+
+    /// How many runs may fail.
+    fn deaths(self) -> usize {
+        match self {
+            Self::Native => 0,
+            Self::Nested => NESTED_DEATHS,
+        }
+    }
 }
 
-/// Runs the measuring program where `args` says, and gives the JSON that it prints.
+/// Runs the measuring program where `args` says, as often as it takes, and gives the JSON of the report.
 pub fn measure(args: &BenchArgs) -> Result<String> {
     need(QEMU, QEMU_PACKAGE)?;
-    let mut command = match args.host.unwrap_or_else(Host::that_boots_linux) {
+    let host = args.host.unwrap_or_else(Host::that_boots_linux);
+    let rounds = args.rounds.unwrap_or(super::BOOT_ROUNDS);
+    let mut samples = Samples::create()?;
+    let mut deaths = 0;
+    while samples.rounds() < rounds || !samples.are_counted() {
+        let part = host.part(rounds - samples.rounds());
+        let status = run(args, host, part, rounds, &mut samples)?;
+        if !status.success() {
+            deaths += 1;
+            let progress = format!("a run ended with {status} after round {}", samples.rounds());
+            ensure!(deaths <= host.deaths(), "{progress}");
+            samples.note(&format!("{progress}; another one went on"))?;
+        }
+    }
+    capture(Command::new(Path::new(PROGRAMS).join("bench_boot")).arg("report").arg(samples.path()))
+}
+
+/// Measures `part` of the `rounds` that are missing, and the counts after the last one.
+fn run(args: &BenchArgs, host: Host, part: u32, rounds: u32, samples: &mut Samples) -> Result<ExitStatus> {
+    let mut command = match host {
         Host::Native => native(args)?,
-        Host::Nested => in_nested(args)?,
+        Host::Nested => in_nested(args, part)?,
     };
-    command.args(["--rounds", &args.rounds.unwrap_or(super::BOOT_ROUNDS).to_string()]);
+    let done = samples.rounds();
+    command.args(["--after", &done.to_string(), "--rounds", &part.to_string()]);
+    if done + part == rounds {
+        command.arg("--count");
+    }
     if !args.shapes.is_empty() {
         command.args(["--shape", &args.shapes.join(",")]);
     }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot start the measuring program")?;
-    ensure!(output.status.success(), "the measuring program ended with {}", output.status);
-    Ok(String::from_utf8(output.stdout)?)
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = command.spawn().context("cannot start the measuring program")?;
+    let output = child.stdout.take().context("no pipe")?;
+    let collected = samples.collect(output);
+    let status = child.wait().context("cannot wait for the measuring program")?;
+    collected?;
+    ensure!(!status.success() || samples.rounds() == done + part, "the measuring program left rounds out");
+    Ok(status)
 }
 
 fn native(args: &BenchArgs) -> Result<Command> {
     let images = nested::linux_images(&[args.kernel])?.join(args.kernel.name());
     let mut command = Command::new(Path::new(PROGRAMS).join("bench_boot"));
-    command.arg("--vmm").arg(Path::new(PROGRAMS).join("vmm-cli")).arg("--qemu").arg(find(QEMU)?);
+    command.args(["measure", "--vmm"]).arg(Path::new(PROGRAMS).join("vmm-cli"));
+    command.arg("--qemu").arg(find(QEMU)?);
     command.args(["--firmware", FIRMWARE[0]]).arg("--images").arg(images);
     for (name, path) in &args.peers {
         command.arg("--peer").arg(joined(name, path));
@@ -68,13 +123,14 @@ fn native(args: &BenchArgs) -> Result<Command> {
     Ok(command)
 }
 
-/// The nested host with everything that is measured in it. The measuring program's own words follow.
-fn in_nested(args: &BenchArgs) -> Result<Command> {
+/// The nested host with everything that is measured in it, in `rounds` rounds. The measuring program's own words follow.
+fn in_nested(args: &BenchArgs, rounds: u32) -> Result<Command> {
     let version = args.kernel.name();
-    let rounds = args.rounds.unwrap_or(super::BOOT_ROUNDS);
-    let timeout = NESTED_START + NESTED_ROUND.saturating_mul(rounds);
+    // The warm-up and the counts take as long as rounds do.
+    let timeout = NESTED_START + NESTED_ROUND * (rounds + 2);
     let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
     command.args(["nested", "--guest-kernels", version, "--timeout", &timeout.to_string()]);
+    command.args(["--append", NESTED_CLEARING]);
     let qemu = find(QEMU)?;
     command.arg("--file").arg(&qemu);
     for file in FIRMWARE_FILES {
@@ -89,6 +145,7 @@ fn in_nested(args: &BenchArgs) -> Result<Command> {
         command.arg("--file").arg(carried(path, &format!("/bin/{name}")));
     }
     command.arg("--").arg(Path::new(PROGRAMS).join("bench_boot"));
+    command.args(["measure", "--attempts", &NESTED_ATTEMPTS.to_string()]);
     command.args(["--vmm", "/bin/vmm-cli", "--firmware", NESTED_FIRMWARE]).arg("--qemu").arg(&qemu);
     command.args(["--images", &format!("/guests/linux/{version}")]);
     for (name, _) in &args.peers {

@@ -4,6 +4,7 @@
 mod boot;
 mod chart;
 mod report;
+mod samples;
 mod table;
 
 use std::fs;
@@ -35,6 +36,12 @@ pub enum Bench {
     Dispatch,
     /// Process start to a Linux guest's first instruction and first program, and exits by reason, beside QEMU's microvm.
     Boot,
+    /// A request to a vCPU until its thread has seen it, with either mechanism, and the system calls of a kick.
+    Kick,
+    /// Taking all vCPUs of a machine out of the guest.
+    Pause,
+    /// A port read served in user space with either mechanism: the experiment that led to `immediate_exit`.
+    Inl,
 }
 
 /// The command line of `cargo xtask bench`.
@@ -99,6 +106,9 @@ impl Bench {
             Self::Exits => "exits",
             Self::Dispatch => "dispatch",
             Self::Boot => "boot",
+            Self::Kick => "kick",
+            Self::Pause => "pause",
+            Self::Inl => "inl",
         }
     }
 }
@@ -177,10 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn what_measures_inside_a_process_takes_no_peers() {
-        for name in ["exits", "dispatch"] {
+    fn what_is_measured_inside_a_process_takes_no_peers() {
+        for name in ["exits", "dispatch", "kick", "pause", "inl"] {
             let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
-            assert!(run(&args).unwrap_err().to_string().contains("no peers"));
+            assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
         }
     }
 }

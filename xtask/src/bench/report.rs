@@ -16,6 +16,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     #[serde(default)]
     pub counts: Vec<Count>,
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// How often one thing has happened to one subject, each time that it was counted.
@@ -74,6 +76,7 @@ pub struct Measured {
     pub max: f64,
     pub ratio_vs_baseline: Option<f64>,
     pub paired_ratio_vs_baseline: Option<f64>,
+    pub p99_ratio_vs_baseline: Option<f64>,
 }
 
 impl Report {
@@ -126,7 +129,8 @@ pub mod tests {
     pub fn sample() -> Report {
         let row = |case, subject, median: f64| {
             json!({ "case": case, "subject": subject, "unit": "us", "samples": 20, "median": median, "p99": 400.5,
-                    "min": 90.0, "max": 400.5, "ratio_vs_baseline": median / 100.0, "paired_ratio_vs_baseline": 1.9 })
+                    "min": 90.0, "max": 400.5, "ratio_vs_baseline": median / 100.0, "paired_ratio_vs_baseline": 1.9,
+                    "p99_ratio_vs_baseline": 1.05 })
         };
         let report = json!({
             "name": "startup",
@@ -149,6 +153,7 @@ pub mod tests {
                 { "case": "boot", "subject": "peer", "kind": "port", "name": "0x71 in", "values": [20000] },
                 { "case": "boot", "subject": "peer", "kind": "port", "name": "0x3f8 out", "values": [400] },
             ],
+            "notes": ["peer was started twice"],
         });
         serde_json::from_value(report).unwrap()
     }

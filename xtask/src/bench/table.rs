@@ -2,9 +2,11 @@
 
 use super::report::{Count, Outcome, Report, Row};
 
-const HEADER: [&str; 8] = ["case", "subject", "median", "p99", "min", "max", "ratio", "paired"];
+const COLUMNS: usize = 9;
+const HEADER: [&str; COLUMNS] =
+    ["case", "subject", "median", "p99", "min", "max", "ratio", "paired", "p99ratio"];
 
-/// One line for each row, the case named in its first one, and one for each thing that was counted.
+/// One line for each row, the case named in its first one, one for each note, and one for each thing that was counted.
 pub fn text(report: &Report) -> String {
     let mut lines = vec![report.heading(), String::new(), line(HEADER.map(str::to_owned), "")];
     for rows in report.cases() {
@@ -12,7 +14,11 @@ pub fn text(report: &Report) -> String {
     }
     let meaning = report.meaning();
     lines.push(String::new());
-    lines.push(format!("ratio: {meaning} (medians); paired: the median of the ratios within each round"));
+    lines.push(format!("ratio: {meaning} (medians); paired: the median of the ratios within each round;"));
+    lines.push(
+        "p99ratio: of the medians of the rounds' p99, where each round has 100 values or more".to_owned(),
+    );
+    lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
     for counts in report.counts.chunk_by(|count, next| count.case == next.case) {
         lines.extend(counted(counts));
     }
@@ -64,12 +70,13 @@ fn show(row: &Row, first: bool) -> String {
     match &row.outcome {
         Outcome::Measured(m) => {
             let [median, p99, min, max] = [m.median, m.p99, m.min, m.max].map(|value| format!("{value:.1}"));
-            let [ratio, paired] = [m.ratio_vs_baseline, m.paired_ratio_vs_baseline]
-                .map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")));
-            line([case, row.subject.clone(), median, p99, min, max, ratio, paired], "")
+            let ratios = [m.ratio_vs_baseline, m.paired_ratio_vs_baseline, m.p99_ratio_vs_baseline];
+            let [ratio, paired, p99_ratio] =
+                ratios.map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")));
+            line([case, row.subject.clone(), median, p99, min, max, ratio, paired, p99_ratio], "")
         }
         Outcome::Failed { error: note } | Outcome::NotRun { not_run: note } => {
-            let mut cells = <[String; 8]>::default();
+            let mut cells = <[String; COLUMNS]>::default();
             (cells[0], cells[1]) = (case, row.subject.clone());
             line(cells, note)
         }
@@ -77,10 +84,10 @@ fn show(row: &Row, first: bool) -> String {
 }
 
 /// Names to the left, numbers to the right; a `note` stands in place of the numbers.
-fn line(cells: [String; 8], note: &str) -> String {
-    let [case, subject, median, p99, min, max, ratio, paired] = cells;
+fn line(cells: [String; COLUMNS], note: &str) -> String {
+    let [case, subject, median, p99, min, max, ratio, paired, p99_ratio] = cells;
     let names = format!("{case:<32}{subject:<18}");
-    let numbers = format!("{median:>10}{p99:>10}{min:>10}{max:>10}{ratio:>9}{paired:>9}");
+    let numbers = format!("{median:>10}{p99:>10}{min:>10}{max:>10}{ratio:>9}{paired:>9}{p99_ratio:>9}");
     format!("{names}{}", if note.is_empty() { &numbers } else { note })
 }
 
@@ -94,10 +101,15 @@ mod tests {
         let text = text(&sample());
         let words: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(words[0].first(), Some(&"startup:"));
-        assert_eq!(words[4], ["vmm", "200.0", "400.5", "90.0", "400.5", "2.000", "1.900"]);
+        assert_eq!(words[4], ["vmm", "200.0", "400.5", "90.0", "400.5", "2.000", "1.900", "1.050"]);
         assert_eq!(words[6], ["peer", "said", "<\"no\"", "&", "ended>"]);
-        assert_eq!(words[7], ["locked", "(instructions)", "vmm", "0.0", "0.0", "0.0", "0.0", "-", "-"]);
+        assert_eq!(words[7], ["locked", "(instructions)", "vmm", "0.0", "0.0", "0.0", "0.0", "-", "-", "-"]);
         assert_eq!(words[8], ["port_read", "(ns)", "vmm", "no", "such", "device"]);
+    }
+
+    #[test]
+    fn notes_stand_below_the_rows() {
+        assert_eq!(text(&sample()).lines().filter(|line| *line == "note: peer was started twice").count(), 1);
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub struct MachineArgs {
     /// NUMA nodes, among which CPUs and memory are divided.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub numa: u32,
+    /// A word more on its kernel's command line, any number of times.
+    #[arg(long = "append", value_name = "WORD")]
+    pub words: Vec<String>,
 }
 
 /// Pages of one size.
@@ -95,6 +98,9 @@ impl MachineArgs {
         for HugePages { size, count } in &self.huge_pages {
             line += &format!(" hugepagesz={size} hugepages={count}");
         }
+        for word in &self.words {
+            line += &format!(" {word}");
+        }
         line
     }
 
@@ -127,7 +133,7 @@ mod tests {
     use super::*;
 
     fn machine(cpus: u32, numa: u32) -> MachineArgs {
-        MachineArgs { cpus, memory: 4096, huge_pages: Vec::new(), numa }
+        MachineArgs { cpus, memory: 4096, huge_pages: Vec::new(), numa, words: Vec::new() }
     }
 
     #[test]
@@ -147,6 +153,13 @@ mod tests {
         let pages = vec![huge_pages("1G=1").unwrap(), huge_pages("2M=8").unwrap()];
         let line = MachineArgs { huge_pages: pages, ..machine(2, 1) }.kernel_command_line();
         assert!(line.ends_with(" hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=8"), "{line}");
+    }
+
+    #[test]
+    fn words_come_last_on_the_command_line() {
+        let words = vec!["debug".to_owned(), "init_on_free=1".to_owned()];
+        let line = MachineArgs { words, ..machine(2, 1) }.kernel_command_line();
+        assert!(line.ends_with(" debug init_on_free=1"), "{line}");
     }
 
     #[test]

@@ -1,0 +1,368 @@
+//! `Operations`: what can be asked of a machine that runs, however it is asked.
+//!
+//! Nothing here knows of a socket or of a form of requests; those are in [`wire`](super::wire) and
+//! `server`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vmm_core::{VmEvent, VmEvents};
+
+use super::current::{Current, Lease};
+use crate::config::{MemorySize, StatsFormat};
+use crate::stats::Report;
+
+/// Who has asked, in the reason of a machine's end.
+pub const ASKED_BY: &str = "control socket";
+
+/// The version of the requests and answers. What is added leaves it as it is.
+pub const SCHEMA: u32 = 1;
+
+/// One thing that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// How the machine is.
+    Status,
+    /// Every vCPU stays out of the guest, each having ended its access to a device, at most `limit` from now.
+    Pause {
+        /// How long the slowest vCPU may take.
+        limit: Duration,
+    },
+    /// Every vCPU goes on.
+    Resume,
+    /// The guest is asked to shut down.
+    PowerButton,
+    /// The machine is reset, as by its guest.
+    Reset,
+    /// The machine and its monitor end.
+    Quit,
+    /// What has been counted.
+    Stats {
+        /// For people or for programs.
+        format: StatsFormat,
+    },
+}
+
+impl Operation {
+    /// Whether it may wait for a vCPU. Any other is done at once.
+    #[must_use]
+    pub fn waits(self) -> bool {
+        match self {
+            Self::Pause { .. } => true,
+            Self::Status | Self::Resume | Self::PowerButton => false,
+            Self::Reset | Self::Quit | Self::Stats { .. } => false,
+        }
+    }
+}
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// There is none yet, or none between two lives.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// A pause has been asked for, and a vCPU has not answered yet.
+    Pausing,
+    /// No vCPU is in the guest.
+    Paused,
+    /// It has ended and is taken apart.
+    Stopping,
+}
+
+/// The answer to [`Operation::Status`]. What the configuration has too is written as it is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What the machine is doing.
+    pub state: State,
+    /// Its number of vCPUs, as in `cpu.count`.
+    pub vcpus: u8,
+    /// Its RAM, as in `memory.size`.
+    pub memory: MemorySize,
+    /// How long ago its life began; nothing while there is no machine.
+    pub uptime_ms: Option<u64>,
+    /// The process of the monitor.
+    pub pid: u32,
+    /// The monitor's version.
+    pub version: String,
+}
+
+/// What an operation has come to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Of [`Operation::Status`].
+    Status(Status),
+    /// Of an operation that is done: what it has led to.
+    Reached {
+        /// The machine's state then.
+        state: State,
+    },
+    /// Of an operation that has been passed on: to the guest, or to those who end machines.
+    Passed {},
+    /// Of [`Operation::Stats`] for programs.
+    Statistics(Value),
+    /// Of [`Operation::Stats`] for people.
+    Table {
+        /// Whole lines.
+        table: String,
+    },
+}
+
+/// Why an operation has not been carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperationError {
+    /// There is no machine yet, or none between two lives.
+    #[error("the machine is being started: ask again when its state is running")]
+    Starting,
+    /// The machine has ended.
+    #[error("the machine is being stopped")]
+    Stopping,
+    /// A vCPU has not parked in time. The pause stays asked for: it is not this client's alone.
+    #[error(
+        "vCPU {vcpu} has not answered within {limit:?}; it is still to pause: `pause` waits further, `resume` gives up"
+    )]
+    NoAnswer {
+        /// The first that has not.
+        vcpu: u32,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// Somebody else has resumed the machine while it was being paused.
+    #[error("the machine was resumed while it was being paused")]
+    Resumed,
+    /// The guest has no driver for its power button, or not yet.
+    #[error("the guest does not listen to its power button; `quit` ends the machine")]
+    NotListening,
+}
+
+/// A machine as operations see it. Only [`pause`](Self::pause) may wait.
+pub trait Controlled: Send + Sync {
+    /// What it is doing: any but [`State::Starting`].
+    fn state(&self) -> State;
+    /// Returns when every vCPU is parked, `limit` is over, or the machine ends.
+    ///
+    /// # Errors
+    /// [`OperationError`]. After [`OperationError::NoAnswer`] the pause stays asked for.
+    fn pause(&self, limit: Duration) -> Result<(), OperationError>;
+    /// Lets every vCPU go on.
+    fn resume(&self);
+    /// Presses the power button; returns whether the guest listens to it.
+    fn press_power_button(&self) -> bool;
+    /// Ends this life of the machine as a reset does; returns whether it has not ended before.
+    fn reset(&self) -> bool;
+    /// What has been counted.
+    fn report(&self) -> Report;
+}
+
+/// What does not change from one life of a machine to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Its number of vCPUs.
+    pub vcpus: u8,
+    /// Its RAM.
+    pub memory: MemorySize,
+}
+
+/// Carries operations out, on any thread, on the machine of the moment.
+pub struct Operations {
+    facts: Facts,
+    current: Arc<Current>,
+    /// What is asked of those who run the machine: its end.
+    asked: VmEvents,
+}
+
+impl Operations {
+    /// Operations on the machine that `current` has. An end that is asked for goes to `asked`.
+    #[must_use]
+    pub fn new(facts: Facts, current: Arc<Current>, asked: VmEvents) -> Self {
+        Self { facts, current, asked }
+    }
+
+    /// Carries `operation` out.
+    ///
+    /// # Errors
+    /// [`OperationError`]: nothing has changed then, but for a pause that stays asked for.
+    pub fn execute(&self, operation: Operation) -> Result<Outcome, OperationError> {
+        match operation {
+            Operation::Status => Ok(Outcome::Status(self.status())),
+            Operation::Pause { limit } => {
+                self.machine()?.pause(limit).map(|()| Outcome::Reached { state: State::Paused })
+            }
+            Operation::Resume => {
+                self.machine()?.resume();
+                Ok(Outcome::Reached { state: State::Running })
+            }
+            Operation::PowerButton => {
+                let listens = self.machine()?.press_power_button();
+                listens.then_some(Outcome::Passed {}).ok_or(OperationError::NotListening)
+            }
+            Operation::Reset => {
+                let is_first = self.machine()?.reset();
+                is_first.then_some(Outcome::Passed {}).ok_or(OperationError::Stopping)
+            }
+            Operation::Quit => {
+                self.asked.send(VmEvent::UserStop(ASKED_BY));
+                Ok(Outcome::Passed {})
+            }
+            Operation::Stats { format } => {
+                let report = self.machine()?.report();
+                Ok(match format {
+                    StatsFormat::Json => Outcome::Statistics(report.to_value()),
+                    StatsFormat::Table => Outcome::Table { table: report.to_table() },
+                })
+            }
+        }
+    }
+
+    /// A part of the control has failed: the process is to end in an orderly way.
+    pub(super) fn fail(&self, what: &str) {
+        self.asked.send(VmEvent::Internal(what.into()));
+    }
+
+    /// The machine, if it has not ended and nobody has asked for its end.
+    fn machine(&self) -> Result<Lease, OperationError> {
+        if self.asked.get().is_some() {
+            return Err(OperationError::Stopping);
+        }
+        let machine = self.current.lease()?;
+        if machine.state() == State::Stopping { Err(OperationError::Stopping) } else { Ok(machine) }
+    }
+
+    fn status(&self) -> Status {
+        let (state, uptime) = match self.current.lease() {
+            Ok(machine) => (machine.state(), Some(machine.uptime())),
+            Err(OperationError::Starting) => (State::Starting, None),
+            Err(_) => (State::Stopping, None),
+        };
+        Status {
+            schema: SCHEMA,
+            state: if self.asked.get().is_some() { State::Stopping } else { state },
+            vcpus: self.facts.vcpus,
+            memory: self.facts.memory,
+            uptime_ms: uptime.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::testing::FakeMachine;
+
+    const PAUSE: Operation = Operation::Pause { limit: Duration::from_secs(1) };
+    const STATS: Operation = Operation::Stats { format: StatsFormat::Json };
+
+    struct Bench {
+        machine: Arc<FakeMachine>,
+        current: Arc<Current>,
+        asked: VmEvents,
+        operations: Operations,
+    }
+
+    fn bench() -> Bench {
+        let (machine, current) = (Arc::new(FakeMachine::default()), Arc::new(Current::default()));
+        let asked = VmEvents::new().unwrap();
+        let facts = Facts { vcpus: 2, memory: MemorySize::DEFAULT };
+        let operations = Operations::new(facts, Arc::clone(&current), asked.clone());
+        Bench { machine, current, asked, operations }
+    }
+
+    fn state(operations: &Operations) -> State {
+        match operations.execute(Operation::Status).unwrap() {
+            Outcome::Status(status) => status.state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn without_a_machine_there_is_a_status_and_a_way_to_quit() {
+        let bench = bench();
+        assert_eq!(state(&bench.operations), State::Starting);
+        for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset, STATS] {
+            assert_eq!(bench.operations.execute(operation), Err(OperationError::Starting), "{operation:?}");
+        }
+        assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
+        assert_eq!(bench.asked.get(), Some(&VmEvent::UserStop(ASKED_BY)));
+    }
+
+    #[test]
+    fn pause_and_resume_may_come_twice() {
+        let bench = bench();
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        for (operation, state) in [(PAUSE, State::Paused), (Operation::Resume, State::Running)] {
+            for _ in 0..2 {
+                assert_eq!(bench.operations.execute(operation), Ok(Outcome::Reached { state }));
+                assert_eq!(super::tests::state(&bench.operations), state);
+            }
+        }
+    }
+
+    #[test]
+    fn fault_d5_a_pause_that_a_vcpu_does_not_answer_names_it_and_stays_asked_for() {
+        let bench = bench();
+        bench.machine.answers_no_pause();
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        let operation = Operation::Pause { limit: Duration::ZERO };
+        let refused = OperationError::NoAnswer { vcpu: 1, limit: Duration::ZERO };
+        assert_eq!(bench.operations.execute(operation), Err(refused));
+        assert_eq!(state(&bench.operations), State::Pausing);
+        assert_eq!(
+            bench.operations.execute(Operation::Resume),
+            Ok(Outcome::Reached { state: State::Running })
+        );
+    }
+
+    #[test]
+    fn a_guest_that_does_not_listen_is_an_error() {
+        let bench = bench();
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        assert_eq!(bench.operations.execute(Operation::PowerButton), Err(OperationError::NotListening));
+        bench.machine.listens();
+        assert_eq!(bench.operations.execute(Operation::PowerButton), Ok(Outcome::Passed {}));
+    }
+
+    #[test]
+    fn after_its_end_a_machine_has_a_status_and_takes_nothing_else() {
+        let bench = bench();
+        let published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        assert_eq!(bench.operations.execute(Operation::Reset), Ok(Outcome::Passed {}));
+        for _ in 0..2 {
+            assert_eq!(state(&bench.operations), State::Stopping);
+            for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset] {
+                assert_eq!(bench.operations.execute(operation), Err(OperationError::Stopping));
+            }
+            assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
+        }
+        drop(published);
+        assert_eq!(state(&bench.operations), State::Stopping);
+    }
+
+    #[test]
+    fn statistics_come_for_programs_and_for_people() {
+        let bench = bench();
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        let Ok(Outcome::Statistics(report)) = bench.operations.execute(STATS) else { panic!() };
+        assert_eq!(report["vcpus"][1]["monitor"]["port_reads"], 2);
+        let people = Operation::Stats { format: StatsFormat::Table };
+        let Ok(Outcome::Table { table }) = bench.operations.execute(people) else { panic!() };
+        assert!(table.starts_with("vCPUs, counted by vmm-cli"), "{table}");
+    }
+
+    #[test]
+    fn status_tells_what_was_configured_and_the_age_of_this_life() {
+        let bench = bench();
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        let Ok(Outcome::Status(status)) = bench.operations.execute(Operation::Status) else { panic!() };
+        assert_eq!((status.schema, status.vcpus, status.memory), (1, 2, MemorySize::DEFAULT));
+        assert_eq!((status.state, status.pid), (State::Running, std::process::id()));
+        assert!(status.uptime_ms.is_some());
+    }
+}

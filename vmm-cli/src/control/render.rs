@@ -1,0 +1,86 @@
+//! Answers as text for people.
+
+use serde_json::Value;
+
+use super::operations::{Operation, State, Status};
+
+/// What `operation` has come to, as whole lines.
+pub(super) fn text(operation: Operation, value: &Value) -> String {
+    match operation {
+        Operation::Status => serde_json::from_value(value.clone())
+            .map_or_else(|_| format!("{value}\n"), |status| self::status(&status)),
+        Operation::Stats { .. } => {
+            let table = value["table"].as_str().map(|table| table.lines().map(printable));
+            table.map_or_else(|| format!("{value}\n"), |lines| lines.map(|line| line + "\n").collect())
+        }
+        Operation::Pause { .. } => "paused\n".into(),
+        Operation::Resume => "running\n".into(),
+        Operation::PowerButton => "the power button is pressed\n".into(),
+        Operation::Reset => "the machine is reset\n".into(),
+        Operation::Quit => "the machine ends\n".into(),
+    }
+}
+
+/// `text` with nothing in it that a terminal would obey.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn status(status: &Status) -> String {
+    let state = match status.state {
+        State::Starting => "starting",
+        State::Running => "running",
+        State::Pausing => "pausing",
+        State::Paused => "paused",
+        State::Stopping => "stopping",
+    };
+    let uptime = match status.uptime_ms {
+        Some(ms) => format!("{}.{:03} s", ms / 1000, ms % 1000),
+        None => "-".into(),
+    };
+    let rows = [
+        ("state", state.to_owned()),
+        ("vcpus", status.vcpus.to_string()),
+        ("memory", status.memory.to_string()),
+        ("uptime", uptime),
+        ("pid", status.pid.to_string()),
+        ("version", printable(&status.version)),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<8} {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::StatsFormat;
+
+    #[test]
+    fn a_status_is_a_small_table() {
+        let status = json!({
+            "schema": 1, "state": "paused", "vcpus": 2, "memory": "128M", "uptime_ms": 12_034, "pid": 7,
+            "version": "0.1.0", "later": true,
+        });
+        let expected =
+            "state    paused\nvcpus    2\nmemory   128M\nuptime   12.034 s\npid      7\nversion  0.1.0\n";
+        assert_eq!(text(Operation::Status, &status), expected);
+    }
+
+    #[test]
+    fn statistics_are_the_table_that_was_answered() {
+        let table = json!({ "table": "vCPUs\n  exits  1\u{1b}\n" });
+        let operation = Operation::Stats { format: StatsFormat::Table };
+        assert_eq!(text(operation, &table), "vCPUs\n  exits  1\u{fffd}\n");
+    }
+
+    #[test]
+    fn an_answer_of_another_form_is_shown_as_it_came() {
+        assert_eq!(text(Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_printed() {
+        assert_eq!(printable("\u{1b}[31mred\u{9b}\n"), "\u{fffd}[31mred\u{fffd}\u{fffd}");
+    }
+}

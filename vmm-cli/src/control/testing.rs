@@ -1,0 +1,88 @@
+//! A machine for tests: it does what it is told, or does not answer.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use vmm_vcpu::Counters;
+
+use super::operations::{Controlled, OperationError, State};
+use crate::stats::{MachineCounters, Report};
+
+/// A machine of two vCPUs, whose second one may not answer.
+pub(crate) struct FakeMachine {
+    state: Mutex<State>,
+    changed: Condvar,
+    deaf: AtomicBool,
+    listens: AtomicBool,
+}
+
+impl Default for FakeMachine {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State::Running),
+            changed: Condvar::new(),
+            deaf: AtomicBool::new(false),
+            listens: AtomicBool::new(false),
+        }
+    }
+}
+
+impl FakeMachine {
+    /// From now on a pause waits until its limit or the machine's end.
+    pub(crate) fn answers_no_pause(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the guest listens to its power button.
+    pub(crate) fn listens(&self) {
+        self.listens.store(true, Ordering::Relaxed);
+    }
+
+    fn set(&self, state: State) {
+        *self.state.lock().unwrap() = state;
+        self.changed.notify_all();
+    }
+}
+
+impl Controlled for FakeMachine {
+    fn state(&self) -> State {
+        *self.state.lock().unwrap()
+    }
+
+    fn pause(&self, limit: Duration) -> Result<(), OperationError> {
+        if !self.deaf.load(Ordering::Relaxed) {
+            self.set(State::Paused);
+            return Ok(());
+        }
+        self.set(State::Pausing);
+        let pausing = |state: &mut State| *state == State::Pausing;
+        let state = self.state.lock().unwrap();
+        let (state, _) = self.changed.wait_timeout_while(state, limit, pausing).unwrap();
+        match *state {
+            State::Stopping => Err(OperationError::Stopping),
+            State::Pausing => Err(OperationError::NoAnswer { vcpu: 1, limit }),
+            _ => Err(OperationError::Resumed),
+        }
+    }
+
+    fn resume(&self) {
+        self.set(State::Running);
+    }
+
+    fn press_power_button(&self) -> bool {
+        self.listens.load(Ordering::Relaxed)
+    }
+
+    fn reset(&self) -> bool {
+        let is_first = self.state() != State::Stopping;
+        self.set(State::Stopping);
+        is_first
+    }
+
+    fn report(&self) -> Report {
+        let mut counters = [Counters::default(); 2];
+        (counters[0].port_reads, counters[1].port_reads) = (1, 2);
+        Report::take(MachineCounters::default(), counters.to_vec(), None)
+    }
+}

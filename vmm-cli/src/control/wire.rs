@@ -1,0 +1,544 @@
+//! Wire form: requests and answers as JSON, one a line. `docs/control.md` is the user's page.
+
+use std::time::Duration;
+
+use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use super::operations::{Operation, OperationError, Outcome};
+use crate::config::{StatsFormat, choice, duration};
+
+/// Longest request in bytes, its newline not counted.
+pub const MAX_REQUEST: usize = 64 << 10;
+
+/// How long a pause may take that names no limit.
+pub const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
+
+/// The longest limit of a pause.
+pub const LONGEST_LIMIT: Duration = Duration::from_secs(60);
+
+/// Most characters of a message, and of a name in it: they may repeat what the client has sent.
+const LONGEST_MESSAGE: usize = 300;
+const LONGEST_NAME: usize = 80;
+
+/// Buffers larger than this are given back when they are empty.
+const KEPT: usize = 4 << 10;
+
+/// What a request asks for, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Status,
+    Pause,
+    Resume,
+    PowerButton,
+    Reset,
+    Quit,
+    Stats,
+}
+
+/// The verbs as they are written.
+pub(super) const VERBS: [(&str, Verb); 7] = [
+    ("status", Verb::Status),
+    ("pause", Verb::Pause),
+    ("resume", Verb::Resume),
+    ("power-button", Verb::PowerButton),
+    ("reset", Verb::Reset),
+    ("quit", Verb::Quit),
+    ("stats", Verb::Stats),
+];
+
+/// Only the verb, whatever stands beside it.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(deserialize_with = "verb")]
+    verb: Verb,
+}
+
+fn verb<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Verb, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let known = VERBS.iter().find(|(name, _)| *name == text);
+    known.map(|(_, verb)| *verb).ok_or_else(|| {
+        let names = VERBS.map(|(name, _)| name).join(", ");
+        D::Error::custom(format!("unknown verb `{}`; the verbs are: {names}", cut(&text, LONGEST_NAME)))
+    })
+}
+
+/// A request that is nothing but its verb.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bare {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+}
+
+/// A request to pause.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pause {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(default = "default_limit", deserialize_with = "limit")]
+    limit: Duration,
+}
+
+/// A request for statistics.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stats {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(default, deserialize_with = "choice::deserialize_some")]
+    format: Option<StatsFormat>,
+}
+
+fn default_limit() -> Duration {
+    DEFAULT_LIMIT
+}
+
+fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_limit(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// Reads the limit of a pause: a duration as in a configuration, up to [`LONGEST_LIMIT`].
+///
+/// # Errors
+/// What it has to be.
+pub(crate) fn parse_limit(text: &str) -> Result<Duration, String> {
+    let limit = duration::parse(text).ok().filter(|limit| *limit <= LONGEST_LIMIT);
+    limit.ok_or_else(|| {
+        let (found, longest) = (cut(text, LONGEST_NAME), duration::render(LONGEST_LIMIT));
+        format!("the limit `{found}` is no duration from 0s to {longest}, such as 5s or 250ms")
+    })
+}
+
+/// Why a line is no request. Columns count bytes from 1.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Its bytes are no text.
+    #[error("the request is not UTF-8")]
+    NotUtf8 {
+        /// The first byte that is none.
+        column: usize,
+    },
+    /// It is not JSON, or no request.
+    #[error("{reason}")]
+    Malformed {
+        /// Where the reader stopped.
+        column: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// It does not end in time.
+    #[error("the request is longer than {MAX_REQUEST} bytes")]
+    TooLong,
+}
+
+/// Reads one request, without its newline.
+///
+/// # Errors
+/// [`RequestError`] with the place of what is wrong.
+pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
+    if line.len() > MAX_REQUEST {
+        return Err(RequestError::TooLong);
+    }
+    let text = std::str::from_utf8(line)
+        .map_err(|error| RequestError::NotUtf8 { column: error.valid_up_to().saturating_add(1) })?;
+    let body = text.trim_start_matches([' ', '\t', '\r']);
+    if !body.starts_with('{') {
+        // An array of the fields' values would be read as well.
+        let reason = r#"expected an object, such as {"verb":"status"}"#.to_owned();
+        return Err(RequestError::Malformed { column: text.len() - body.len() + 1, reason });
+    }
+    // The verb decides which fields there may be. A second reading keeps the places of errors, which a reading by way
+    // of a tree would lose.
+    let named: Named = from_text(text)?;
+    let bare = |operation| from_text::<Bare>(text).map(|_| operation);
+    match named.verb {
+        Verb::Status => bare(Operation::Status),
+        Verb::Pause => from_text::<Pause>(text).map(|pause| Operation::Pause { limit: pause.limit }),
+        Verb::Resume => bare(Operation::Resume),
+        Verb::PowerButton => bare(Operation::PowerButton),
+        Verb::Reset => bare(Operation::Reset),
+        Verb::Quit => bare(Operation::Quit),
+        Verb::Stats => from_text::<Stats>(text)
+            .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
+    }
+}
+
+fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, RequestError> {
+    serde_json::from_str(text).map_err(|error| {
+        let message = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let reason = message.strip_suffix(&place).unwrap_or(&message);
+        RequestError::Malformed { column: error.column(), reason: cut(reason, LONGEST_MESSAGE) }
+    })
+}
+
+/// The beginning of `text`.
+fn cut(text: &str, length: usize) -> String {
+    let mut message: String = text.chars().take(length).collect();
+    if message.len() < text.len() {
+        message.push('…');
+    }
+    message
+}
+
+/// Writes `operation` as [`parse`] reads it, with its newline.
+#[must_use]
+pub fn request(operation: Operation) -> String {
+    #[derive(Serialize)]
+    struct Request {
+        verb: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        limit: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        format: Option<String>,
+    }
+    let (verb, limit, format) = match operation {
+        Operation::Status => (Verb::Status, None, None),
+        Operation::Pause { limit } => (Verb::Pause, Some(duration::render(limit)), None),
+        Operation::Resume => (Verb::Resume, None, None),
+        Operation::PowerButton => (Verb::PowerButton, None, None),
+        Operation::Reset => (Verb::Reset, None, None),
+        Operation::Quit => (Verb::Quit, None, None),
+        Operation::Stats { format } => (Verb::Stats, None, Some(choice::word(&format))),
+    };
+    let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
+    line(&Request { verb: name, limit, format })
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer<T> {
+    /// It has been carried out.
+    Ok(T),
+    /// It has not.
+    Error(ErrorBody),
+}
+
+/// Why a request has not been carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people; the words may change.
+    pub message: String,
+    /// Of [`ErrorCode::NoAnswer`]: the vCPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu: Option<u32>,
+    /// Of [`ErrorCode::BadRequest`]: the place in the line, counting bytes from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+}
+
+/// The kinds of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// [`RequestError`], but for its length.
+    BadRequest,
+    /// [`RequestError::TooLong`].
+    TooLong,
+    /// [`OperationError::Starting`].
+    Starting,
+    /// [`OperationError::Stopping`].
+    Stopping,
+    /// [`OperationError::NoAnswer`].
+    NoAnswer,
+    /// [`OperationError::Resumed`].
+    Resumed,
+    /// [`OperationError::NotListening`].
+    NotListening,
+    /// As many operations wait as may.
+    Busy,
+    /// The host has no thread for it.
+    Exhausted,
+    /// The client is somebody else.
+    Forbidden,
+    /// The client has sent no request for too long.
+    Idle,
+    /// Another client needed the place.
+    Evicted,
+}
+
+impl ErrorBody {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), vcpu: None, column: None }
+    }
+}
+
+impl From<RequestError> for ErrorBody {
+    fn from(error: RequestError) -> Self {
+        let (code, column) = match &error {
+            RequestError::NotUtf8 { column } | RequestError::Malformed { column, .. } => {
+                (ErrorCode::BadRequest, Some(*column))
+            }
+            RequestError::TooLong => (ErrorCode::TooLong, None),
+        };
+        Self { column, ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl From<OperationError> for ErrorBody {
+    fn from(error: OperationError) -> Self {
+        let (code, vcpu) = match error {
+            OperationError::Starting => (ErrorCode::Starting, None),
+            OperationError::Stopping => (ErrorCode::Stopping, None),
+            OperationError::NoAnswer { vcpu, .. } => (ErrorCode::NoAnswer, Some(vcpu)),
+            OperationError::Resumed => (ErrorCode::Resumed, None),
+            OperationError::NotListening => (ErrorCode::NotListening, None),
+        };
+        Self { vcpu, ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl<E: Into<ErrorBody>> From<Result<Outcome, E>> for Answer<Outcome> {
+    fn from(result: Result<Outcome, E>) -> Self {
+        result.map_or_else(|error| Self::Error(error.into()), Self::Ok)
+    }
+}
+
+/// `value` as a line. Only a value that is no JSON cannot be written, and there is none here.
+pub(super) fn line(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Cuts a stream of bytes into lines, of which it keeps at most one request and the byte that makes it too long.
+#[derive(Debug, Default)]
+pub struct Lines {
+    buffer: Vec<u8>,
+    /// What is before it has been taken.
+    start: usize,
+    /// There is no newline between `start` and here.
+    searched: usize,
+}
+
+impl Lines {
+    /// How many bytes can be taken now; none only while [`take_line`](Self::take_line) has something.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        (MAX_REQUEST + 1).saturating_sub(self.buffer.len() - self.start)
+    }
+
+    /// Takes `bytes`, at most as many as there is [`room`](Self::room) for.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..self.start);
+        self.searched -= self.start;
+        self.start = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Whether [`take_line`](Self::take_line) has something.
+    pub fn has_line(&mut self) -> bool {
+        self.newline().is_some() || self.room() == 0
+    }
+
+    /// The next line without its newline, once it is complete.
+    ///
+    /// # Errors
+    /// [`RequestError::TooLong`], from then on for ever.
+    pub fn take_line(&mut self) -> Option<Result<Vec<u8>, RequestError>> {
+        let Some(end) = self.newline() else {
+            return (self.room() == 0).then_some(Err(RequestError::TooLong));
+        };
+        let line = self.buffer[self.start..end].to_vec();
+        self.start = end + 1;
+        self.searched = self.start;
+        if self.start == self.buffer.len() {
+            self.buffer.clear();
+            self.buffer.shrink_to(KEPT);
+            (self.start, self.searched) = (0, 0);
+        }
+        Some(Ok(line))
+    }
+
+    /// Where the current line ends.
+    fn newline(&mut self) -> Option<usize> {
+        let found = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n');
+        self.searched = found.map_or(self.buffer.len(), |at| self.searched + at);
+        found.map(|_| self.searched)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn refusal(line: &[u8]) -> (usize, String) {
+        match parse(line).unwrap_err() {
+            RequestError::NotUtf8 { column } => (column, "not UTF-8".into()),
+            RequestError::Malformed { column, reason } => (column, reason),
+            RequestError::TooLong => (0, "too long".into()),
+        }
+    }
+
+    fn every_operation() -> impl Strategy<Value = Operation> {
+        prop_oneof![
+            (0_u64..=60_000).prop_map(|ms| Operation::Pause { limit: Duration::from_millis(ms) }),
+            prop::sample::select(&[
+                Operation::Status,
+                Operation::Resume,
+                Operation::PowerButton,
+                Operation::Reset,
+                Operation::Quit,
+                Operation::Stats { format: StatsFormat::Json },
+                Operation::Stats { format: StatsFormat::Table },
+            ]),
+        ]
+    }
+
+    #[test]
+    fn a_request_is_read_with_any_spacing_and_order() {
+        assert_eq!(parse(br#"{"verb":"status"}"#), Ok(Operation::Status));
+        assert_eq!(parse(b" { \"verb\" :\t\"power-button\" } \r"), Ok(Operation::PowerButton));
+        assert_eq!(parse(br#"{"verb":"pause"}"#), Ok(Operation::Pause { limit: DEFAULT_LIMIT }));
+        let limit = Duration::from_millis(250);
+        assert_eq!(parse(br#"{"limit":"250ms","verb":"pause"}"#), Ok(Operation::Pause { limit }));
+        assert_eq!(parse(br#"{"verb":"\u0071uit"}"#), Ok(Operation::Quit));
+    }
+
+    #[test]
+    fn fault_c10_what_is_no_request_is_refused_with_its_place() {
+        for (line, column, reason) in [
+            ("", 1, "expected an object"),
+            ("  status", 3, "expected an object"),
+            (r#"["status"]"#, 1, "expected an object"),
+            ("GET / HTTP/1.1\r", 1, "expected an object"),
+            ("PRI * HTTP/2.0\r", 1, "expected an object"),
+            (r#"{"verb":"status""#, 16, "EOF while parsing"),
+            (r#"{"verb":"status"} x"#, 19, "trailing characters"),
+            (r#"{"verb":"reboot"}"#, 17, "unknown verb `reboot`; the verbs are: status, pause"),
+            (r#"{"verb":1}"#, 9, "invalid type: integer `1`"),
+            (r#"{"verb":null}"#, 12, "invalid type: null"),
+            (r#"{"vreb":"status"}"#, 17, "missing field `verb`"),
+            (r#"{}"#, 2, "missing field `verb`"),
+            (r#"{"verb":"status","limit":"1s"}"#, 24, "unknown field `limit`, expected `verb`"),
+            (r#"{"verb":"pause","limti":"1s"}"#, 23, "unknown field `limti`, expected `verb` or `limit`"),
+            (r#"{"verb":"status","verb":"quit"}"#, 23, "duplicate field `verb`"),
+            (r#"{"verb":"pause","limit":1}"#, 25, "invalid type: integer `1`, expected a string"),
+            (r#"{"verb":"pause","limit":"1"}"#, 28, "the limit `1` is no duration from 0s to 1m"),
+            (r#"{"verb":"pause","limit":"2m"}"#, 29, "the limit `2m` is no duration from 0s to 1m"),
+            (r#"{"verb":"stats","format":"xml"}"#, 31, "xml is not one of table, json"),
+            (r#"{"verb":"stats","limit":"1s"}"#, 23, "unknown field `limit`, expected `verb` or `format`"),
+            (r#"{"verb":"pause","limit":null}"#, 28, "invalid type: null"),
+        ] {
+            let (found_column, found) = refusal(line.as_bytes());
+            assert!(found.starts_with(reason), "{line}: {found}");
+            assert_eq!(found_column, column, "{line}: {found}");
+        }
+        assert_eq!(refusal(b"{\"verb\":\"\xff\"}"), (10, "not UTF-8".into()));
+    }
+
+    #[test]
+    fn fault_c10_nesting_of_any_depth_is_refused_wherever_it_stands() {
+        let deep = "[".repeat(5000) + &"]".repeat(5000);
+        for line in [
+            deep.clone(),
+            format!(r#"{{"verb":{deep}}}"#),
+            format!(r#"{{"verb":"pause","limit":{deep}}}"#),
+            format!(r#"{{"verb":"status","x":{deep}}}"#),
+            format!(r#"{{"x":{deep}}}"#),
+            r#"{"a":"#.repeat(5000),
+        ] {
+            assert!(matches!(parse(line.as_bytes()), Err(RequestError::Malformed { .. })), "{}", &line[..20]);
+        }
+    }
+
+    #[test]
+    fn fault_c10_a_message_repeats_no_more_than_a_little() {
+        for request in [r#"{"verb":"X"}"#, r#"{"verb":"status","X":1}"#, r#"{"verb":"pause","limit":"X"}"#] {
+            let (_, reason) = refusal(request.replace('X', &"x".repeat(60_000)).as_bytes());
+            assert!(reason.chars().count() <= LONGEST_MESSAGE + 1, "{reason}");
+        }
+        assert_eq!(refusal(&vec![b' '; MAX_REQUEST + 1]).1, "too long");
+    }
+
+    #[test]
+    fn the_first_error_is_an_answer_of_one_line() {
+        let error = parse(b"{\"verb\":\"a\\nb\"}").unwrap_err();
+        let answer = line(&Answer::<Outcome>::Error(error.into()));
+        assert_eq!(answer.matches('\n').count(), 1);
+        assert!(
+            answer.starts_with(r#"{"error":{"code":"bad-request","message":"unknown verb `a"#),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\"column\":15}}\n"), "{answer}");
+    }
+
+    #[test]
+    fn lines_are_cut_wherever_the_bytes_are() {
+        let mut lines = Lines::default();
+        for (bytes, taken) in [("a", vec![]), ("b\nc\n", vec!["ab", "c"]), ("\n", vec![""]), ("d", vec![])] {
+            lines.push(bytes.as_bytes());
+            let mut found = Vec::new();
+            while let Some(line) = lines.take_line() {
+                found.push(String::from_utf8(line.unwrap()).unwrap());
+            }
+            assert_eq!(found, taken);
+        }
+        assert_eq!(lines.room(), MAX_REQUEST);
+    }
+
+    #[test]
+    fn fault_c10_a_line_without_end_is_too_long_and_stays_so() {
+        let mut lines = Lines::default();
+        lines.push(&vec![b'x'; MAX_REQUEST]);
+        assert_eq!((lines.take_line(), lines.room()), (None, 1));
+        lines.push(b"x");
+        for _ in 0..2 {
+            assert_eq!((lines.take_line(), lines.room()), (Some(Err(RequestError::TooLong)), 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(operation in every_operation()) {
+            let line = request(operation);
+            prop_assert_eq!(parse(line.strip_suffix('\n').unwrap().as_bytes()), Ok(operation));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = parse(&bytes);
+        }
+
+        /// Lines that are nearly right go deeper than random bytes do.
+        #[test]
+        fn no_request_that_is_nearly_right_panics(
+            line in r#"\{"(verb|limit|x)":("(pause|status|1s|2m|)"|1|null|[\[\{]{0,3})(,"(verb|limit)":"(pause|1ms)")?\}?"#,
+        ) {
+            if let Ok(operation) = parse(line.as_bytes()) {
+                let is_possible = operation == Operation::Status || operation.waits();
+                prop_assert!(is_possible, "{:?}", operation);
+            }
+        }
+
+        #[test]
+        fn lines_do_not_depend_on_how_they_arrive(
+            bytes in prop::collection::vec(prop::sample::select(b"ab\n".as_slice()), 0..200),
+            chunks in prop::collection::vec(1_usize..20, 1..20),
+        ) {
+            let mut lines = Lines::default();
+            let (mut rest, mut found) = (&bytes[..], Vec::new());
+            for size in chunks.into_iter().cycle() {
+                let (chunk, later) = rest.split_at(size.min(rest.len()));
+                lines.push(chunk);
+                while let Some(line) = lines.take_line() {
+                    found.push(line.unwrap());
+                }
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let mut expected: Vec<_> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+            expected.pop();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

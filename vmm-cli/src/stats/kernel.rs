@@ -1,0 +1,44 @@
+//! `KernelStats`: the kernel's statistics of a machine's VM and of its vCPUs, held open.
+
+use anyhow::Context;
+use vmm_core::Vm;
+use vmm_core::stats::{Sample, StatsError, StatsFd};
+use vmm_vcpu::Vcpu;
+
+/// One descriptor for the VM and one for each vCPU.
+#[derive(Debug)]
+pub(crate) struct KernelStats {
+    vm: StatsFd,
+    vcpus: Vec<StatsFd>,
+}
+
+/// What the kernel has counted.
+#[derive(Debug)]
+pub(super) struct Samples {
+    pub(super) machine: Sample,
+    /// By index of the vCPU.
+    pub(super) vcpus: Vec<Sample>,
+}
+
+impl KernelStats {
+    /// Opens the statistics of `vm` and of its `vcpus`, whose threads have yet to start: a vCPU that runs would keep the
+    /// caller waiting.
+    pub(crate) fn open(vm: &Vm, vcpus: &[Vcpu]) -> Result<Self, anyhow::Error> {
+        let mut opened: Vec<StatsFd> = Vec::with_capacity(vcpus.len());
+        for vcpu in vcpus {
+            let mut stats = vcpu.stats()?;
+            if let Some(first) = opened.first() {
+                stats.share_schema(first);
+            }
+            opened.push(stats);
+        }
+        let vm = StatsFd::open(vm).context("the statistics of the VM")?;
+        Ok(Self { vm, vcpus: opened })
+    }
+
+    /// Reads all of them, one after the other, while the vCPUs run or when they have ended.
+    pub(super) fn sample(&self) -> Result<Samples, StatsError> {
+        let vcpus = self.vcpus.iter().map(StatsFd::sample).collect::<Result<_, _>>()?;
+        Ok(Samples { machine: self.vm.sample()?, vcpus })
+    }
+}

@@ -1,0 +1,351 @@
+//! Table: a report as text for people. What is 0 everywhere is left out.
+
+use std::fmt::Write;
+
+use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
+use vmm_vcpu::Counters;
+
+use super::report::{MachineCounters, Report, Values, VcpuCounts};
+
+/// Most vCPUs that have a column each; of more there are the least and the greatest value.
+const MOST_COLUMNS: usize = 4;
+
+/// A value of this program's counters, by its name.
+type Counter<T> = (&'static str, fn(&T) -> u64);
+
+const VCPU_COUNTERS: [Counter<Counters>; 15] = [
+    ("returns", Counters::returns),
+    ("port_reads", |counters| counters.port_reads),
+    ("port_writes", |counters| counters.port_writes),
+    ("mmio_reads", |counters| counters.mmio_reads),
+    ("mmio_writes", |counters| counters.mmio_writes),
+    ("other_exits", |counters| counters.other_exits),
+    ("kicked", |counters| counters.kicked),
+    ("spurious", |counters| counters.spurious),
+    ("woken_for_startup", |counters| counters.woken_for_startup),
+    ("kicks_signalled", |counters| counters.kicks_signalled),
+    ("kicks_elided", |counters| counters.kicks_elided),
+    ("kicks_woken", |counters| counters.kicks_woken),
+    ("pauses", |counters| counters.pauses),
+    ("paused_ns", |counters| counters.paused_ns),
+    ("deferred", |counters| counters.deferred),
+];
+
+const MACHINE_COUNTERS: [Counter<MachineCounters>; 2] = [
+    ("unclaimed_ports", |counters| counters.unclaimed_ports),
+    ("unclaimed_mmio", |counters| counters.unclaimed_mmio),
+];
+
+/// Rows under a title.
+struct Section {
+    title: &'static str,
+    /// Names of the columns of numbers.
+    columns: Vec<String>,
+    rows: Vec<Row>,
+    /// Statistics that are 0 and have no row.
+    zeros: usize,
+}
+
+struct Row {
+    name: String,
+    unit: String,
+    numbers: Vec<u64>,
+}
+
+/// The report as text with a closing newline.
+pub(super) fn text(report: &Report) -> String {
+    let mut text = String::new();
+    let mut append = |section: &Section| {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        section.render(&mut text);
+    };
+    append(&vcpus_by_monitor(&report.vcpus));
+    let samples: Option<Vec<&Sample>> =
+        report.vcpus.iter().map(|vcpu| vcpu.kernel.as_ref().map(|Values(sample)| sample)).collect();
+    if let Some(samples) = samples {
+        append(&by_kernel("vCPUs, counted by KVM", columns(samples.len()), &samples));
+    }
+    append(&machine_by_monitor(&report.machine.monitor));
+    match &report.machine.kernel {
+        Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
+        None => text.push_str("\nThis host's KVM has no statistics (KVM_CAP_BINARY_STATS_FD, Linux 5.14).\n"),
+    }
+    text
+}
+
+fn vcpus_by_monitor(vcpus: &[VcpuCounts]) -> Section {
+    let mut section = Section::new("vCPUs, counted by vmm-cli", columns(vcpus.len()));
+    for (name, value) in VCPU_COUNTERS {
+        let values: Vec<u64> = vcpus.iter().map(|vcpu| value(&vcpu.monitor.counters)).collect();
+        section.add(name.into(), String::new(), spread(&values, total));
+    }
+    section
+}
+
+fn machine_by_monitor(counters: &MachineCounters) -> Section {
+    let mut section = Section::new("machine, counted by vmm-cli", vec![String::new()]);
+    for (name, value) in MACHINE_COUNTERS {
+        section.add(name.into(), String::new(), vec![value(counters)]);
+    }
+    section
+}
+
+/// The statistics of `samples`, which are alike: the VM's, or one for each vCPU.
+fn by_kernel(title: &'static str, columns: Vec<String>, samples: &[&Sample]) -> Section {
+    let mut section = Section::new(title, columns);
+    for (statistic, first) in samples.first().into_iter().flat_map(|sample| sample.iter()) {
+        let values: Vec<&[u64]> =
+            samples.iter().map(|sample| sample.values(&statistic.name).unwrap_or_default()).collect();
+        let whole = if statistic.kind == Kind::Peak { greatest } else { total };
+        let sums: Vec<u64> = values.iter().map(|values| total(values)).collect();
+        if !section.add(statistic.name.to_string(), unit(statistic), spread(&sums, whole))
+            || !statistic.is_histogram()
+        {
+            continue;
+        }
+        for bucket in 0..first.len() {
+            let counts: Vec<u64> =
+                values.iter().map(|values| values.get(bucket).copied().unwrap_or_default()).collect();
+            section.add_bucket(bucket_name(statistic, bucket), spread(&counts, total));
+        }
+    }
+    section
+}
+
+/// The columns for `vcpus` vCPUs, as [`spread`] fills them.
+fn columns(vcpus: usize) -> Vec<String> {
+    let each = || (0..vcpus).map(|index| format!("vcpu{index}"));
+    match vcpus {
+        ..=1 => each().collect(),
+        2..=MOST_COLUMNS => std::iter::once("total".to_owned()).chain(each()).collect(),
+        _ => ["total", "least", "greatest"].map(str::to_owned).into(),
+    }
+}
+
+/// The numbers of a row for the `values` of the vCPUs; `whole` makes one of all.
+fn spread(values: &[u64], whole: fn(&[u64]) -> u64) -> Vec<u64> {
+    match values.len() {
+        ..=1 => values.to_vec(),
+        2..=MOST_COLUMNS => std::iter::once(whole(values)).chain(values.iter().copied()).collect(),
+        _ => vec![whole(values), values.iter().copied().min().unwrap_or_default(), greatest(values)],
+    }
+}
+
+fn total(values: &[u64]) -> u64 {
+    values.iter().fold(0, |sum, value| sum.saturating_add(*value))
+}
+
+fn greatest(values: &[u64]) -> u64 {
+    values.iter().copied().max().unwrap_or_default()
+}
+
+/// What one step of a statistic's values stands for; empty for plain counts.
+fn unit(statistic: &Statistic) -> String {
+    let name = match statistic.unit {
+        Unit::Count => "",
+        Unit::Bytes => "bytes",
+        Unit::Seconds => "s",
+        Unit::Cycles => "cycles",
+        Unit::Boolean => "0 or 1",
+        Unit::Unknown(_) => "?",
+    };
+    match (statistic.unit, statistic.base, statistic.exponent) {
+        (_, _, 0) => name.into(),
+        (Unit::Seconds, Base::Ten, -3) => "ms".into(),
+        (Unit::Seconds, Base::Ten, -6) => "us".into(),
+        (Unit::Seconds, Base::Ten, -9) => "ns".into(),
+        (Unit::Bytes, Base::Two, 10) => "KiB".into(),
+        (Unit::Bytes, Base::Two, 20) => "MiB".into(),
+        (_, Base::Ten, exponent) => format!("10^{exponent} {name}").trim_end().into(),
+        (_, Base::Two, exponent) => format!("2^{exponent} {name}").trim_end().into(),
+        (_, Base::Unknown(_), exponent) => format!("?^{exponent} {name}").trim_end().into(),
+    }
+}
+
+/// Which values fall into bucket `index`.
+fn bucket_name(statistic: &Statistic, index: usize) -> String {
+    let start = index.checked_sub(1).and_then(|before| statistic.bucket_end(before));
+    match (statistic.bucket_end(index), start) {
+        (Some(end), _) => format!("  under {end}"),
+        (None, Some(start)) => format!("  {start} or more"),
+        (None, None) => format!("  bucket {index}"),
+    }
+}
+
+impl Section {
+    fn new(title: &'static str, columns: Vec<String>) -> Self {
+        Self { title, columns, rows: Vec::new(), zeros: 0 }
+    }
+
+    /// Adds a statistic, unless it is 0 everywhere; returns whether it did.
+    fn add(&mut self, name: String, unit: String, numbers: Vec<u64>) -> bool {
+        let has_value = numbers.iter().any(|number| *number != 0);
+        if has_value {
+            self.rows.push(Row { name, unit, numbers });
+        } else {
+            self.zeros += 1;
+        }
+        has_value
+    }
+
+    /// Adds a bucket of the statistic above, unless it is empty everywhere.
+    fn add_bucket(&mut self, name: String, numbers: Vec<u64>) {
+        if numbers.iter().any(|number| *number != 0) {
+            self.rows.push(Row { name, unit: String::new(), numbers });
+        }
+    }
+
+    fn render(&self, text: &mut String) {
+        let names = self.rows.iter().map(|row| row.name.len() + 2);
+        let first = names.chain([self.title.len()]).max().unwrap_or_default();
+        let unit = self.rows.iter().map(|row| row.unit.len()).max().unwrap_or_default();
+        let widths: Vec<usize> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(index, column)| {
+                let numbers = self.rows.iter().filter_map(|row| row.numbers.get(index));
+                numbers.map(|number| number.to_string().len()).chain([column.len()]).max().unwrap_or_default()
+            })
+            .collect();
+        let mut line = |name: &str, of: &str, cells: &mut dyn Iterator<Item = String>| {
+            let mut line = format!("{name:first$}  {of:unit$}");
+            for (cell, width) in cells.zip(&widths) {
+                // Writing to a text cannot fail.
+                let _ = write!(line, "  {cell:>width$}");
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        };
+        line(self.title, "", &mut self.columns.iter().cloned());
+        for row in &self.rows {
+            line(&format!("  {}", row.name), &row.unit, &mut row.numbers.iter().map(u64::to_string));
+        }
+        match (self.zeros, self.rows.len()) {
+            (0, _) => {}
+            (_, 0) => line("  all are 0", "", &mut std::iter::empty()),
+            (1, _) => line("  1 more is 0", "", &mut std::iter::empty()),
+            (zeros, _) => line(&format!("  {zeros} more are 0"), "", &mut std::iter::empty()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use vmm_core::stats::{Blob, Described};
+
+    use super::super::kernel::Samples;
+    use super::*;
+
+    /// A histogram of nanoseconds.
+    fn waits(values: &[u64]) -> Described {
+        Described { name: "halt_wait_hist", flags: 0x24, exponent: -9, values: values.to_vec(), bucket: 0 }
+    }
+
+    fn peak(value: u64) -> Described {
+        Described { name: "peak", flags: 2, values: vec![value], ..Described::default() }
+    }
+
+    fn report(vcpus: &[u64]) -> Report {
+        let counters = vcpus.iter().map(|exits| {
+            let mut counters = Counters::default();
+            counters.port_writes = *exits;
+            counters
+        });
+        let sample = |exits: &u64| {
+            let blob = Blob::default().count("exits", *exits).count("nothing", 0);
+            blob.with(waits(&[0, 0, *exits, 1])).with(peak(*exits)).sample().unwrap()
+        };
+        let samples = Samples {
+            machine: Blob::default().count("pages_4k", 40).sample().unwrap(),
+            vcpus: vcpus.iter().map(sample).collect(),
+        };
+        Report::new(MachineCounters::default(), counters.collect(), Some(samples))
+    }
+
+    #[test]
+    fn few_vcpus_have_a_column_each_beside_the_total() {
+        let expected = "\
+vCPUs, counted by vmm-cli    total  vcpu0  vcpu1
+  returns                       30     10     20
+  port_writes                   30     10     20
+  13 more are 0
+
+vCPUs, counted by KVM      total  vcpu0  vcpu1
+  exits                       30     10     20
+  halt_wait_hist       ns     32     11     21
+    under 4                   30     10     20
+    4 or more                  2      1      1
+  peak                        20     10     20
+  1 more is 0
+
+machine, counted by vmm-cli
+  all are 0
+
+machine, counted by KVM
+  pages_4k                 40
+";
+        let text = text(&report(&[10, 20]));
+        let squeezed = |text: &str| {
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        };
+        assert_eq!(squeezed(&text), squeezed(expected), "{text}");
+        let ends = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().len();
+        assert_eq!(ends("vCPUs, counted by KVM"), ends("    under 4"));
+        assert_eq!(ends("vCPUs, counted by KVM"), ends("  exits"));
+    }
+
+    #[test]
+    fn one_vcpu_has_one_column_and_many_have_their_extremes() {
+        let one = text(&report(&[7]));
+        assert!(one.lines().next().unwrap().ends_with("vcpu0") && !one.contains("total"), "{one}");
+        let many = text(&report(&[3, 1, 4, 1, 5]));
+        let exits = many.lines().find(|line| line.starts_with("  exits")).unwrap();
+        let cells: Vec<&str> = exits.split_whitespace().collect();
+        assert_eq!(cells, ["exits", "14", "1", "5"], "{many}");
+        let peak = many.lines().find(|line| line.starts_with("  peak")).unwrap();
+        assert_eq!(peak.split_whitespace().collect::<Vec<_>>(), ["peak", "5", "1", "5"], "{many}");
+    }
+
+    #[test]
+    fn a_kernel_without_statistics_is_said_to_have_none() {
+        let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
+        assert!(text(&report).contains("KVM_CAP_BINARY_STATS_FD"));
+    }
+
+    #[test]
+    fn units_are_those_that_people_use() {
+        for (flags, exponent, expected) in [
+            (0x0, 0, ""),
+            (0x20, -9, "ns"),
+            (0x20, -6, "us"),
+            (0x20, 0, "s"),
+            (0x110, 10, "KiB"),
+            (0x30, 0, "cycles"),
+            (0x0, 3, "10^3"),
+            (0x20, -7, "10^-7 s"),
+            (0xff0, 1, "?^1 ?"),
+        ] {
+            let described = Described { name: "a", flags, exponent, ..Described::default() };
+            let sample = Blob::default().with(described).sample().unwrap();
+            assert_eq!(unit(sample.iter().next().unwrap().0), expected, "{flags:#x} {exponent}");
+        }
+    }
+
+    #[test]
+    fn every_count_of_this_program_has_a_row() {
+        let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
+        let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
+        let keys = |value: &serde_json::Value| -> BTreeSet<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let names = VCPU_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["vcpus"][0]["monitor"]), names.into());
+        let names = MACHINE_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["machine"]["monitor"]), names.into());
+    }
+}
