@@ -3,5 +3,6 @@
 pub mod bench;
 pub mod harness;
 pub mod kicks;
+pub mod live_bus;
 pub mod sequence;
 pub mod small_machine;

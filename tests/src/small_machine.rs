@@ -32,6 +32,8 @@ pub struct SmallMachine {
     pub memory: AddressSpace,
     /// Its interrupt routes.
     pub router: IrqRouter,
+    /// Its VM, with an irqchip.
+    pub vm: Arc<Vm>,
 }
 
 impl SmallMachine {
@@ -136,7 +138,7 @@ impl SmallMachine {
         let options = IrqOptions::of_host(kvm.capabilities(), irqchip);
         let router = IrqRouter::new(watched(Arc::clone(&vm) as Arc<dyn InterruptVm>), options);
         let vcpus = (0..count).map(|index| Vcpu::create(kvm, &vm, index));
-        Ok(Self { vcpus: vcpus.collect::<Result<_, _>>()?, memory, router })
+        Ok(Self { vcpus: vcpus.collect::<Result<_, _>>()?, memory, router, vm })
     }
 
     /// The only vCPU of a machine that was made with one, and the memory.

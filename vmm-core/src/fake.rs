@@ -1,8 +1,10 @@
-//! `FakeVm`: the seams without KVM. Records every call and fails the ones that a test names.
+//! `FakeVm`: the seams without KVM. Records every call, keeps the tables that KVM keeps, and fails the calls that a test
+//! names.
 
 mod interrupts;
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -40,6 +42,7 @@ struct State {
     calls: Vec<FakeCall>,
     failures: Vec<(usize, i32)>,
     interrupts: Interrupts,
+    doorbells: Vec<(DoorbellAddress, RawFd)>,
 }
 
 /// A VM that exists only in the records of a test.
@@ -58,19 +61,42 @@ impl FakeVm {
         self.state().calls.clone()
     }
 
+    /// The doorbells that are attached, in the order in which they were.
+    #[must_use]
+    pub fn doorbells(&self) -> Vec<DoorbellAddress> {
+        self.state().doorbells.iter().map(|doorbell| doorbell.0).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, ioctl: &'static str, call: FakeCall) -> Result<(), IoctlError> {
-        let mut state = self.state();
-        let nth = state.calls.len();
-        state.calls.push(call);
-        match state.failures.iter().find(|failure| failure.0 == nth) {
-            Some(&(_, errno)) => Err(IoctlError { ioctl, source: io::Error::from_raw_os_error(errno) }),
+        self.state().record(ioctl, call)
+    }
+}
+
+impl State {
+    fn record(&mut self, ioctl: &'static str, call: FakeCall) -> Result<(), IoctlError> {
+        let nth = self.calls.len();
+        self.calls.push(call);
+        match self.failures.iter().find(|failure| failure.0 == nth) {
+            Some(&(_, errno)) => Err(failed(ioctl, errno)),
             None => Ok(()),
         }
     }
+}
+
+fn failed(ioctl: &'static str, errno: i32) -> IoctlError {
+    IoctlError { ioctl, source: io::Error::from_raw_os_error(errno) }
+}
+
+/// Whether KVM takes two doorbells for the same (`ioeventfd_check_collision`).
+fn collide(one: &DoorbellAddress, other: &DoorbellAddress) -> bool {
+    let same_values =
+        one.datamatch.is_none() || other.datamatch.is_none() || one.datamatch == other.datamatch;
+    (one.space, one.address) == (other.space, other.address)
+        && (one.width == 0 || other.width == 0 || one.width == other.width && same_values)
 }
 
 impl MemorySlots for FakeVm {
@@ -81,11 +107,23 @@ impl MemorySlots for FakeVm {
 }
 
 impl DoorbellFds for FakeVm {
-    fn attach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), IoctlError> {
-        self.record("KVM_IOEVENTFD", FakeCall::AttachDoorbell(*address))
+    fn attach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError> {
+        let mut state = self.state();
+        state.record("KVM_IOEVENTFD", FakeCall::AttachDoorbell(*address))?;
+        if state.doorbells.iter().any(|(other, _)| collide(address, other)) {
+            return Err(failed("KVM_IOEVENTFD", libc::EEXIST));
+        }
+        state.doorbells.push((*address, fd.as_raw_fd()));
+        Ok(())
     }
 
-    fn detach_doorbell(&self, address: &DoorbellAddress, _fd: &EventFd) -> Result<(), IoctlError> {
-        self.record("KVM_IOEVENTFD", FakeCall::DetachDoorbell(*address))
+    fn detach_doorbell(&self, address: &DoorbellAddress, fd: &EventFd) -> Result<(), IoctlError> {
+        let mut state = self.state();
+        state.record("KVM_IOEVENTFD (deassign)", FakeCall::DetachDoorbell(*address))?;
+        let known = (*address, fd.as_raw_fd());
+        let position = state.doorbells.iter().position(|doorbell| *doorbell == known);
+        let position = position.ok_or_else(|| failed("KVM_IOEVENTFD (deassign)", libc::ENOENT))?;
+        state.doorbells.remove(position);
+        Ok(())
     }
 }

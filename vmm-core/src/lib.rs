@@ -12,12 +12,14 @@
 //!
 //! No devices, no vCPU loop and no guest RAM live here.
 
+mod barrier;
 mod deferred;
 mod disabled_exits;
 mod error;
 mod event;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fake;
+mod grace;
 mod ioctl;
 pub mod irq;
 mod kvm;

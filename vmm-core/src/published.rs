@@ -1,35 +1,34 @@
 //! `Published`: a table that many threads read on every exit and that one thread at a time replaces.
 //!
 //! What SRCU is to the kernel's memory slots and I/O buses, this cell is to the tables of this program. A reader
-//! takes no lock ([`Published::load`]); a writer builds a new table, swaps it in and gets the old one back as
-//! [`Retired`], whose [`wait`](Retired::wait) returns when no reader can see it any more.
+//! takes no lock and executes no locked instruction ([`Published::load`]); a writer builds a new table, swaps it in and
+//! gets the old one back as [`Retired`], whose [`wait`](Retired::wait) returns when no reader can see it any more. How that
+//! is known is in `grace.rs`.
 //!
-//! The cell holds `Arc<Node { value, gate }>`. Whoever drops the last reference to a node, most often a reader that
-//! leaves its read section, only opens the gate: the value itself is kept alive by `Retired` and dies on the
-//! updater's side, or on the reaper thread if the updater did not care to wait. So no exit ever pays for the
-//! destruction of a table, or of a device that was in it.
+//! No reader owns a share of the table: an old one dies on the updater's side, or on the reaper thread if the updater did
+//! not care to wait. So no exit ever pays for the destruction of a table, or of a device that was in it.
 //!
-//! Lock order: the writer mutex of a cell is innermost; no user code but the `update` closure runs under it.
+//! Whoever waits for one old value waits for all older ones of the cell too: a device may be in several tables that
+//! nobody has waited for, and must not be called by a reader of any of them.
+//!
+//! Lock order: the writer mutex of a cell, in it the lock of its old values, which is innermost; no user code but the
+//! `update` closure runs under them.
+#![expect(unsafe_code, reason = "follows pointers that the grace protocol protects")]
 
-use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
-use std::sync::OnceLock;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 
-use arc_swap::{ArcSwap, Guard};
-
-use crate::sync::{Arc, Condvar, Mutex, lock};
-
-thread_local! {
-    /// How many read sections, of any cell, the current thread has open.
-    static OPEN_SECTIONS: Cell<usize> = const { Cell::new(0) };
-}
+use crate::grace::{Reader, Section, another_reader, own_reader, reader, readers};
+use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
 
 /// Whether the current thread is inside a read section of any [`Published`] cell.
 #[must_use]
 pub fn in_read_section() -> bool {
-    OPEN_SECTIONS.get() != 0
+    own_reader().is_some_and(Reader::is_open)
 }
 
 /// Waiting for a grace period was refused because the waiting thread itself holds a [`ReadGuard`]: it would wait
@@ -38,88 +37,39 @@ pub fn in_read_section() -> bool {
 #[error("a grace period cannot be waited for inside a read section of the same thread")]
 pub struct InReadSection;
 
-/// A door that opens once.
-#[derive(Debug)]
-struct Gate {
-    open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self { open: Mutex::new(false), opened: Condvar::new() }
-    }
-
-    fn open(&self) {
-        *lock(&self.open) = true;
-        self.opened.notify_all();
-    }
-
-    fn is_open(&self) -> bool {
-        *lock(&self.open)
-    }
-
-    fn wait(&self) {
-        let mut open = lock(&self.open);
-        while !*open {
-            open = self.opened.wait(open).unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-    }
-}
-
-/// What the cell points at. Its drop says that the last reader is gone.
-///
-/// The order of the fields is the order of their drops: the reference to the value goes first, so that once the gate
-/// is open the updater's reference is the only one.
-#[derive(Debug)]
-struct Node<T> {
-    value: Arc<T>,
-    gate: OpenOnDrop,
-}
-
-#[derive(Debug)]
-struct OpenOnDrop(Arc<Gate>);
-
-impl Drop for OpenOnDrop {
-    fn drop(&mut self) {
-        self.0.open();
-    }
-}
-
-impl<T> Node<T> {
-    fn new(value: T) -> Self {
-        Self { value: Arc::new(value), gate: OpenOnDrop(Arc::new(Gate::new())) }
-    }
-}
-
-impl<T: Send + Sync + 'static> Node<T> {
-    /// The updater's share of a node that was just taken out of its cell.
-    fn retire(&self) -> Retired<T> {
-        Retired { value: Some(Arc::clone(&self.value)), gate: Arc::clone(&self.gate.0) }
-    }
-}
-
 /// A value that is read without a lock and replaced as a whole. See the module documentation.
-#[derive(Debug)]
 pub struct Published<T> {
-    current: ArcSwap<Node<T>>,
+    /// From [`Arc::into_raw`]; this cell owns the count.
+    current: AtomicPtr<T>,
     writer: Mutex<()>,
+    old: Arc<OldValues<T>>,
+    owned: PhantomData<Arc<T>>,
 }
+
+/// Values that were replaced, the oldest first; those that are destroyed already are taken out now and then. A `Weak` keeps
+/// the address from being used again.
+type OldValues<T> = Mutex<VecDeque<Weak<T>>>;
 
 impl<T> Published<T> {
     /// Publishes the first value.
     pub fn new(value: T) -> Self {
-        Self { current: ArcSwap::from_pointee(Node::new(value)), writer: Mutex::new(()) }
+        Self {
+            current: AtomicPtr::new(into_raw(value)),
+            writer: Mutex::new(()),
+            old: Arc::new(Mutex::new(VecDeque::new())),
+            owned: PhantomData,
+        }
     }
 
     /// Opens a read section and gives the value as it is now. Takes no lock and does not wait for writers.
     ///
-    /// A read section is one exit or one batch of a queue: the guard is not stored, and nothing that waits for
-    /// other threads is done under it.
+    /// A read section is one exit or one batch of a queue: the guard is not stored, not forgotten, and nothing that waits
+    /// for other threads is done under it.
     #[must_use]
+    #[inline]
     pub fn load(&self) -> ReadGuard<'_, T> {
-        OPEN_SECTIONS.set(OPEN_SECTIONS.get() + 1);
-        ReadGuard { node: self.current.load(), cell: PhantomData, thread_bound: PhantomData }
+        let (value, section) = reader().open(&self.current, another_reader);
+        ReadGuard { value, section, cell: PhantomData }
     }
 }
 
@@ -131,32 +81,78 @@ impl<T: Send + Sync + 'static> Published<T> {
     /// [`Retired`]; wait for it after every lock is released.
     pub fn update<E>(&self, f: impl FnOnce(&T) -> Result<T, E>) -> Result<Retired<T>, E> {
         let _turn = lock(&self.writer);
-        let next = f(&self.current.load().value)?;
-        Ok(self.current.swap(Node::new(next).into()).retire())
+        // SAFETY:
+        // - the pointer is from `into_raw`, and the cell owns the count behind it;
+        // - only `update` takes it out of the cell, and this call has the turn.
+        let current = unsafe { &*self.current.load(Ordering::Acquire) };
+        let old = self.current.swap(into_raw(f(current)?), Ordering::SeqCst);
+        // SAFETY:
+        // - the pointer is from `into_raw`, and the swap has taken it, with its count, out of the cell;
+        // - readers that still follow it are waited for before the count is given up: see `Retired`.
+        let value = unsafe { Arc::from_raw(old) };
+        let mut values = lock(&self.old);
+        while values.front().is_some_and(|oldest| oldest.strong_count() == 0) {
+            values.pop_front();
+        }
+        values.push_back(Arc::downgrade(&value));
+        Ok(Retired { value: Some(value), old: Arc::clone(&self.old) })
+    }
+}
+
+fn into_raw<T>(value: T) -> *mut T {
+    Arc::into_raw(Arc::new(value)).cast_mut()
+}
+
+impl<T> Drop for Published<T> {
+    fn drop(&mut self) {
+        let current = self.current.load(Ordering::Acquire);
+        // SAFETY:
+        // - the pointer is from `into_raw`, and the cell, which ends here, owns the count behind it;
+        // - no guard is left, as each borrows the cell.
+        drop(unsafe { Arc::from_raw(current) });
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Published<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Published").field(&*self.load()).finish()
     }
 }
 
 /// A read section: dereferences to the value as it was when the section was opened.
 ///
 /// Not `Send`: the section is counted in the thread that opened it.
-#[derive(Debug)]
 pub struct ReadGuard<'a, T> {
-    node: Guard<std::sync::Arc<Node<T>>>,
+    value: *const T,
+    section: Section,
     cell: PhantomData<&'a Published<T>>,
-    thread_bound: PhantomData<*const ()>,
 }
 
 impl<T> Deref for ReadGuard<'_, T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
-        &self.node.value
+        // SAFETY:
+        // - the pointer is from `into_raw`, and was in its cell after `section` could be seen;
+        // - whoever takes it out of the cell gives its count up only when no section names it, and this one still does;
+        // - it is only read, by everybody.
+        unsafe { &*self.value }
     }
 }
 
 impl<T> Drop for ReadGuard<'_, T> {
+    #[inline]
     fn drop(&mut self) {
-        OPEN_SECTIONS.set(OPEN_SECTIONS.get() - 1);
+        if self.section.close() {
+            readers().wake(self.section.reader());
+        }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for ReadGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReadGuard").field(&**self).finish()
     }
 }
 
@@ -167,12 +163,15 @@ impl<T> Drop for ReadGuard<'_, T> {
 #[must_use = "the old value may still be in use: wait() before freeing what it refers to"]
 #[derive(Debug)]
 pub struct Retired<T: Send + Sync + 'static> {
+    /// Given up only when no reader can follow the pointer.
     value: Option<Arc<T>>,
-    gate: Arc<Gate>,
+    /// Those of the cell, this one among them.
+    old: Arc<OldValues<T>>,
 }
 
 impl<T: Send + Sync + 'static> Retired<T> {
-    /// Blocks until no reader can see the old value, then destroys it here.
+    /// Blocks until no reader can see the old value or one that is older, then destroys it here. No reader of a newer value
+    /// is waited for, and none of another cell. Each call may take a tenth of a millisecond: see `barrier.rs`.
     ///
     /// # Errors
     /// [`InReadSection`] if this thread has a read section open; the value then goes to the reaper.
@@ -180,45 +179,71 @@ impl<T: Send + Sync + 'static> Retired<T> {
         if in_read_section() {
             return Err(InReadSection);
         }
-        self.gate.wait();
-        self.value = None;
+        if let Some(value) = self.value.take() {
+            if !readers().unseen_by_all(own_reader(), address(&value)) {
+                readers().wait_unseen(self.up_to(&value).iter().map(|old| old.as_ptr().cast()));
+            }
+            drop(value);
+        }
         Ok(())
     }
+
+    /// `value` and those that are older and not destroyed.
+    fn up_to(&self, value: &Arc<T>) -> Vec<Weak<T>> {
+        let mut values = lock(&self.old);
+        values.retain(|old| old.strong_count() != 0);
+        let older = values.iter().position(|old| old.as_ptr() == Arc::as_ptr(value)).unwrap_or(0);
+        values.iter().take(older + 1).cloned().collect()
+    }
+}
+
+fn address<T>(value: &Arc<T>) -> *const () {
+    Arc::as_ptr(value).cast()
 }
 
 impl<T: Send + Sync + 'static> Drop for Retired<T> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take()
-            && !self.gate.is_open()
+            && !readers().unseen_by_all(own_reader(), address(&value))
         {
-            reap(Retiree { gate: Arc::clone(&self.gate), value: Box::new(value) });
+            reap(Box::new(value));
         }
     }
 }
 
-/// What the reaper waits for, and what it then destroys.
-struct Retiree {
-    gate: Arc<Gate>,
-    value: Box<dyn Send>,
+/// What the reaper waits for, and then destroys.
+trait Retiree: Send {
+    /// What no reader may see any more.
+    fn address(&self) -> *const ();
+}
+
+impl<T: Send + Sync> Retiree for Arc<T> {
+    fn address(&self) -> *const () {
+        address(self)
+    }
 }
 
 /// Hands `retiree` to the reaper thread, which is started by the first call.
-fn reap(retiree: Retiree) {
-    static REAPER: OnceLock<Option<Sender<Retiree>>> = OnceLock::new();
+fn reap(retiree: Box<dyn Retiree>) {
+    static REAPER: OnceLock<Option<Sender<Box<dyn Retiree>>>> = OnceLock::new();
     let reaper = REAPER.get_or_init(|| {
-        let (sender, receiver) = channel::<Retiree>();
-        let spawned = std::thread::Builder::new().name("reaper".into()).spawn(move || {
-            for Retiree { gate, value } in receiver {
-                gate.wait();
-                drop(value);
-            }
-        });
+        let (sender, receiver) = channel();
+        let spawned = std::thread::Builder::new().name("reaper".into()).spawn(move || reap_all(&receiver));
         spawned.map(|_| sender).ok()
     });
-    if let Some(reaper) = reaper {
-        // The receiver lives as long as the process. Without a thread the value dies with its last reference,
-        // wherever that is: late and in the wrong place, but never too early.
-        let _ = reaper.send(retiree);
+    match reaper {
+        // The receiver lives as long as the process.
+        Some(reaper) => drop(reaper.send(retiree)),
+        // Without a thread nobody can wait here: what readers may see is never destroyed.
+        None => std::mem::forget(retiree),
+    }
+}
+
+fn reap_all(receiver: &Receiver<Box<dyn Retiree>>) {
+    while let Ok(first) = receiver.recv() {
+        // What has come meanwhile has its grace period in the same time.
+        let retirees: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
+        readers().wait_unseen(retirees.iter().map(|retiree| retiree.address()));
     }
 }
 
@@ -226,7 +251,7 @@ fn reap(retiree: Retiree) {
 #[cfg(not(loom))]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::*;
 
@@ -281,6 +306,49 @@ mod tests {
             go.recv().unwrap();
             replace(&cell, 2).wait().unwrap();
             assert!(reader_done.load(Ordering::SeqCst));
+        });
+    }
+
+    #[test]
+    fn wait_returns_only_after_the_readers_of_older_values_too() {
+        let cell = Published::new(1);
+        let reader_done = AtomicBool::new(false);
+        let (ready, go) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let guard = cell.load();
+                ready.send(()).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                reader_done.store(true, Ordering::SeqCst);
+                drop(guard);
+            });
+            go.recv().unwrap();
+            drop(replace(&cell, 2));
+            replace(&cell, 3).wait().unwrap();
+            assert!(reader_done.load(Ordering::SeqCst));
+            // What nobody waits for is not kept in mind for ever.
+            replace(&cell, 4).wait().unwrap();
+            assert!(lock(&cell.old).len() <= 2);
+        });
+    }
+
+    #[test]
+    fn readers_of_a_newer_value_and_of_other_cells_are_not_waited_for() {
+        let (cell, other) = (Published::new(1), Published::new(1));
+        let (ready, go) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (cell, other) = (&cell, &other);
+            let retired = replace(cell, 2);
+            scope.spawn(move || {
+                let guards = (cell.load(), other.load());
+                ready.send(()).unwrap();
+                assert!(ended.recv().is_err());
+                drop(guards);
+            });
+            go.recv().unwrap();
+            retired.wait().unwrap();
+            drop(end);
         });
     }
 
@@ -349,50 +417,5 @@ mod tests {
             }
         });
         assert_eq!((*cell.load(), loads.into_inner()), (2_000, 20_000));
-    }
-}
-
-#[cfg(test)]
-#[cfg(loom)]
-mod loom_tests {
-    use super::*;
-
-    /// Panics unless it is destroyed by the thread that is said to be the updater.
-    struct UpdatersOnly(loom::thread::ThreadId);
-
-    impl Drop for UpdatersOnly {
-        fn drop(&mut self) {
-            assert!(loom::thread::current().id() == self.0, "a reader destroyed the value");
-        }
-    }
-
-    /// The last reader leaves while the updater waits: `wait` never sleeps for ever, and whoever comes first, the
-    /// value dies on the updater's side.
-    #[test]
-    fn loom_the_last_reader_opens_the_gate_and_never_destroys_the_value() {
-        loom::model(|| {
-            let node = Node::new(UpdatersOnly(loom::thread::current().id()));
-            let retired = node.retire();
-            let reader = loom::thread::spawn(move || drop(node));
-            retired.wait().unwrap();
-            reader.join().unwrap();
-        });
-    }
-
-    /// The same with the fields of the node the other way round: the model finds the reader that destroys the value.
-    #[test]
-    #[should_panic(expected = "a reader destroyed the value")]
-    fn loom_must_fail_gate_opened_before_the_value_is_let_go() {
-        loom::model(|| {
-            let value = Arc::new(UpdatersOnly(loom::thread::current().id()));
-            let gate = Arc::new(Gate::new());
-            let retired = Retired { value: Some(Arc::clone(&value)), gate: Arc::clone(&gate) };
-            let reader = loom::thread::spawn(move || {
-                drop(OpenOnDrop(gate));
-                drop(value);
-            });
-            retired.wait().unwrap();
-            reader.join().unwrap();
-        });
     }
 }

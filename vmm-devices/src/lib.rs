@@ -14,10 +14,12 @@ mod bus;
 mod doorbell;
 pub mod legacy;
 mod pvpanic;
+mod reconfigure;
 pub mod selftest;
 mod worker;
 
-pub use bus::{Bus, BusDevice, BusDeviceMut, BusError};
-pub use doorbell::{Doorbell, DoorbellError};
+pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};
+pub use doorbell::{Doorbell, DoorbellError, IoEventFd};
 pub use pvpanic::Pvpanic;
-pub use worker::{Worker, WorkerError};
+pub use reconfigure::{PostError, Poster, Reconfigure};
+pub use worker::{Handler, OnOwnThread, Progress, Worker, WorkerError};

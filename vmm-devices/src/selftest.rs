@@ -21,12 +21,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use vmm_core::VmEvents;
 use vmm_core::irq::IrqTrigger;
 use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_core::{VmEvent, VmEvents};
 
-use crate::{BusDevice, Doorbell, DoorbellError, Worker, WorkerError};
+use crate::{BusDevice, Doorbell, DoorbellError, Handler, Progress, Worker, WorkerError};
 
 /// Bytes of MMIO space.
 pub const MMIO_LENGTH: u64 = 0x1000;
@@ -71,8 +70,8 @@ pub struct Selftest {
     placement: Placement,
     shared: Arc<Shared>,
     scratch: AtomicU32,
-    doorbell: Arc<EventFd>,
-    _attached: Option<Doorbell>,
+    doorbell: Doorbell,
+    _handler: Handler,
     _worker: Worker,
 }
 
@@ -85,33 +84,46 @@ impl Selftest {
         events: &VmEvents,
     ) -> Result<Self, SelftestError> {
         let address = placement.base.saturating_add(DOORBELL_OFFSET);
-        let doorbell = Doorbell::eventfd(address)?;
+        let doorbell = Doorbell::new(vm, address)?;
         let shared =
             Arc::new(Shared { trigger, interrupt_on_ring: AtomicU32::new(0), rings: AtomicU32::new(0) });
-        let worker = Worker::spawn("selftest", Arc::clone(&doorbell), events.clone(), {
+        let worker = Worker::spawn("selftest", events.clone())?;
+        let serve = {
             let shared = Arc::clone(&shared);
             move |rings| shared.serve(rings)
+        };
+        let failed = {
+            let events = events.clone();
+            move || {
+                events.send(VmEvent::Internal("the handler of the self-test device panicked".into()));
+            }
+        };
+        let handler = worker.add("selftest", doorbell.eventfd(), serve, failed)?;
+        doorbell.rebind(DoorbellAddress {
+            space: DoorbellSpace::Mmio,
+            address,
+            width: 4,
+            datamatch: None,
         })?;
-        let address = DoorbellAddress { space: DoorbellSpace::Mmio, address, width: 4, datamatch: None };
-        let attached = vm.map(|vm| Doorbell::attach(vm, address, Arc::clone(&doorbell))).transpose()?;
         Ok(Self {
             placement,
             shared,
             scratch: AtomicU32::new(0),
             doorbell,
-            _attached: attached,
+            _handler: handler,
             _worker: worker,
         })
     }
 }
 
 impl Shared {
-    fn serve(&self, rings: u64) {
+    fn serve(&self, rings: u64) -> Progress {
         // Released: a guest that sees the count sees what was done for it. Wraps, as a 32-bit register does.
         self.rings.fetch_add((rings & 0xffff_ffff) as u32, Ordering::Release);
         if self.interrupt_on_ring.load(Ordering::Relaxed) & 1 != 0 {
             self.trigger.trigger();
         }
+        Progress::Done
     }
 }
 
@@ -141,8 +153,8 @@ impl BusDevice for Selftest {
             0x10 => self.scratch.store(value, Ordering::Relaxed),
             0x14 => self.shared.trigger.trigger(),
             0x18 => self.shared.interrupt_on_ring.store(value, Ordering::Relaxed),
-            // Reached only without ioeventfd. Fails when 2^64 - 2 rings wait already: one more says nothing.
-            DOORBELL_OFFSET => drop(self.doorbell.write(1)),
+            // Reached only without ioeventfd.
+            DOORBELL_OFFSET => self.doorbell.ring(),
             _ => {}
         }
     }

@@ -1,18 +1,27 @@
-//! `Worker`: a thread that serves one doorbell.
+//! `Worker`: a thread that serves eventfds: one loop over epoll, with handlers that come and go while it runs.
+//!
+//! Every ready source is served once before any is served again. A handler bounds its work by a batch and says
+//! [`Progress::More`] when some is left.
+//!
+//! Lock order: `handlers` and a handler's own lock are never held together; a handler runs under its own lock only.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::{self, JoinHandle, ThreadId};
 
 use vmm_core::{VmEvent, VmEvents};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Why a worker cannot be started.
+/// Why a worker cannot be started, or a handler cannot be added to it.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start the worker of {device}")]
+#[error("the worker cannot serve {device}")]
 pub struct WorkerError {
     /// The device it was for.
     pub device: &'static str,
@@ -21,123 +30,277 @@ pub struct WorkerError {
     pub source: io::Error,
 }
 
-/// A running worker. Dropped, it is stopped and joined.
-#[derive(Debug)]
-pub struct Worker {
+/// The worker itself asked for the end of one of its handlers, and cannot wait for its own return. The handler is not
+/// called again all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a worker cannot wait for itself")]
+pub struct OnOwnThread;
+
+/// What a call of a handler has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left: to be called at the next ring.
+    Done,
+    /// The batch was not enough: to be called again, without a ring, after the other sources.
+    More,
+}
+
+type Serve = Box<dyn FnMut(u64) -> Progress + Send>;
+type Failed = Box<dyn FnOnce() + Send>;
+
+/// What is called, while it is called; `None` once no call will come.
+struct Live {
+    serve: Serve,
+    failed: Failed,
+}
+
+struct Source {
+    device: &'static str,
+    doorbell: Arc<EventFd>,
+    live: Mutex<Option<Live>>,
+}
+
+impl Source {
+    fn lock(&self) -> MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Shared {
+    epoll: Epoll,
+    /// Ends the wait.
     stop: EventFd,
+    stopping: AtomicBool,
+    next: AtomicU64,
+    /// By the number under which epoll knows them.
+    handlers: Mutex<HashMap<u64, Arc<Source>>>,
+    /// Set before the first handler is added.
+    thread: OnceLock<ThreadId>,
+}
+
+/// The number under which epoll knows `stop`.
+const STOP: u64 = 0;
+
+/// Sources that one wait brings at most; the others come with the next, as epoll takes turns.
+const READY: usize = 32;
+
+/// A running worker. Dropped, it is stopped and joined; its handlers are dropped then.
+pub struct Worker {
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// A handler that a worker has. Dropped, as [`remove`](Self::remove).
+#[must_use = "a handler that is dropped is removed"]
+pub struct Handler {
+    worker: Weak<Shared>,
+    token: u64,
+}
+
 impl Worker {
-    /// Starts a thread named `device` that calls `serve` with the number of rings each time `doorbell` was rung. A worker
-    /// that cannot go on, because `serve` has panicked or the host fails it, says so to `events`.
-    pub fn spawn(
-        device: &'static str,
-        doorbell: Arc<EventFd>,
-        events: VmEvents,
-        serve: impl FnMut(u64) + Send + 'static,
-    ) -> Result<Self, WorkerError> {
-        Self::start(device, doorbell, events, serve).map_err(|source| WorkerError { device, source })
+    /// Starts a thread named `name` without handlers. If the host fails it, so that it cannot go on, it says so to
+    /// `events`.
+    ///
+    /// # Errors
+    /// No thread or no descriptor; it takes two.
+    pub fn spawn(name: &'static str, events: VmEvents) -> Result<Self, WorkerError> {
+        Self::start(name, events).map_err(|source| WorkerError { device: name, source })
     }
 
-    fn start(
-        device: &'static str,
-        doorbell: Arc<EventFd>,
-        events: VmEvents,
-        mut serve: impl FnMut(u64) + Send + 'static,
-    ) -> io::Result<Self> {
+    fn start(name: &'static str, events: VmEvents) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let epoll = Epoll::new()?;
-        for (fd, token) in [(stop.as_raw_fd(), STOP), (doorbell.as_raw_fd(), DOORBELL)] {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
-        }
-        let mut work = move || -> io::Result<()> {
-            while wait(&epoll)? == DOORBELL {
-                if let Ok(rings) = doorbell.read() {
-                    serve(rings);
+        epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), EpollEvent::new(EventSet::IN, STOP))?;
+        let shared = Arc::new(Shared {
+            epoll,
+            stop,
+            stopping: AtomicBool::new(false),
+            next: AtomicU64::new(STOP.wrapping_add(1)),
+            handlers: Mutex::default(),
+            thread: OnceLock::new(),
+        });
+        let thread = thread::Builder::new().name(name.into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                if let Err(error) = shared.work() {
+                    events.send(VmEvent::Internal(format!("the worker {name} cannot wait: {error}")));
                 }
             }
-            Ok(())
-        };
-        let thread = std::thread::Builder::new().name(device.into()).spawn(move || {
-            // A device whose worker has panicked is not used again: the machine ends.
-            let failure = match catch_unwind(AssertUnwindSafe(&mut work)) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => format!("the worker of {device} cannot wait for its doorbell: {error}"),
-                Err(_) => format!("the worker of {device} panicked"),
-            };
-            events.send(VmEvent::Internal(failure));
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        // Nobody else sets it.
+        let _ = shared.thread.set(thread.thread().id());
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Calls `serve` with the number of rings each time `doorbell`, which is non-blocking, was rung. If `serve` panics it is
+    /// never called again, and `failed` is called on the worker's thread: the device is out of order, the others go on. Neither
+    /// may wait for what waits for this worker.
+    ///
+    /// # Errors
+    /// The host refuses; `doorbell` has a handler of this worker already.
+    pub fn add(
+        &self,
+        device: &'static str,
+        doorbell: Arc<EventFd>,
+        serve: impl FnMut(u64) -> Progress + Send + 'static,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> Result<Handler, WorkerError> {
+        let fd = doorbell.as_raw_fd();
+        let token = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let live = Live { serve: Box::new(serve), failed: Box::new(failed) };
+        let source = Arc::new(Source { device, doorbell, live: Mutex::new(Some(live)) });
+        self.shared.lock().insert(token, source);
+        let added = self.shared.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
+        if let Err(source) = added {
+            // Dropped without the lock.
+            let refused = self.shared.lock().remove(&token);
+            drop(refused);
+            return Err(WorkerError { device, source });
+        }
+        Ok(Handler { worker: Arc::downgrade(&self.shared), token })
     }
 }
 
-const STOP: u64 = 0;
-const DOORBELL: u64 = 1;
+impl Handler {
+    /// Ends it: when this returns, no call is running and none will come, and what the handler owned is gone. Rings stay in
+    /// the eventfd. Not to be called under a lock that the handler takes.
+    ///
+    /// # Errors
+    /// Called by a handler of the same worker; see [`OnOwnThread`]. What the handler owns goes when its call, if it is the
+    /// one that runs, returns.
+    pub fn remove(self) -> Result<(), OnOwnThread> {
+        self.end()
+    }
 
-/// The token to serve next; stopping goes first.
-fn wait(epoll: &Epoll) -> io::Result<u64> {
-    let mut events = [EpollEvent::default(); 2];
-    loop {
-        match epoll.wait(-1, &mut events) {
-            Ok(count) => {
-                return Ok(events.iter().take(count).map(EpollEvent::data).min().unwrap_or(DOORBELL));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    fn end(&self) -> Result<(), OnOwnThread> {
+        match self.worker.upgrade() {
+            Some(worker) => worker.remove(self.token),
+            None => Ok(()),
         }
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        // Refused: it ends all the same.
+        let _ = self.end();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Source>>> {
+        self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_own_thread(&self) -> bool {
+        self.thread.get() == Some(&thread::current().id())
+    }
+
+    fn remove(&self, token: u64) -> Result<(), OnOwnThread> {
+        let Some(source) = self.forget(token) else { return Ok(()) };
+        if self.is_own_thread() {
+            return Err(OnOwnThread);
+        }
+        // Waits for a call that runs; the loop finds nothing to call after it.
+        let live = source.lock().take();
+        drop(live);
+        Ok(())
+    }
+
+    /// Takes a source out of epoll and out of the table.
+    fn forget(&self, token: u64) -> Option<Arc<Source>> {
+        let source = self.lock().remove(&token)?;
+        let fd = source.doorbell.as_raw_fd();
+        if let Err(error) = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
+            tracing::error!(device = source.device, %error, "a worker cannot forget a doorbell");
+        }
+        Some(source)
+    }
+
+    /// The loop: waits for rings, or looks for them if work is left; serves each ready source once.
+    fn work(&self) -> io::Result<()> {
+        let (mut turn, mut unfinished) = (Vec::with_capacity(READY), Vec::new());
+        loop {
+            turn.clear();
+            self.ready(if unfinished.is_empty() { -1 } else { 0 }, &mut turn)?;
+            // What is ready comes first: what is left over had its turn. A source in both is called once.
+            unfinished.retain(|token| !turn.contains(token));
+            turn.append(&mut unfinished);
+            for &token in &turn {
+                if self.stopping.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                if self.serve(token) == Progress::More {
+                    unfinished.push(token);
+                }
+            }
+        }
+    }
+
+    /// Puts the sources that were rung into `ready`, waiting for one if `timeout` is -1.
+    fn ready(&self, timeout: i32, ready: &mut Vec<u64>) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); READY];
+        loop {
+            match self.epoll.wait(timeout, &mut events) {
+                Ok(count) => {
+                    ready.extend(events.iter().take(count).map(EpollEvent::data));
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Calls one handler, if it is still there.
+    fn serve(&self, token: u64) -> Progress {
+        let Some(source) = self.lock().get(&token).map(Arc::clone) else { return Progress::Done };
+        let mut live = source.lock();
+        let Some(Live { serve, .. }) = &mut *live else { return Progress::Done };
+        // Empty when work was left over and nobody has rung since.
+        let rings = source.doorbell.read().unwrap_or(0);
+        let served = catch_unwind(AssertUnwindSafe(|| serve(rings)));
+        if let Ok(progress) = served {
+            return progress;
+        }
+        let broken = live.take();
+        drop(live);
+        self.forget(token);
+        tracing::error!(device = source.device, "a handler panicked and is not called again");
+        if let Some(Live { serve, failed }) = broken {
+            // Its state is whatever the panic left; neither its end nor its owner's answer takes the worker down.
+            let told =
+                catch_unwind(AssertUnwindSafe(failed)).and(catch_unwind(AssertUnwindSafe(|| drop(serve))));
+            if told.is_err() {
+                tracing::error!(device = source.device, "the end of a handler panicked too");
+            }
+        }
+        Progress::Done
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
         // The counter of a fresh eventfd cannot be full.
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            // Panics are caught and reported by the thread.
+        let _ = self.shared.stop.write(1);
+        // A handler that owns its worker drops it here: the thread ends by itself after the call.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
+            // Panics of handlers are caught by the thread.
             let _ = thread.join();
         }
+        let handlers = mem::take(&mut *self.shared.lock());
+        drop(handlers);
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("handlers", &self.shared.lock().len()).finish()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc::channel;
-
-    use super::*;
-
-    #[test]
-    fn every_ring_is_served_once() {
-        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let (sender, served) = channel();
-        let events = VmEvents::new().unwrap();
-        let serve = move |rings| sender.send(rings).unwrap();
-        let worker = Worker::spawn("test", doorbell.clone(), events.clone(), serve).unwrap();
-        let mut total = 0;
-        for rings in 1..=100 {
-            doorbell.write(rings).unwrap();
-            total += rings;
-        }
-        let mut seen = 0;
-        while seen < total {
-            seen += served.recv().unwrap();
-        }
-        drop(worker);
-        assert_eq!((seen, served.try_recv().is_err()), (total, true));
-        assert_eq!(events.get(), None);
-    }
-
-    #[test]
-    fn fault_d3_a_panicking_worker_ends_the_machine() {
-        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let events = VmEvents::new().unwrap();
-        let serve = |_| panic!("a bug in a device");
-        let worker = Worker::spawn("test", doorbell.clone(), events.clone(), serve).unwrap();
-        doorbell.write(1).unwrap();
-        while events.get().is_none() {
-            std::thread::yield_now();
-        }
-        assert_eq!(events.get(), Some(&VmEvent::Internal("the worker of test panicked".into())));
-        drop(worker);
-    }
-}
+mod tests;

@@ -4,6 +4,8 @@ pub mod boot_monitor;
 pub mod boot_samples;
 pub mod boot_shape;
 pub mod buses;
+pub mod cells;
+pub mod dispatch;
 pub mod exit_counts;
 pub mod first_exit;
 mod instruction;

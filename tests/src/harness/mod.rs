@@ -24,12 +24,22 @@ pub use vm::TestVm;
 pub const VMM_CLI: &str = "VMM_CLI";
 /// Names the directory of the assembled guest programs in the environment.
 pub const VMM_GUESTS: &str = "VMM_GUESTS";
+/// Set in the environment to have stress trials do all their rounds.
+const VMM_STRESS: &str = "VMM_STRESS";
 /// Set in the environment where KVM itself is emulated, as in the nested host.
 const VMM_EMULATED: &str = "VMM_EMULATED";
 
 /// How often a trial does what it repeats only to meet a rare case: `times`, a tenth of it where KVM is emulated.
 #[must_use]
 pub fn rounds(times: usize) -> usize {
+    if is_emulated() { times.div_ceil(10) } else { times }
+}
+
+/// How often a stress trial does what its name says: `times` if the environment sets `VMM_STRESS`, else a fiftieth, as
+/// everybody has time for; a tenth of that where KVM is emulated.
+#[must_use]
+pub fn stress(times: u64) -> u64 {
+    let times = if std::env::var_os(VMM_STRESS).is_some() { times } else { times.div_ceil(50) };
     if is_emulated() { times.div_ceil(10) } else { times }
 }
 
