@@ -19,9 +19,6 @@ unsafe impl Send for Mapping {}
 // SAFETY: through a shared `Mapping` nothing but its address is reached.
 unsafe impl Sync for Mapping {}
 
-// SAFETY: shared, it gives away its address and nothing else.
-unsafe impl Sync for Mapping {}
-
 impl Mapping {
     /// Private zeroed memory, not reserved.
     pub fn anonymous(size: usize) -> io::Result<Self> {

@@ -66,7 +66,7 @@ impl VmmIrq {
     /// A part refuses, or the guest does not start.
     pub fn boot(guests: &Path) -> Result<Self> {
         let guest = guests.join("irq_counters.elf");
-        let SmallMachine { mut vcpus, memory, router } =
+        let SmallMachine { mut vcpus, memory, router, .. } =
             SmallMachine::boot_with(&guest, (1, 0), Irqchip::Kernel, |vm| vm)?;
         let vcpu = vcpus.pop().context("a vCPU")?;
         let (line, level_line) =

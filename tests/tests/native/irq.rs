@@ -193,7 +193,7 @@ impl Counting {
         let ioctls = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&ioctls);
         let watched = |vm| Arc::new(Watched { vm, ioctls: counter }) as Arc<dyn InterruptVm>;
-        let SmallMachine { mut vcpus, memory, router } =
+        let SmallMachine { mut vcpus, memory, router, .. } =
             SmallMachine::boot_with(&guest(name), (1, 0), irqchip, watched)?;
         let vcpu = vcpus.pop().context("a vCPU")?;
         let (handler, ready) = Handler::new(&router, irqchip);

@@ -192,6 +192,11 @@ mod tests {
         binary_stats: true,
         disable_exits: DisabledExits::PAUSE,
         halt_poll: false,
+        irqfd: true,
+        irqfd_resample: true,
+        irq_routes: 4096,
+        split_irqchip: false,
+        x2apic_destinations: false,
     };
 
     #[test]
