@@ -4,10 +4,8 @@
  * (leaf 0xb, subleaf 1), how many came, and how many ids are right (each from 1 on there once); then everybody halts.
  */
 #include "guest.inc"
+#include "x2apic.inc"
 
-#define MSR_APIC_BASE 0x1b
-#define APIC_BASE_X2APIC_ENABLE 0xc00
-#define MSR_X2APIC_ICR 0x830
 #define ICR_INIT_OTHERS 0xc4500
 #define ICR_STARTUP_OTHERS 0xc4600
 #define TRAMPOLINE 0x8000
@@ -24,14 +22,8 @@
     mov %ebx, %ebp
     say_hex "expected ", %ebp
 
-    mov $trampoline, %esi
-    mov $TRAMPOLINE, %edi
-    mov $(trampoline_end - trampoline), %ecx
-    rep movsb
-    mov $MSR_APIC_BASE, %ecx
-    rdmsr
-    or $APIC_BASE_X2APIC_ENABLE, %eax
-    wrmsr
+    place_trampoline TRAMPOLINE
+    enable_x2apic
     mov $MSR_X2APIC_ICR, %ecx
     xor %edx, %edx
     mov $ICR_INIT_OTHERS, %eax

@@ -56,11 +56,7 @@ round:
 2:  inc %ecx
     cmp $IMAGE, %ecx
     jb 1b
-    incl rounds
-    testl $15, rounds
-    jnz round
-    round_done
-    jmp round
+    next_round
 
 failed:
     wrong %ecx

@@ -239,11 +239,7 @@ round:
     jb failed
     mov %rax, tsc
 
-    incl rounds
-    testl $15, rounds
-    jnz round
-    round_done
-    jmp round
+    next_round
 
 /* EBX: the check. */
 failed:

@@ -4,26 +4,16 @@
  */
 #include "guest64.inc"
 #include "state.inc"
+#include "x2apic.inc"
 
-#define MSR_APIC_BASE 0x1b
-#define APIC_BASE_X2APIC_ENABLE 0xc00
-#define MSR_X2APIC_ICR 0x830
-#define ICR_INIT 0x4500
-#define ICR_STARTUP 0x4600
 /* Conventional memory that nothing of the boot protocol is in. */
 #define TRAMPOLINE 0x80000
 #define COUNTER 0x80800
 #define SPIN 300
 
     linux64_start
-    mov $trampoline, %esi
-    mov $TRAMPOLINE, %edi
-    mov $(trampoline_end - trampoline), %ecx
-    rep movsb
-    mov $MSR_APIC_BASE, %ecx
-    rdmsr
-    or $APIC_BASE_X2APIC_ENABLE, %eax
-    wrmsr
+    place_trampoline TRAMPOLINE
+    enable_x2apic
     xor %r12d, %r12d
 
 round:

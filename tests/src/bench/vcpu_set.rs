@@ -147,7 +147,11 @@ impl Setup<'_> {
         /// Turns of a CPU after which those that have not run yet are waiting for one like those that have.
         const TURNS: u32 = 8;
         let host = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-        if self.cpus < host { Duration::from_micros(200) } else { SLICE * self.cpus.div_ceil(host).min(TURNS) }
+        if self.cpus < host {
+            Duration::from_micros(200)
+        } else {
+            SLICE * self.cpus.div_ceil(host).min(TURNS)
+        }
     }
 }
 

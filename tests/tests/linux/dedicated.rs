@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::{KernelFormat, LinuxGuest};
+use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest};
 
 use super::shell::{Port, Shell};
 use crate::{Shape, VMM_FULL};
@@ -18,7 +18,7 @@ use crate::{Shape, VMM_FULL};
 /// The trials of this suite. They need a host with two CPUs: one for the vCPU, one for the monitor.
 pub fn trials() -> Vec<Trial> {
     crate::trials![
-        a_dedicated_vcpu_idles_without_an_exit_and_powers_off on [Shape::new(KernelFormat::BzImage, 1)],
+        a_dedicated_vcpu_idles_without_an_exit_is_paused_and_powers_off on [Shape::new(KernelFormat::BzImage, 1)],
     ]
 }
 
@@ -27,14 +27,19 @@ const TIME: Duration = Duration::from_secs(300);
 /// Halts that an idle guest makes in a second at the least.
 const A_FEW: u64 = 3;
 
-/// Boots the guest, lets it idle at its shell for so many seconds and then power off. Returns how many halts KVM has counted
+/// Boots the guest, lets it idle at its shell for so many seconds, pauses and resumes it, and lets it power off. Returns how many halts KVM has counted
 /// in its whole life.
 fn halt_exits(guest: &LinuxGuest, args: &str, idle: u64) -> Result<u64> {
     let directory = tempfile::tempdir()?;
     let stats = directory.path().join("stats.json");
-    let args = format!("{args} --stats {}", stats.display());
+    let place = ControlSocket::new()?;
+    let args = format!("{args} --stats {} --api-sock {}", stats.display(), place.path().display());
     let mut shell = Shell::start(guest, &args, Port::Pipe, TIME)?;
     thread::sleep(Duration::from_secs(idle));
+    for verb in ["pause", "resume"] {
+        let answer = place.ask(verb)?;
+        ensure!(answer.get("ok").is_some(), "{verb}: {answer}");
+    }
     // A key wakes it.
     ensure!(shell.answer("echo awake")? == "awake", "it does not answer after its idle time");
     shell.types("poweroff -f\n")?;
@@ -45,7 +50,7 @@ fn halt_exits(guest: &LinuxGuest, args: &str, idle: u64) -> Result<u64> {
     count.with_context(|| format!("no halt_exits in {counts}"))
 }
 
-fn a_dedicated_vcpu_idles_without_an_exit_and_powers_off(guest: &LinuxGuest) -> Result<()> {
+fn a_dedicated_vcpu_idles_without_an_exit_is_paused_and_powers_off(guest: &LinuxGuest) -> Result<()> {
     let idle = if env::var_os(VMM_FULL).is_some() { 30 } else { 10 };
     let dedicated = halt_exits(guest, "--affinity 1 --dedicated", idle)?;
     let shared = halt_exits(guest, "", idle)?;

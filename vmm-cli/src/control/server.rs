@@ -495,7 +495,8 @@ mod tests {
             pausing.push(stream);
             assert!(pausing.len() < 10 * MOST_WAITING);
         }
-        assert!(pausing.len() >= MOST_WAITING);
+        // Each turn asks twice. A short pause whose client had to make room may still be waiting.
+        assert!(2 * pausing.len() >= MOST_WAITING);
         assert_eq!(bench.state(), State::Pausing);
         bench.ask(r#"{"verb":"resume"}"#);
     }
