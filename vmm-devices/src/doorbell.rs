@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_kvm_cannot_watch_for_is_refused_before_it_is_asked() {
+    fn a_write_that_the_host_cannot_watch_for_is_refused_before_it_is_asked() {
         let vm = Arc::new(FakeVm::default());
         let of = |address, width, datamatch| DoorbellAddress { address, width, datamatch, ..ADDRESS };
         for bad in [of(0, 3, None), of(0, 16, Some(1)), of(0, 0, Some(1)), of(u64::MAX - 2, 4, None)] {

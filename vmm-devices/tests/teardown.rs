@@ -1,15 +1,17 @@
 //! Taking a device apart while it is in use: a vCPU is in its register, its worker is in its handler, and somebody else waits
 //! for a change of the same bus. Nobody may wait for somebody who waits for him.
 
+#![cfg(test)]
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use vmm_core::VmEvents;
 use vmm_core::fake::FakeVm;
 use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
+use vmm_core::{Retired, VmEvents};
 use vmm_devices::{Bus, BusDevice, Doorbell, Handler, Poster, Progress, Reconfigure, Worker};
 
 const REGISTER: u64 = 0x1000;
@@ -58,7 +60,7 @@ impl BusDevice for Register {
         let _ = self.doorbell.address();
         let bus = Arc::clone(&self.bus);
         // Somebody else takes the device away at the same time: one of the two finds nothing.
-        let remove = move || drop(bus.remove(REGISTER).map(|retired| retired.wait()));
+        let remove = move || drop(bus.remove(REGISTER).map(Retired::wait));
         let _ = self.poster.post(remove);
     }
 }

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
 use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_cpuid2, kvm_irq_routing, kvm_irq_routing_entry, kvm_irqfd, kvm_mp_state, kvm_msr_entry,
-    kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    kvm_cpuid_entry2, kvm_cpuid2, kvm_irq_routing, kvm_irq_routing_entry, kvm_irqfd, kvm_mp_state,
+    kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
 };
 use libc::{Ioctl, c_int, c_ulong};
 

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kvm_bindings::{
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS,
     KVM_CAP_NR_MEMSLOTS, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR, KVM_CAP_USER_MEMORY,
-    KVM_IRQFD_FLAG_RESAMPLE, KVM_MP_STATE_RUNNABLE, kvm_irqfd, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment,
-    kvm_sregs, kvm_userspace_memory_region,
+    KVM_IRQFD_FLAG_RESAMPLE, KVM_MP_STATE_RUNNABLE, kvm_irqfd, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
 use libc::c_ulong;
 use nix::sys::eventfd::{EfdFlags, EventFd};

@@ -1,3 +1,5 @@
+//! Accesses of a bus, and its changes.
+
 use std::sync::Mutex;
 
 use proptest::prelude::*;

@@ -98,7 +98,7 @@ impl Ioapic {
                 let entry = registers.entries.get(pin as usize).copied().unwrap_or(MASKED);
                 let in_service = if self.pins.in_service(pin) { REMOTE_IRR } else { 0 };
                 let entry = entry | in_service;
-                (if upper { entry >> 32 } else { entry & 0xffff_ffff }) as u32
+                if upper { (entry >> 32) as u32 } else { (entry & 0xffff_ffff) as u32 }
             }
         }
     }

@@ -1,3 +1,5 @@
+//! A worker and its handlers, which come, panic and go.
+
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, channel};
 
