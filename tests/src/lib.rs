@@ -4,5 +4,6 @@ pub mod bench;
 pub mod harness;
 pub mod kicks;
 pub mod live_bus;
+pub mod ringing;
 pub mod sequence;
 pub mod small_machine;
