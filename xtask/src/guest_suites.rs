@@ -66,7 +66,8 @@ const LINUX_CPUS: &[u32] = &[1, 2];
 const SECOND_ATTEMPTS: usize = 5;
 
 /// The benchmarks that the native suite runs with few rounds, from the same build.
-const BENCH_PROGRAMS: [&str; 4] = ["raw_startup", "bench_kick", "bench_pause", "bench_inl"];
+const BENCH_PROGRAMS: [&str; 6] =
+    ["raw_startup", "bench_kick", "bench_pause", "bench_inl", "bench_doorbell", "bench_reconfigure"];
 
 /// In the environment, trials take the time that they need; suites read it too.
 const FULL: &str = "VMM_FULL";
