@@ -8,7 +8,7 @@ mod terminal;
 mod vm;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -58,6 +58,12 @@ fn allowed(time: Duration) -> Duration {
 #[must_use]
 pub fn is_emulated() -> bool {
     std::env::var_os(VMM_EMULATED).is_some()
+}
+
+/// Whether KVM is KVM-PVM, which differs from KVM on hardware where trials say so.
+#[must_use]
+pub fn is_pvm() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
 }
 
 /// How long the machines of the suites may take, from start to end, on a busy host with hardware.
