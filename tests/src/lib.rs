@@ -1,6 +1,7 @@
 //! What tests and benchmarks share: the harness around the monitor, and the benchmarks' measuring side.
 
 pub mod bench;
+pub mod cpus;
 pub mod harness;
 pub mod kicks;
 pub mod live_bus;

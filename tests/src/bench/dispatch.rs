@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use vmm_devices::{Bus, BusDevice, BusDeviceMut, BusError};
 
-use crate::bench::cpus;
+use crate::cpus;
 
 /// Where the first range is, from one range to the next, and the bytes of a range.
 const START: u64 = 0xd000_0000;

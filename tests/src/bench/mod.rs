@@ -5,7 +5,6 @@ pub mod boot_samples;
 pub mod boot_shape;
 pub mod buses;
 pub mod cells;
-pub mod cpus;
 pub mod dispatch;
 pub mod doorbells;
 pub mod exit_counts;

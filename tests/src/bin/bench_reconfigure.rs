@@ -12,11 +12,12 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nix::time::{ClockId, clock_gettime};
 use vmm_tests::bench::buses::{Buses, RANGES, Status};
-use vmm_tests::bench::cpus;
 use vmm_tests::bench::raw_exits::{ExitKind, RawLoop, Step};
 use vmm_tests::bench::report::{Count, Ratio};
 use vmm_tests::bench::series::{BASELINE, Case, Recorder};
+use vmm_tests::bench::stats::median;
 use vmm_tests::bench::vmm_exits::VmmLoop;
+use vmm_tests::cpus;
 
 /// While the bus changes, and while it does not.
 const VMM: &str = "vmm";
@@ -64,7 +65,7 @@ fn main() -> Result<()> {
             subject: VMM.to_owned(),
             kind: "changes".to_owned(),
             name: "in the time of the exits, the median".to_owned(),
-            values: median(changes).into_iter().collect(),
+            values: median(&changes).map(|changes| changes as u64).into_iter().collect(),
         });
     }
     let mut report = recorder.finish("reconfigure", args.rounds, Ratio::Rate)?;
@@ -75,7 +76,7 @@ fn main() -> Result<()> {
 
 /// Runs one guest, with the bus changing, on the CPU `other`, in one step of three; returns how many changes were made in
 /// each.
-fn measure(args: &Args, kind: ExitKind, other: Option<usize>, recorder: &mut Recorder) -> Result<Vec<u64>> {
+fn measure(args: &Args, kind: ExitKind, other: Option<usize>, recorder: &mut Recorder) -> Result<Vec<f64>> {
     let mut changes = Vec::new();
     let mut raw = RawLoop::new(kind, &args.guests)?;
     let mut vmm = VmmLoop::new(kind, &args.guests, RANGES)?;
@@ -90,7 +91,7 @@ fn measure(args: &Args, kind: ExitKind, other: Option<usize>, recorder: &mut Rec
                     let time = cpu_time(|| vmm.step(args.exits))?;
                     let made = changer.stop()?;
                     if round > 0 {
-                        changes.push(made);
+                        changes.push(made as f64);
                     }
                     time
                 }
@@ -150,9 +151,4 @@ impl Changer {
         self.thread.join().map_err(|_| anyhow!("the changes panicked"))??;
         Ok(made)
     }
-}
-
-fn median(mut values: Vec<u64>) -> Option<u64> {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied()
 }

@@ -2,7 +2,7 @@
 //!
 //! A lost kick is one that is never answered. A late one, answered after more than [`LATE`], has to be explained by the
 //! time that the threads of both sides were ready to run and did not get a CPU, as the kernel counts it, and by the time that
-//! a CPU of the host stood still, which its kernel cannot count.
+//! a CPU of the host stood still, which the kernel does not count for a thread.
 
 mod delayed;
 mod sched;

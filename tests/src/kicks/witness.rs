@@ -4,16 +4,15 @@
 //! at best, in ticks (`steal`), and not for the thread that had the CPU and seems to have run. But nothing else ran there
 //! either: a thread that wanted to wake on that CPU wakes late, without having waited for anybody.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::sched::RunDelay;
+use crate::cpus;
 
 /// How long the threads sleep at a time.
 const NAP: Duration = Duration::from_millis(1);
@@ -36,10 +35,9 @@ pub(super) struct Witness {
 
 impl Witness {
     /// Begins to watch.
-    pub(super) fn watch() -> io::Result<Self> {
-        let mine = sched_getaffinity(None)?;
+    pub(super) fn watch() -> Result<Self> {
         let mut witness = Self { over: Arc::default(), threads: Vec::new() };
-        for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| mine.is_set(cpu)) {
+        for cpu in cpus::allowed().context("the CPUs of this process")? {
             let over = Arc::clone(&witness.over);
             let thread = thread::Builder::new().name(format!("witness{cpu}"));
             witness.threads.push(thread.spawn(move || watch(cpu, &over))?);
@@ -66,9 +64,7 @@ impl Drop for Witness {
 }
 
 fn watch(cpu: usize, over: &AtomicBool) -> Result<Vec<Still>> {
-    let mut only = CpuSet::new();
-    only.set(cpu);
-    sched_setaffinity(None, &only).context("the CPU of a witness")?;
+    cpus::stay_on(cpu).context("the CPU of a witness")?;
     let mut seen = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let (waited, from) = (RunDelay::of_this_thread()?, Instant::now());

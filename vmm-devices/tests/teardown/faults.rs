@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vmm_core::VmEvents;
 use vmm_core::fake::{FakeCall, FakeVm};
 use vmm_core::irq::{
@@ -13,7 +12,7 @@ use vmm_core::irq::{
 use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
 use vmm_devices::{Doorbell, DoorbellError, Handler, Progress, Worker};
 
-use crate::held::{Held, WORKER, alone, descriptors};
+use crate::held::{Held, WORKER, alone, descriptors, with_descriptors};
 
 const EDGE_PIN: u32 = 4;
 const LEVEL_PIN: u32 = 10;
@@ -239,15 +238,10 @@ fn live_while_it_can(options: IrqOptions, events: &VmEvents) -> Outcome {
 fn fault_c1_whichever_descriptor_is_missing_all_is_as_before() {
     let _alone = alone();
     let events = VmEvents::new().unwrap();
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let open = descriptors();
     for options in hosts() {
         let missing = (0..100).take_while(|more| {
             let before = Held::now();
-            let limit = (0..soft).filter(|number| !open.contains(number)).nth(*more).unwrap();
-            setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
-            let outcome = live_while_it_can(options, &events);
-            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            let outcome = with_descriptors(*more, || live_while_it_can(options, &events));
             before.ensure_again(format_args!("{more} descriptors"));
             outcome.is_err()
         });

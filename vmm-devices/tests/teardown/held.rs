@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 /// The name of the worker's thread in every test.
 pub(crate) const WORKER: &str = "test worker";
 
@@ -32,6 +34,17 @@ pub(crate) fn descriptors() -> BTreeSet<u64> {
     // Not the one that was needed to look.
     open.retain(|number| fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok());
     open
+}
+
+/// Calls `act` where so many descriptors can be had and no more. To be called [`alone`]: the limit is the process's.
+pub(crate) fn with_descriptors<T>(left: usize, act: impl FnOnce() -> T) -> T {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let open = descriptors();
+    let limit = (0..soft).filter(|number| !open.contains(number)).nth(left).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
+    let done = act();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    done
 }
 
 /// Open descriptors, and the threads of machines; those of the test harness come and go as it likes.

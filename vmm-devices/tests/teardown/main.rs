@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod descriptors;
 mod faults;
 mod held;
 mod orders;

@@ -1,4 +1,4 @@
-//! Threads of a benchmark that each have a CPU of their own.
+//! Threads that each have a CPU of their own.
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
