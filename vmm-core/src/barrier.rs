@@ -12,10 +12,6 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{AtomicUsize, Mutex, Ordering, fence, lock};
 
-/// The shortest time from one interrupting barrier to the next. Whoever changes tables as fast as he can, a guest that moves
-/// its BARs included, interrupts the other vCPUs no more often; those who wait at the same time share a barrier.
-const PACE: Duration = Duration::from_micros(100);
-
 /// How long to wait with a barrier that the kernel has refused. It does so without memory, and in a process that has
 /// forbidden itself the call after it had registered: a filter of system calls has to leave it that.
 const RETRY: Duration = Duration::from_millis(1);
@@ -34,9 +30,9 @@ pub(crate) fn light(fenced: bool) {
 #[derive(Debug)]
 pub(crate) struct Barrier {
     fenced: bool,
-    /// Interrupting barriers that have begun. Raised under `last` only.
+    /// Interrupting barriers that have begun. Raised under the lock of `pace` only.
     begun: AtomicUsize,
-    last: Mutex<Option<Instant>>,
+    pace: Mutex<Pace>,
 }
 
 impl Barrier {
@@ -46,7 +42,7 @@ impl Barrier {
     }
 
     fn of(fenced: bool) -> Self {
-        Self { fenced, begun: AtomicUsize::new(0), last: Mutex::new(None) }
+        Self { fenced, begun: AtomicUsize::new(0), pace: Mutex::new(Pace::default()) }
     }
 
     /// One for readers that have fences of their own.
@@ -68,14 +64,16 @@ impl Barrier {
             return;
         }
         let seen = self.begun.load(Ordering::SeqCst);
-        let mut last = lock(&self.last);
+        let mut pace = lock(&self.pace);
         if self.begun.load(Ordering::SeqCst) != seen {
             // One that began after this call did has ended meanwhile.
             return;
         }
-        if let Some(too_soon) = last.and_then(|last| PACE.checked_sub(last.elapsed())) {
+        let too_soon = pace.too_soon(Instant::now());
+        if too_soon > Duration::ZERO {
             sleep(too_soon);
         }
+        pace.note(Instant::now());
         self.begun.store(seen.wrapping_add(1), Ordering::SeqCst);
         // Nothing but the barrier makes it safe to go on.
         let mut is_said = false;
@@ -85,7 +83,34 @@ impl Barrier {
             }
             sleep(RETRY);
         }
-        *last = Some(Instant::now());
+    }
+}
+
+/// How often barriers may interrupt. Whoever changes tables as fast as he can, a guest that moves its BARs included, must not
+/// cost the other vCPUs much; those who wait at the same time share a barrier. After a rest, a few that follow each other do
+/// not wait.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When there will have been one [`PERIOD`] for each barrier so far.
+    even: Option<Instant>,
+}
+
+/// From one barrier to the next, in the long run. What one costs a vCPU in the guest, some 5 us, is then less than a fiftieth.
+const PERIOD: Duration = Duration::from_micros(300);
+
+/// So many barriers follow each other at once: more than attaching a device needs.
+const BURST: u32 = 10;
+
+impl Pace {
+    /// How long a barrier has to wait at `now`.
+    fn too_soon(&self, now: Instant) -> Duration {
+        let ahead = self.even.map_or(Duration::ZERO, |even| even.saturating_duration_since(now));
+        ahead.saturating_sub(PERIOD * (BURST - 1))
+    }
+
+    /// A barrier begins at `now`.
+    fn note(&mut self, now: Instant) {
+        self.even = Some(self.even.map_or(now, |even| even.max(now)) + PERIOD);
     }
 }
 
@@ -117,5 +142,43 @@ mod kernel {
 
     pub(super) fn interrupt() -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+
+    /// When each of `count` barriers begins, if somebody always wants the next one at once, counted from `rested`.
+    fn starts(pace: &mut Pace, rested: Instant, count: u32) -> Vec<Duration> {
+        let mut now = rested;
+        let barrier = |_| {
+            now += pace.too_soon(now);
+            pace.note(now);
+            now - rested
+        };
+        (0..count).map(barrier).collect()
+    }
+
+    #[test]
+    fn after_a_rest_a_few_barriers_do_not_wait_and_the_others_do() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        for rested in [now, now + Duration::from_secs(1)] {
+            let expected = (1..=3 * BURST).map(|number| PERIOD * number.saturating_sub(BURST));
+            assert_eq!(starts(&mut pace, rested, 3 * BURST), expected.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_rest_gives_no_more_than_one_burst() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        starts(&mut pace, now, BURST);
+        assert_eq!(pace.too_soon(now + PERIOD / 2), PERIOD / 2);
+        assert_eq!(pace.too_soon(now + PERIOD), Duration::ZERO);
+        let starts = starts(&mut pace, now + PERIOD * 1_000, BURST + 1);
+        assert_eq!(starts[BURST as usize], PERIOD);
     }
 }

@@ -46,10 +46,16 @@ pub(crate) struct Section {
     reader: &'static Reader,
 }
 
+/// In the first entry of a reader that fences: never free, so that [`Reader::open`] need not ask who fences.
+const TAKEN: *mut () = ptr::without_provenance_mut(1);
+
 impl Reader {
     fn new(fenced: bool) -> Self {
+        let first = if fenced { TAKEN } else { ptr::null_mut() };
         Self {
-            entries: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            entries: std::array::from_fn(|index| {
+                AtomicPtr::new(if index == 0 { first } else { ptr::null_mut() })
+            }),
             duties: AtomicUsize::new(if fenced { FENCED } else { 0 }),
             fenced,
             next: OnceLock::new(),
@@ -68,10 +74,11 @@ impl Reader {
         if !first.load(Ordering::Relaxed).is_null() {
             return self.open_inner(source, more);
         }
-        (self.note(first, source), Section { entry: first, reader: self })
+        (Self::note(first, source, false), Section { entry: first, reader: self })
     }
 
-    /// A section inside another.
+    /// A section inside another, or of a reader that fences.
+    #[cold]
     #[inline(never)]
     fn open_inner<T>(
         &'static self,
@@ -82,18 +89,18 @@ impl Reader {
         loop {
             let mut entries = reader.entries.iter();
             if let Some(entry) = entries.find(|entry| entry.load(Ordering::Relaxed).is_null()) {
-                return (reader.note(entry, source), Section { entry, reader });
+                return (Self::note(entry, source, reader.fenced), Section { entry, reader });
             }
             reader = reader.next.get_or_init(&more);
         }
     }
 
     #[inline]
-    fn note<T>(&self, entry: &AtomicPtr<()>, source: &AtomicPtr<T>) -> *mut T {
+    fn note<T>(entry: &AtomicPtr<()>, source: &AtomicPtr<T>, fenced: bool) -> *mut T {
         let mut value = source.load(Ordering::Acquire);
         loop {
             entry.store(value.cast(), Ordering::Release);
-            light(self.fenced);
+            light(fenced);
             // Published still, after the entry can be seen: a writer that exchanges it from now on finds the entry.
             let now = source.load(Ordering::Acquire);
             if now == value {
@@ -106,7 +113,8 @@ impl Reader {
 
     /// Whether a section is open. Exact on the thread whose reader this is.
     pub(crate) fn is_open(&self) -> bool {
-        self.entries.iter().any(|entry| !entry.load(Ordering::Relaxed).is_null())
+        let is_in_use = |value: *mut ()| !value.is_null() && value != TAKEN;
+        self.entries.iter().any(|entry| is_in_use(entry.load(Ordering::Relaxed)))
             || self.next.get().is_some_and(|next| next.is_open())
     }
 
@@ -120,6 +128,7 @@ impl Reader {
     }
 
     /// What is left to do when a section has ended. `true`: somebody waits for that.
+    #[cold]
     #[inline(never)]
     fn is_watched_after_fence(&self) -> bool {
         light(self.fenced);
@@ -296,7 +305,7 @@ mod tests {
 
     #[test]
     fn sections_end_in_any_order_and_in_any_number() {
-        let (reader, second) = (leaked(true), leaked(true));
+        let (reader, second) = (leaked(false), leaked(false));
         let values: [u8; ENTRIES + 2] = [0; ENTRIES + 2];
         let sources = values.each_ref().map(|value| AtomicPtr::new(ptr::from_ref(value).cast_mut()));
         let sections = sources.each_ref().map(|source| reader.open(source, || second));
@@ -314,6 +323,16 @@ mod tests {
             assert!(!section.close());
         }
         assert!(!reader.is_open());
+    }
+
+    #[test]
+    fn a_reader_that_fences_always_does() {
+        let reader = leaked(true);
+        let value = 0u8;
+        assert!(!reader.is_open());
+        let (_, section) = reader.open(&AtomicPtr::new(ptr::from_ref(&value).cast_mut()), none);
+        assert!(!ptr::eq(section.entry, &reader.entries[0]), "`open` does not fence");
+        assert!(reader.is_open() && !section.close() && !reader.is_open());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Cells that a table can be published in, each around the same search: what the choice of a cell costs.
 
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::{ArcSwap, Cache};
@@ -71,47 +71,54 @@ impl Dispatch for Cached {
     }
 }
 
-/// A published pointer that readers announce by a store and a fence of their own: [`Published`] where there is no
-/// membarrier. The pointer is not followed, the table is always the same.
-pub struct Fenced<'a> {
-    table: &'a Plain,
-    current: AtomicU64,
+/// A published table that readers announce by a store and a fence of their own: [`Published`] where there is no membarrier.
+///
+/// It stands for a pointer, and is the place of the table among several, so that the way to the table leads through what was
+/// read. It is always the same.
+pub struct Fenced {
+    tables: Vec<Plain>,
+    current: AtomicUsize,
 }
 
 #[repr(align(128))]
-struct Announced(AtomicU64);
+struct Announced(AtomicUsize);
+
+/// Nothing is announced.
+const NONE: usize = usize::MAX;
 
 thread_local! {
     static ANNOUNCED: Cell<Option<&'static Announced>> = const { Cell::new(None) };
 }
 
-impl<'a> Fenced<'a> {
+impl Fenced {
     /// A cell with `table` in it.
     #[must_use]
-    pub fn new(table: &'a Plain) -> Self {
-        Self { table, current: AtomicU64::new(1) }
+    pub fn new(table: Plain) -> Self {
+        Self { tables: vec![table], current: AtomicUsize::new(0) }
     }
 }
 
-impl Dispatch for Fenced<'_> {
+impl Dispatch for Fenced {
     #[inline]
     fn write(&self, address: u64, data: &[u8; 4]) {
         let announced = ANNOUNCED.get().unwrap_or_else(|| {
-            let new: &'static Announced = Box::leak(Box::new(Announced(AtomicU64::new(0))));
+            let new: &'static Announced = Box::leak(Box::new(Announced(AtomicUsize::new(NONE))));
             ANNOUNCED.set(Some(new));
             new
         });
-        let mut value = self.current.load(Ordering::Acquire);
+        let mut place = self.current.load(Ordering::Acquire);
         loop {
-            announced.0.store(value, Ordering::Release);
+            announced.0.store(place, Ordering::Release);
             fence(Ordering::SeqCst);
             let now = self.current.load(Ordering::Acquire);
-            if now == value {
+            if now == place {
                 break;
             }
-            value = now;
+            place = now;
         }
-        self.table.write(address, data);
-        announced.0.store(0, Ordering::Release);
+        if let Some(table) = self.tables.get(place) {
+            table.write(address, data);
+        }
+        announced.0.store(NONE, Ordering::Release);
     }
 }

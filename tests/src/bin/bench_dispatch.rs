@@ -36,8 +36,8 @@ const TWO_THREADS: [(u64, [u64; 2], Case); 5] = [
     (256, [40, 200], case("two_different_256")),
 ];
 
-const CELL_1: Case = case("cell_one_16");
-const CELL_2: Case = case("cell_two_16");
+const CELLS_ONE_THREAD: [(u64, Case); 2] = [(1, case("cell_one_1")), (16, case("cell_one_16"))];
+const CELLS_TWO_THREADS: Case = case("cell_two_16");
 
 const fn case(name: &'static str) -> Case {
     Case { name, unit: "ns" }
@@ -88,7 +88,9 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let one = ONE_THREAD.map(|(_, case)| case);
     let two = TWO_THREADS.map(|(_, _, case)| case);
-    let mut recorder = Recorder::new(&one, &WAYS).and(&two, &WAYS).and(&[CELL_1, CELL_2], &CELLS);
+    let one_cell = CELLS_ONE_THREAD.map(|(_, case)| case);
+    let recorder = Recorder::new(&one, &WAYS).and(&two, &WAYS);
+    let mut recorder = recorder.and(&one_cell, &CELLS).and(&[CELLS_TWO_THREADS], &CELLS);
     let tables: Vec<Plain> = [1, 16, 256].map(Plain::new).into();
     let table = |count| &tables[[1, 16, 256].iter().position(|known| *known == count).unwrap_or(0)];
     let mut subjects = Vec::new();
@@ -110,11 +112,13 @@ fn main() -> anyhow::Result<()> {
             dispatch,
         }));
     }
-    for (name, dispatch) in cells(table(16)) {
-        subjects.push(Subject { case: CELL_1, name, place: Place::One(8), dispatch });
+    for (count, case) in CELLS_ONE_THREAD {
+        for (name, dispatch) in cells(count, table(count)) {
+            subjects.push(Subject { case, name, place: Place::One(count / 2), dispatch });
+        }
     }
-    for (name, dispatch) in cells(table(16)) {
-        subjects.push(Subject { case: CELL_2, name, place: Place::Two([3, 11]), dispatch });
+    for (name, dispatch) in cells(16, table(16)) {
+        subjects.push(Subject { case: CELLS_TWO_THREADS, name, place: Place::Two([3, 11]), dispatch });
     }
     // The first round is the warm-up; neither end of the list always comes first.
     for round in 0..=args.rounds {
@@ -152,13 +156,13 @@ fn ways<'a>(
     Ok(WAYS.into_iter().zip(ways))
 }
 
-/// The cells, each with 16 ranges in it.
-fn cells<'a>(table: &'a Plain) -> impl Iterator<Item = (&'static str, Box<dyn Run + 'a>)> {
-    let new = || Plain::new(16);
+/// The cells, each with `count` ranges in it.
+fn cells<'a>(count: u64, table: &'a Plain) -> impl Iterator<Item = (&'static str, Box<dyn Run + 'a>)> {
+    let new = || Plain::new(count);
     let cells: [Box<dyn Run + 'a>; 7] = [
         Box::new(Pointer(table)),
         Box::new(Published::new(new())),
-        Box::new(Fenced::new(table)),
+        Box::new(Fenced::new(new())),
         Box::new(ArcSwap::from_pointee(new())),
         Box::new(Cached::new(new())),
         Box::new(RwLock::new(new())),

@@ -87,11 +87,7 @@ impl Bus {
         match ranges.find_whole(address, size) {
             Some((range, offset)) if data.len() == size => range.device.read(offset, data),
             Some((range, offset)) => range.device.read_elements(offset, size, data),
-            None => {
-                for element in data.chunks_exact_mut(size.max(1)) {
-                    self.read_pieces(&ranges, address, element);
-                }
-            }
+            None => self.read_apart(&ranges, address, size, data),
         }
     }
 
@@ -103,15 +99,28 @@ impl Bus {
         match ranges.find_whole(address, size) {
             Some((range, offset)) if data.len() == size => range.device.write_deferred(offset, data),
             Some((range, offset)) => range.device.write_elements(offset, size, data),
-            None => {
-                let elements = data.chunks_exact(size.max(1));
-                elements.map(|element| self.write_pieces(&ranges, address, element)).fold(None, both)
-            }
+            None => self.write_apart(&ranges, address, size, data),
         }
     }
 
-    /// A read that is not inside one range: each piece goes where it belongs, holes stay all ones.
+    /// A read whose elements are not inside one range.
     #[cold]
+    #[inline(never)]
+    fn read_apart(&self, ranges: &Ranges, address: u64, size: usize, data: &mut [u8]) {
+        for element in data.chunks_exact_mut(size.max(1)) {
+            self.read_pieces(ranges, address, element);
+        }
+    }
+
+    /// A write whose elements are not inside one range.
+    #[cold]
+    #[inline(never)]
+    fn write_apart(&self, ranges: &Ranges, address: u64, size: usize, data: &[u8]) -> Option<Deferred> {
+        let elements = data.chunks_exact(size.max(1));
+        elements.map(|element| self.write_pieces(ranges, address, element)).fold(None, both)
+    }
+
+    /// An element of a read that is not inside one range: each piece goes where it belongs, holes stay all ones.
     fn read_pieces(&self, ranges: &Ranges, mut address: u64, mut data: &mut [u8]) {
         while !data.is_empty() {
             let (range, length) = ranges.piece(address, data.len());
@@ -127,8 +136,7 @@ impl Bus {
         }
     }
 
-    /// A write that is not inside one range: each piece goes where it belongs, what falls into holes is lost.
-    #[cold]
+    /// The same of a write: what falls into holes is lost.
     fn write_pieces(&self, ranges: &Ranges, mut address: u64, mut data: &[u8]) -> Option<Deferred> {
         let mut deferred = None;
         while !data.is_empty() {

@@ -83,7 +83,8 @@ impl Ranges {
             self.ranges.get(after.checked_sub(1)?)?
         };
         let offset = address.wrapping_sub(range.start);
-        (offset.saturating_add(size as u64) <= range.length).then_some((range, offset))
+        let left = range.length.checked_sub(offset)?;
+        (size as u64 <= left).then_some((range, offset))
     }
 
     /// Who answers at `address`, with the offset, and for how many of the next `length` bytes; at least one, and at most to

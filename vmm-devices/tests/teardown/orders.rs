@@ -26,6 +26,8 @@ const LEVEL_PIN: u32 = 10;
 /// Rounds of a lap, after each of which the test is known to be alive.
 const LAP: usize = 1_000;
 const LAPS: usize = 100;
+/// Machines that are at work at the same time: waits that coincide share a barrier.
+const MACHINES: usize = 4;
 
 /// Where a thread says that it has come, and waits until it may go on. `None`: it goes on.
 type Stop = Option<(Sender<()>, Mutex<Receiver<()>>)>;
@@ -381,15 +383,19 @@ fn a_device_is_taken_apart_100_000_times_while_vcpus_and_its_worker_use_it() {
     let _alone = alone();
     let before = Held::now();
     let (lap, laps) = channel();
-    let rounds = thread::spawn(move || {
-        for _ in 0..LAPS {
-            take_apart_again_and_again();
-            lap.send(()).unwrap();
-        }
+    let rounds = [(); MACHINES].map(|()| {
+        let lap = lap.clone();
+        thread::spawn(move || {
+            for _ in 0..LAPS / MACHINES {
+                take_apart_again_and_again();
+                lap.send(()).unwrap();
+            }
+        })
     });
+    drop(lap);
     for lap in 0..LAPS {
         assert!(laps.recv_timeout(DEADLINE).is_ok(), "deadlock or failure in lap {lap}");
     }
-    rounds.join().unwrap();
+    rounds.into_iter().for_each(|rounds| rounds.join().unwrap());
     before.ensure_again("afterwards");
 }
