@@ -95,8 +95,9 @@ struct Pace {
     even: Option<Instant>,
 }
 
-/// From one barrier to the next, in the long run. What one costs a vCPU in the guest, some 5 us, is then less than a fiftieth.
-const PERIOD: Duration = Duration::from_micros(300);
+/// From one barrier to the next, in the long run. A change with its barrier costs a vCPU in the guest some 10 us, which is then
+/// a hundredth of its time.
+const PERIOD: Duration = Duration::from_millis(1);
 
 /// So many barriers follow each other at once: more than attaching a device needs.
 const BURST: u32 = 10;

@@ -176,7 +176,7 @@ pub struct Retired<T: Send + Sync + 'static> {
 
 impl<T: Send + Sync + 'static> Retired<T> {
     /// Blocks until no reader can see the old value or one that is older, then destroys it here. No reader of a newer value
-    /// is waited for, and none of another cell. Many calls in a row take up to 0.3 ms each: see `barrier.rs`.
+    /// is waited for, and none of another cell. Many calls in a row take up to 1 ms each: see `barrier.rs`.
     ///
     /// # Errors
     /// [`InReadSection`] if this thread has a read section open; the value then goes to the reaper.

@@ -27,7 +27,7 @@ const LEVEL_PIN: u32 = 10;
 const LAP: usize = 1_000;
 const LAPS: usize = 100;
 /// Machines that are at work at the same time: waits that coincide share a barrier.
-const MACHINES: usize = 4;
+const MACHINES: usize = 20;
 
 /// Where a thread says that it has come, and waits until it may go on. `None`: it goes on.
 type Stop = Option<(Sender<()>, Mutex<Receiver<()>>)>;
