@@ -1,0 +1,209 @@
+//! Pins: what keeps guest RAM in place for requests that outlive a read section.
+//!
+//! A holder is one user of pins, a queue of a device for example, with a name and a way to ask it for its pins back. It counts
+//! its pins itself, block by block, so that holders do not meet on a lock at each request. A block knows the holders
+//! that have ever pinned it.
+//!
+//! The one who unmaps marks the block as leaving, and looks at the counts of all its holders. Whoever pins looks at the mark
+//! with its own count locked: either its pin is counted, or it sees the mark. A holder that comes to know the block
+//! registers under the lock under which the mark is set, so it is found or sees the mark too.
+//!
+//! Lock order: `held` of a holder, in it `holders` of a block. Neither is held while somebody is called or, but for
+//! `held` by the condition variable itself, waited for.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::range::RamRange;
+use crate::region::RamRegion;
+use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, lock};
+
+/// Guest RAM cannot be pinned: it is about to be unmapped, or to be given other memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest RAM that is about to go cannot be pinned")]
+pub struct Leaving;
+
+/// The pins of one block.
+#[derive(Debug, Default)]
+pub(crate) struct Pins {
+    /// Set under the lock of `holders`. What it orders is ordered by that lock and those of the holders.
+    leaving: AtomicBool,
+    /// Those that have a count for this block, perhaps of 0.
+    holders: Mutex<Vec<Weak<PinHolder>>>,
+}
+
+impl Pins {
+    /// From now on nobody can pin the block. Holders that have pins are asked for them; `range` is where the block was.
+    pub(crate) fn close(self: &Arc<Self>, range: RamRange) {
+        let holders: Vec<_> = {
+            let mut holders = lock(&self.holders);
+            self.leaving.store(true, Ordering::Relaxed);
+            holders.retain(|holder| holder.strong_count() != 0);
+            holders.iter().filter_map(Weak::upgrade).collect()
+        };
+        for holder in holders.iter().filter(|holder| holder.count(self) != 0) {
+            (holder.cancel)(range);
+        }
+    }
+
+    /// Lets the block be pinned again.
+    pub(crate) fn reopen(&self) {
+        let _holders = lock(&self.holders);
+        self.leaving.store(false, Ordering::Relaxed);
+    }
+
+    /// Waits until no pin is left, at most until `deadline`: then it returns the names of those that still have one. To be
+    /// called after [`close`](Self::close).
+    pub(crate) fn wait_released(self: &Arc<Self>, deadline: Instant) -> Vec<String> {
+        let holders: Vec<_> = lock(&self.holders).iter().filter_map(Weak::upgrade).collect();
+        holders
+            .iter()
+            .filter(|holder| !holder.wait_released(self, deadline))
+            .map(|holder| holder.name.clone())
+            .collect()
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+}
+
+/// One user of pins.
+pub struct PinHolder {
+    name: String,
+    cancel: Box<dyn Fn(RamRange) + Send + Sync>,
+    /// Grows by one for each block that is pinned for the first time; entries of blocks that are gone are taken out then.
+    held: Mutex<Vec<Held>>,
+    /// The last pin of a block that leaves is gone.
+    released: Condvar,
+}
+
+/// How often a block is pinned by one holder.
+struct Held {
+    /// Keeps the address from being used again.
+    block: Weak<Pins>,
+    count: usize,
+}
+
+impl PinHolder {
+    /// A holder that errors call `name`. `cancel` is called, on the thread that unmaps, with a range of guest RAM that is
+    /// to go while this holder has pins in it: it has the requests there end soon, and does not wait for them.
+    #[must_use]
+    pub fn new(name: impl Into<String>, cancel: impl Fn(RamRange) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.into(),
+            cancel: Box::new(cancel),
+            held: Mutex::new(Vec::new()),
+            released: Condvar::new(),
+        })
+    }
+
+    /// What errors call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn acquire(self: &Arc<Self>, block: &Arc<Pins>) -> Result<(), Leaving> {
+        let mut held = lock(&self.held);
+        if let Some(known) = held.iter_mut().find(|held| held.is_of(block)) {
+            if block.is_leaving() {
+                return Err(Leaving);
+            }
+            known.count = known.count.saturating_add(1);
+            return Ok(());
+        }
+        let mut holders = lock(&block.holders);
+        if block.is_leaving() {
+            return Err(Leaving);
+        }
+        holders.push(Arc::downgrade(self));
+        drop(holders);
+        held.retain(|held| held.block.strong_count() != 0);
+        held.push(Held { block: Arc::downgrade(block), count: 1 });
+        Ok(())
+    }
+
+    pub(crate) fn release(&self, block: &Arc<Pins>) {
+        let mut held = lock(&self.held);
+        if let Some(known) = held.iter_mut().find(|held| held.is_of(block)) {
+            known.count = known.count.saturating_sub(1);
+            if known.count == 0 && block.is_leaving() {
+                self.released.notify_all();
+            }
+        }
+    }
+
+    fn count(&self, block: &Arc<Pins>) -> usize {
+        Held::count(&lock(&self.held), block)
+    }
+
+    /// Whether it has no pin of `block` before `deadline`.
+    fn wait_released(&self, block: &Arc<Pins>, deadline: Instant) -> bool {
+        let mut held = lock(&self.held);
+        while Held::count(&held, block) != 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return false;
+            }
+            held = match self.released.wait_timeout(held, left) {
+                Ok((held, _)) => held,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        true
+    }
+}
+
+impl Held {
+    fn is_of(&self, block: &Arc<Pins>) -> bool {
+        std::ptr::eq(self.block.as_ptr(), Arc::as_ptr(block))
+    }
+
+    fn count(all: &[Self], block: &Arc<Pins>) -> usize {
+        all.iter().find(|held| held.is_of(block)).map_or(0, |held| held.count)
+    }
+}
+
+impl fmt::Debug for PinHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinHolder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Keeps a region of guest RAM, to which it dereferences, in place and mapped. For requests that are in flight when their
+/// read section ends.
+#[derive(Debug)]
+pub struct RegionPin {
+    region: RamRegion,
+    holder: Arc<PinHolder>,
+}
+
+impl RegionPin {
+    pub(crate) fn new(region: &RamRegion, holder: &Arc<PinHolder>) -> Result<Self, Leaving> {
+        holder.acquire(&region.block().pins)?;
+        Ok(Self { region: region.clone(), holder: Arc::clone(holder) })
+    }
+
+    /// Whether somebody waits for this pin to go.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.region.block().pins.is_leaving()
+    }
+}
+
+impl Deref for RegionPin {
+    type Target = RamRegion;
+
+    fn deref(&self) -> &RamRegion {
+        &self.region
+    }
+}
+
+impl Drop for RegionPin {
+    fn drop(&mut self) {
+        self.holder.release(&self.region.block().pins);
+    }
+}
