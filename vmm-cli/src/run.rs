@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents};
+use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents, prepare_readers};
 
 use crate::acpi;
 use crate::boot::{self, BootSource, Image, Platform};
@@ -31,7 +31,9 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What kept the machine from running; nothing of it is left then.
 pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
-    // First of all: the threads that are started from here on inherit what is blocked.
+    // Before there is a second thread, of the log or the console: it takes microseconds then, and 10 ms later.
+    prepare_readers();
+    // The threads that are started from here on inherit what is blocked.
     let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
     logging::start(&config.log).map_err(Failure::bad_input)?;
     let result = catch_unwind(AssertUnwindSafe(|| run_to_end(config, signals)))

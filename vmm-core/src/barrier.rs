@@ -16,7 +16,8 @@ use crate::sync::{AtomicUsize, Mutex, Ordering, fence, lock};
 /// its BARs included, interrupts the other vCPUs no more often; those who wait at the same time share a barrier.
 const PACE: Duration = Duration::from_micros(100);
 
-/// How long to wait with a barrier that the kernel has refused. It does so only without memory.
+/// How long to wait with a barrier that the kernel has refused. It does so without memory, and in a process that has
+/// forbidden itself the call after it had registered: a filter of system calls has to leave it that.
 const RETRY: Duration = Duration::from_millis(1);
 
 /// The reader's fence. `fenced`: the readers do it themselves, as no kernel does it for them.
@@ -76,8 +77,12 @@ impl Barrier {
             sleep(too_soon);
         }
         self.begun.store(seen.wrapping_add(1), Ordering::SeqCst);
+        // Nothing but the barrier makes it safe to go on.
+        let mut is_said = false;
         while let Err(error) = kernel::interrupt() {
-            tracing::error!(%error, "the kernel refuses a memory barrier that it has promised");
+            if !std::mem::replace(&mut is_said, true) {
+                tracing::error!(%error, "the kernel refuses a memory barrier that it has promised");
+            }
             sleep(RETRY);
         }
         *last = Some(Instant::now());

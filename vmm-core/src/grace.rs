@@ -4,7 +4,8 @@
 //! pointer is still the published one; if not, it notes the new one. A writer exchanges the pointer, passes the
 //! [`Barrier`], and looks through all entries: those that do not name the old pointer will never follow it. If one does,
 //! the writer watches that reader, passes the barrier again and sleeps; a reader that is watched wakes it when it clears
-//! an entry. Readers of the new value are not waited for, however many there are.
+//! an entry. Readers of the new value are not waited for, however many there are, but for one that was on its way to the old
+//! value: it may have noted that and not looked yet.
 //!
 //! All of it is free of `unsafe`: the pointers are compared here and followed in `published.rs`.
 
@@ -96,7 +97,8 @@ impl Reader {
             // Published still, after the entry can be seen: a writer that exchanges it from now on finds the entry.
             let now = source.load(Ordering::Acquire);
             if now == value {
-                return value;
+                // Not the first one: that may have been destroyed since, and this one be another at its address.
+                return now;
             }
             value = now;
         }

@@ -38,5 +38,5 @@ pub use error::IoctlError;
 pub use event::{VmEvent, VmEvents};
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
 pub use log_limit::LogLimit;
-pub use published::{InReadSection, Published, ReadGuard, Retired, in_read_section};
+pub use published::{InReadSection, Published, ReadGuard, Retired, in_read_section, prepare_readers};
 pub use vm::Vm;

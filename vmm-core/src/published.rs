@@ -15,15 +15,22 @@
 //! `update` closure runs under them.
 #![expect(unsafe_code, reason = "follows pointers that the grace protocol protects")]
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::grace::{Reader, Section, another_reader, own_reader, reader, readers};
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
+
+/// Prepares this process for reading, which its first reader does otherwise. To be called before a second thread is started:
+/// the kernel then takes microseconds to register the process for barriers, and some 10 ms, a grace period of its own, beside
+/// other threads.
+pub fn prepare_readers() {
+    let _ = readers();
+}
 
 /// Whether the current thread is inside a read section of any [`Published`] cell.
 #[must_use]
@@ -46,9 +53,9 @@ pub struct Published<T> {
     owned: PhantomData<Arc<T>>,
 }
 
-/// Values that were replaced, the oldest first; those that are destroyed already are taken out now and then. A `Weak` keeps
-/// the address from being used again.
-type OldValues<T> = Mutex<VecDeque<Weak<T>>>;
+/// Values that were replaced, the oldest first; those that are destroyed already are taken out by the next update. A `Weak`
+/// keeps the address from being used again.
+type OldValues<T> = Mutex<Vec<Weak<T>>>;
 
 impl<T> Published<T> {
     /// Publishes the first value.
@@ -56,7 +63,7 @@ impl<T> Published<T> {
         Self {
             current: AtomicPtr::new(into_raw(value)),
             writer: Mutex::new(()),
-            old: Arc::new(Mutex::new(VecDeque::new())),
+            old: Arc::new(Mutex::new(Vec::new())),
             owned: PhantomData,
         }
     }
@@ -91,10 +98,8 @@ impl<T: Send + Sync + 'static> Published<T> {
         // - readers that still follow it are waited for before the count is given up: see `Retired`.
         let value = unsafe { Arc::from_raw(old) };
         let mut values = lock(&self.old);
-        while values.front().is_some_and(|oldest| oldest.strong_count() == 0) {
-            values.pop_front();
-        }
-        values.push_back(Arc::downgrade(&value));
+        values.retain(|old| old.strong_count() != 0);
+        values.push(Arc::downgrade(&value));
         Ok(Retired { value: Some(value), old: Arc::clone(&self.old) })
     }
 }
@@ -190,10 +195,9 @@ impl<T: Send + Sync + 'static> Retired<T> {
 
     /// `value` and those that are older and not destroyed.
     fn up_to(&self, value: &Arc<T>) -> Vec<Weak<T>> {
-        let mut values = lock(&self.old);
-        values.retain(|old| old.strong_count() != 0);
-        let older = values.iter().position(|old| old.as_ptr() == Arc::as_ptr(value)).unwrap_or(0);
-        values.iter().take(older + 1).cloned().collect()
+        let values = lock(&self.old);
+        let older = values.iter().take_while(|old| old.as_ptr() != Arc::as_ptr(value));
+        older.cloned().chain([Arc::downgrade(value)]).collect()
     }
 }
 
@@ -203,8 +207,9 @@ fn address<T>(value: &Arc<T>) -> *const () {
 
 impl<T: Send + Sync + 'static> Drop for Retired<T> {
     fn drop(&mut self) {
+        // Inside an exit nothing is destroyed, though nobody reads it.
         if let Some(value) = self.value.take()
-            && !readers().unseen_by_all(own_reader(), address(&value))
+            && (in_read_section() || !readers().unseen_by_all(own_reader(), address(&value)))
         {
             reap(Box::new(value));
         }
@@ -231,12 +236,12 @@ fn reap(retiree: Box<dyn Retiree>) {
         let spawned = std::thread::Builder::new().name("reaper".into()).spawn(move || reap_all(&receiver));
         spawned.map(|_| sender).ok()
     });
-    match reaper {
-        // The receiver lives as long as the process.
-        Some(reaper) => drop(reaper.send(retiree)),
-        // Without a thread nobody can wait here: what readers may see is never destroyed.
-        None => std::mem::forget(retiree),
-    }
+    let unreaped = match reaper {
+        Some(reaper) => reaper.send(retiree).err().map(|refused| refused.0),
+        None => Some(retiree),
+    };
+    // Without the thread nobody can wait here: what readers may see is never destroyed.
+    std::mem::forget(unreaped);
 }
 
 fn reap_all(receiver: &Receiver<Box<dyn Retiree>>) {
@@ -244,6 +249,10 @@ fn reap_all(receiver: &Receiver<Box<dyn Retiree>>) {
         // What has come meanwhile has its grace period in the same time.
         let retirees: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
         readers().wait_unseen(retirees.iter().map(|retiree| retiree.address()));
+        for retiree in retirees {
+            // The panic hook has said it; the next ones are to be destroyed all the same.
+            drop(catch_unwind(AssertUnwindSafe(|| drop(retiree))));
+        }
     }
 }
 
@@ -385,6 +394,43 @@ mod tests {
             std::thread::yield_now();
         }
         assert_ne!(*lock(&drops), [std::thread::current().id()]);
+    }
+
+    #[test]
+    fn what_is_replaced_inside_a_read_section_is_destroyed_elsewhere() {
+        let drops = Arc::new(Mutex::new(Vec::new()));
+        let cell = Published::new(Some(Witness { drops: Arc::clone(&drops) }));
+        let other = Published::new(1);
+        let section = other.load();
+        drop(replace(&cell, None));
+        while lock(&drops).is_empty() {
+            std::thread::yield_now();
+        }
+        assert_ne!(*lock(&drops), [std::thread::current().id()]);
+        drop(section);
+    }
+
+    #[test]
+    fn fault_d3_a_value_that_panics_when_it_is_destroyed_takes_no_other_with_it() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("a bug in a device");
+            }
+        }
+        let bombs = Published::new(Some(Bomb));
+        let guard = bombs.load();
+        drop(replace(&bombs, None));
+        drop(guard);
+        let drops = Arc::new(Mutex::new(Vec::new()));
+        let cell = Published::new(Some(Witness { drops: Arc::clone(&drops) }));
+        let guard = cell.load();
+        drop(replace(&cell, None));
+        assert!(lock(&drops).is_empty(), "somebody reads it");
+        drop(guard);
+        while lock(&drops).is_empty() {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -22,4 +22,4 @@ pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};
 pub use doorbell::{Doorbell, DoorbellError, IoEventFd};
 pub use pvpanic::Pvpanic;
 pub use reconfigure::{PostError, Poster, Reconfigure};
-pub use worker::{Handler, OnOwnThread, Progress, Worker, WorkerError};
+pub use worker::{Handler, NotAwaited, Progress, Worker, WorkerError};

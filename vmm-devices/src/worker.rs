@@ -3,7 +3,7 @@
 //! Every ready source is served once before any is served again. A handler bounds its work by a batch and says
 //! [`Progress::More`] when some is left.
 //!
-//! Lock order: `handlers` and a handler's own lock are never held together; a handler runs under its own lock only.
+//! Lock order: nothing is locked under `handlers`; a handler runs under its own lock only.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, JoinHandle, ThreadId};
 
-use vmm_core::{VmEvent, VmEvents};
+use vmm_core::{VmEvent, VmEvents, in_read_section};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -30,11 +30,16 @@ pub struct WorkerError {
     pub source: io::Error,
 }
 
-/// The worker itself asked for the end of one of its handlers, and cannot wait for its own return. The handler is not
-/// called again all the same.
+/// The end of a handler could not be waited for. The handler is not called again all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a worker cannot wait for itself")]
-pub struct OnOwnThread;
+pub enum NotAwaited {
+    /// The worker itself asked for the end of one of its handlers.
+    #[error("a worker cannot wait for itself")]
+    OnOwnThread,
+    /// Asked for inside an access: the handler may be waiting for its end.
+    #[error("the end of a handler cannot be waited for inside a read section of the same thread")]
+    InReadSection,
+}
 
 /// What a call of a handler has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +89,8 @@ const STOP: u64 = 0;
 /// Sources that one wait brings at most; the others come with the next, as epoll takes turns.
 const READY: usize = 32;
 
-/// A running worker. Dropped, it is stopped and joined; its handlers are dropped then.
+/// A running worker. Dropped, it is stopped and joined; its handlers are dropped then. Not to be dropped inside a read
+/// section, which a handler may be waiting for.
 pub struct Worker {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -166,13 +172,12 @@ impl Handler {
     /// the eventfd. Not to be called under a lock that the handler takes.
     ///
     /// # Errors
-    /// Called by a handler of the same worker; see [`OnOwnThread`]. What the handler owns goes when its call, if it is the
-    /// one that runs, returns.
-    pub fn remove(self) -> Result<(), OnOwnThread> {
+    /// Called where nobody can wait; see [`NotAwaited`]. What the handler owns goes when its call, if it is running, returns.
+    pub fn remove(self) -> Result<(), NotAwaited> {
         self.end()
     }
 
-    fn end(&self) -> Result<(), OnOwnThread> {
+    fn end(&self) -> Result<(), NotAwaited> {
         match self.worker.upgrade() {
             Some(worker) => worker.remove(self.token),
             None => Ok(()),
@@ -196,10 +201,13 @@ impl Shared {
         self.thread.get() == Some(&thread::current().id())
     }
 
-    fn remove(&self, token: u64) -> Result<(), OnOwnThread> {
+    fn remove(&self, token: u64) -> Result<(), NotAwaited> {
         let Some(source) = self.forget(token) else { return Ok(()) };
         if self.is_own_thread() {
-            return Err(OnOwnThread);
+            return Err(NotAwaited::OnOwnThread);
+        }
+        if in_read_section() {
+            return Err(NotAwaited::InReadSection);
         }
         // Waits for a call that runs; the loop finds nothing to call after it.
         let live = source.lock().take();
@@ -263,11 +271,8 @@ impl Shared {
         if let Ok(progress) = served {
             return progress;
         }
-        let broken = live.take();
-        drop(live);
-        self.forget(token);
         tracing::error!(device = source.device, "a handler panicked and is not called again");
-        if let Some(Live { serve, failed }) = broken {
+        if let Some(Live { serve, failed }) = live.take() {
             // Its state is whatever the panic left; neither its end nor its owner's answer takes the worker down.
             let told =
                 catch_unwind(AssertUnwindSafe(failed)).and(catch_unwind(AssertUnwindSafe(|| drop(serve))));
@@ -275,6 +280,9 @@ impl Shared {
                 tracing::error!(device = source.device, "the end of a handler panicked too");
             }
         }
+        // Not before: whoever removes it finds it and waits for the lock, until all that it owned is gone.
+        drop(live);
+        self.forget(token);
         Progress::Done
     }
 }

@@ -1,7 +1,6 @@
 //! Interrupts: lines and vectors against a guest that counts what arrives.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,11 +15,10 @@ use vmm_core::irq::{
     TriggeredBy,
 };
 use vmm_core::seam::{InterruptVm, IrqFds, IrqInjection, IrqRoute, IrqRoutes};
-use vmm_core::{Deferred, IoctlError};
-use vmm_devices::BusDevice;
+use vmm_core::{Deferred, IoctlError, VmEvents};
 use vmm_devices::legacy::Ioapic;
+use vmm_devices::{BusDevice, Progress, Worker};
 use vmm_memory::AddressSpace;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_tests::harness::{guest, rounds, until};
 use vmm_tests::small_machine::{SmallMachine, allow_many_descriptors};
@@ -279,45 +277,29 @@ fn messages_arrive_at_the_vectors_they_are_routed_to() -> Result<()> {
     Ok(())
 }
 
-/// Serves the resample descriptor until `end` is readable.
-fn listen(resample: &Resample, end: &EventFd) -> Result<()> {
-    const END: u64 = 1;
-    let epoll = Epoll::new()?;
-    for (fd, token) in [(resample.as_raw_fd(), 0), (end.as_raw_fd(), END)] {
-        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
-    }
-    let mut events = [EpollEvent::default(); 2];
-    loop {
-        let count = epoll.wait(-1, &mut events)?;
-        if events[..count].iter().any(|event| event.data() == END) {
-            return Ok(());
-        }
-        resample.handle();
-    }
-}
-
 fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Result<()> {
     for irqchip in [Irqchip::Kernel, Irqchip::Split] {
         let machine = Counting::start("irq_counters", irqchip)?;
         let line = machine.router.level_line(LEVEL_PIN, "pci")?;
         let devices = [0, 1].map(|_| Arc::new(line.input()));
-        let end = EventFd::new(0)?;
-        std::thread::scope(|scope| {
-            let ending = &end;
-            let listener = line.resample().map(|resample| scope.spawn(move || listen(&resample, ending)));
-            let result = (1..=200).try_for_each(|round| {
-                // The first that asserts is the first that takes back.
-                *lock(&machine.handler.asserted) = devices.iter().rev().cloned().collect();
-                devices.iter().for_each(|device| device.set(true));
-                // One for each device: the first still leaves the line high.
-                machine.wait(LEVEL, 2 * round).context(format!("{irqchip:?}, round {round}"))
-            });
-            end.write(1)?;
-            let listened = listener.map_or(Ok(()), |thread| {
-                thread.join().unwrap_or_else(|_| Err(anyhow!("the listener has panicked")))
-            });
-            result.and(listened)
-        })?;
+        let worker = Worker::spawn("resample", VmEvents::new()?)?;
+        let listen = |resample: Resample| {
+            let fd = resample.eventfd();
+            let ended = move |_| {
+                resample.handle();
+                Progress::Done
+            };
+            worker.add("level line", fd, ended, || ())
+        };
+        // With the split irqchip nobody has to.
+        let _listener = line.resample().map(listen).transpose()?;
+        for round in 1..=200 {
+            // The first that asserts is the first that takes back.
+            *lock(&machine.handler.asserted) = devices.iter().rev().cloned().collect();
+            devices.iter().for_each(|device| device.set(true));
+            // One for each device: the first still leaves the line high.
+            machine.wait(LEVEL, 2 * round).context(format!("{irqchip:?}, round {round}"))?;
+        }
     }
     Ok(())
 }

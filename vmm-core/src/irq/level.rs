@@ -7,7 +7,6 @@
 //! irqfd both levels are set by ioctl.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,7 +28,7 @@ enum Wire {
 struct ResampledWire {
     asserted: Asserted,
     fd: EventFd,
-    resample: EventFd,
+    resample: Arc<EventFd>,
 }
 
 /// The connected line: gone with its last share.
@@ -105,7 +104,7 @@ impl LevelLine {
             shared.pins.connect(gsi, Arc::clone(&fd));
             Wire::Pin(fd)
         } else if options.irqfd && options.resample {
-            let (fd, resample) = (eventfd(gsi)?, eventfd(gsi)?);
+            let (fd, resample) = (eventfd(gsi)?, Arc::new(eventfd(gsi)?));
             shared.vm.attach_resampled_irqfd(gsi, &fd, &resample).map_err(attach_error)?;
             Wire::Resampled(Arc::new(ResampledWire { asserted: Asserted::none(), fd, resample }))
         } else {
@@ -153,24 +152,24 @@ impl Drop for LevelInput {
     }
 }
 
-/// The guest's ends of interrupt on a level-triggered line: a descriptor that becomes readable, and what to do then. For
-/// the epoll loop of a worker.
+/// The guest's ends of interrupt on a level-triggered line: an eventfd that is signalled, and what to do then. For the epoll
+/// loop of a worker.
 pub struct Resample(Arc<ResampledWire>);
 
 impl Resample {
-    /// Raises the line again if a device still asserts it. To be called when the descriptor is readable.
+    /// What KVM signals at each end of interrupt; non-blocking.
+    #[must_use]
+    pub fn eventfd(&self) -> Arc<EventFd> {
+        Arc::clone(&self.0.resample)
+    }
+
+    /// Raises the line again if a device still asserts it. To be called when the eventfd is readable, or was just emptied.
     pub fn handle(&self) {
         // Emptied before the count is read: an end of interrupt after it wakes the listener again. Empty already is fine.
         let _ = self.0.resample.read();
         if self.0.asserted.is_high() {
             signal(&self.0.fd);
         }
-    }
-}
-
-impl AsRawFd for Resample {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.resample.as_raw_fd()
     }
 }
 

@@ -207,7 +207,7 @@ impl MsiVector {
         self.gsi
     }
 
-    pub(super) fn shared_vector(&self) -> &Arc<Vector> {
+    pub(super) fn shared_vector(&self) -> &Vector {
         &self.vector
     }
 }

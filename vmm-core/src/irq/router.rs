@@ -201,27 +201,28 @@ fn widen(route: &mut IrqRoute) {
     }
 }
 
-/// The changes of one [`IrqRouter::batch`].
+/// The changes of one [`IrqRouter::batch`]. Borrows the vectors until they are made: the GSI of one that is dropped before
+/// could be another's.
 #[derive(Default)]
-pub struct RouteChanges {
+pub struct RouteChanges<'v> {
     changes: Vec<(u32, Option<MsiMessage>)>,
-    vectors: Vec<Arc<Vector>>,
+    vectors: Vec<&'v Vector>,
 }
 
-impl RouteChanges {
+impl<'v> RouteChanges<'v> {
     /// Lets `vector` lead to `message`. Of several changes of one vector the last counts.
-    pub fn set(&mut self, vector: &MsiVector, message: MsiMessage) {
+    pub fn set(&mut self, vector: &'v MsiVector, message: MsiMessage) {
         self.push(vector, Some(message));
     }
 
     /// Lets `vector` lead nowhere.
-    pub fn clear(&mut self, vector: &MsiVector) {
+    pub fn clear(&mut self, vector: &'v MsiVector) {
         self.push(vector, None);
     }
 
-    fn push(&mut self, vector: &MsiVector, message: Option<MsiMessage>) {
+    fn push(&mut self, vector: &'v MsiVector, message: Option<MsiMessage>) {
         self.changes.push((vector.gsi(), message));
-        self.vectors.push(Arc::clone(vector.shared_vector()));
+        self.vectors.push(vector.shared_vector());
     }
 }
 
@@ -282,7 +283,7 @@ impl IrqRouter {
     ///
     /// # Errors
     /// KVM refuses the table; everything is as it was.
-    pub fn batch(&self, collect: impl FnOnce(&mut RouteChanges)) -> Result<(), IrqError> {
+    pub fn batch<'v>(&self, collect: impl FnOnce(&mut RouteChanges<'v>)) -> Result<(), IrqError> {
         let mut batch = RouteChanges::default();
         collect(&mut batch);
         self.0.change(&batch.changes)?;

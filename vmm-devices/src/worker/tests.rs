@@ -116,11 +116,61 @@ fn a_handler_that_removes_a_handler_of_its_worker_does_not_wait_for_itself() {
     handlers.lock().unwrap().extend([own_handler, other_handler]);
     own.write(1).unwrap();
     // The sender goes with the handler.
-    assert_eq!(answers.iter().collect::<Vec<_>>(), [Err(OnOwnThread); 2]);
+    assert_eq!(answers.iter().collect::<Vec<_>>(), [Err(NotAwaited::OnOwnThread); 2]);
     while weak.strong_count() != 0 {
         thread::yield_now();
     }
     assert_eq!(format!("{worker:?}"), "Worker { handlers: 0 }");
+}
+
+#[test]
+fn inside_a_read_section_the_end_of_a_handler_is_not_waited_for() {
+    let ((worker, _events), doorbell) = (worker(), doorbell());
+    let table = vmm_core::Published::new(());
+    let section = table.load();
+    let ((begin, begun), (end, ended)) = (channel(), channel::<()>());
+    let (sender, dropped): (_, Receiver<()>) = channel();
+    let serve = move |_| {
+        let _sender = &sender;
+        begin.send(()).unwrap();
+        // As long as the section is open, as one that waits for a grace period would.
+        assert!(ended.recv().is_err());
+        Progress::More
+    };
+    let handler = worker.add("device", Arc::clone(&doorbell), serve, never_fails()).unwrap();
+    doorbell.write(1).unwrap();
+    begun.recv().unwrap();
+    assert_eq!(handler.remove(), Err(NotAwaited::InReadSection));
+    drop(section);
+    drop(end);
+    assert!(dropped.recv().is_err());
+    assert!(begun.recv().is_err(), "it is not called again");
+}
+
+#[test]
+fn a_handler_that_has_panicked_is_removed_when_all_that_it_owned_is_gone() {
+    let ((worker, _events), doorbell) = (worker(), doorbell());
+    let owned = Arc::new(());
+    let (tell, told) = channel();
+    let serve = {
+        let owned = Arc::clone(&owned);
+        move |_| {
+            let _owned = &owned;
+            panic!("a bug in a device")
+        }
+    };
+    let failed = {
+        let owned = Arc::clone(&owned);
+        move || {
+            tell.send(()).unwrap();
+            thread::yield_now();
+            drop(owned);
+        }
+    };
+    let handler = worker.add("device", Arc::clone(&doorbell), serve, failed).unwrap();
+    doorbell.write(1).unwrap();
+    told.recv().unwrap();
+    assert_eq!((handler.remove(), Arc::strong_count(&owned)), (Ok(()), 1));
 }
 
 #[test]
