@@ -6,19 +6,15 @@
 //! calls out of this crate (but for the slot ioctls) under it.
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_core::seam::MemorySlots;
 use vmm_core::{IoctlError, Published, ReadGuard};
 
 use crate::GuestMemory;
+use crate::backing::{Backing, BackingError, HostMemory};
+use crate::region::Region;
 use crate::slot::Slot;
-
-/// Size of a page, the unit of memory slots, in bytes.
-const PAGE: u64 = 4096;
 
 /// A range of guest-physical addresses to be backed by RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +44,16 @@ pub enum MapError {
         /// Bytes.
         size: u64,
     },
-    /// The host gives no address range of this size.
-    #[error("cannot reserve {size} bytes of host memory for the guest")]
+    /// The host does not give the memory.
+    #[error("the guest gets no RAM at {start:#x} with {size:#x} bytes")]
     Reserve {
-        /// Bytes asked for.
+        /// Guest-physical start.
+        start: u64,
+        /// Bytes.
         size: u64,
-        /// The kernel's answer.
+        /// Why not.
         #[source]
-        source: io::Error,
+        source: BackingError,
     },
     /// KVM refuses the slot.
     #[error("cannot show guest RAM at {start:#x} with {size:#x} bytes to the guest")]
@@ -71,10 +69,12 @@ pub enum MapError {
 }
 
 /// The memory map of one VM.
+///
+/// Dropped, the table goes first, then each slot, then the memory behind it.
 pub struct AddressSpace {
     vm: Arc<dyn MemorySlots>,
-    slots: Mutex<Vec<Slot>>,
     memory: Published<GuestMemory>,
+    slots: Mutex<Vec<Slot>>,
 }
 
 impl AddressSpace {
@@ -90,25 +90,46 @@ impl AddressSpace {
         self.memory.load()
     }
 
-    /// Backs `ranges` with anonymous private memory that is reserved but not touched, reading as zero.
+    /// Backs `ranges` as `backing` says, reading as zero or as its file does. Of a file, the second range takes what follows
+    /// the part of the first.
     ///
     /// # Errors
     /// Any [`MapError`]; nothing is mapped then.
-    pub fn map(&self, ranges: &[RamRange]) -> Result<(), MapError> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut table = self.memory.load().clone();
-        let mut added = Vec::with_capacity(ranges.len());
+    pub fn map(&self, ranges: &[RamRange], backing: &Backing) -> Result<(), MapError> {
+        let mut before = 0_u64;
+        let mut parts = Vec::with_capacity(ranges.len());
         for &RamRange { start, size } in ranges {
-            let region = Arc::new(reserve(start, size)?);
-            table =
-                table.insert_region(Arc::clone(&region)).map_err(|_| MapError::Overlap { start, size })?;
+            Region::check(start, size)?;
+            let memory = HostMemory::reserve(&backing.further(before), size);
+            parts.push((start, memory.map_err(|source| MapError::Reserve { start, size, source })?));
+            before = before.saturating_add(size);
+        }
+        self.place(parts)
+    }
+
+    /// Puts memory that was reserved elsewhere at these guest-physical addresses, multiples of 4096.
+    ///
+    /// # Errors
+    /// Any [`MapError`] but [`MapError::Reserve`]; nothing is mapped then, and the memory is gone.
+    pub fn place(&self, parts: Vec<(u64, HostMemory)>) -> Result<(), MapError> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut added = Vec::with_capacity(parts.len());
+        // Dropped before `added`: no table refers to memory that goes.
+        let mut table = self.memory.load().clone();
+        for (start, memory) in parts {
+            let size = memory.len();
+            let region = Region::new(start, memory)?;
+            table = table.insert_region(region.region()).map_err(|_| MapError::Overlap { start, size })?;
             let id = free_slot_id(slots.iter().chain(&added));
-            let slot = Slot::create(Arc::clone(&self.vm), id, region).map_err(|source| MapError::Slot {
-                start,
-                size,
-                source,
-            })?;
-            added.push(slot);
+            match Slot::create(Arc::clone(&self.vm), id, region) {
+                Ok(slot) => added.push(slot),
+                Err((source, region)) => {
+                    // The table goes before the region that is in it.
+                    drop(table);
+                    drop(region);
+                    return Err(MapError::Slot { start, size, source });
+                }
+            }
         }
         // The table only grew: whoever still reads the old one sees nothing that goes away.
         let Ok(_grown) = self.memory.update(|_| Ok::<_, Infallible>(table));
@@ -130,45 +151,22 @@ fn free_slot_id<'a>(taken: impl Iterator<Item = &'a Slot>) -> u32 {
     free
 }
 
-/// Reserves anonymous host memory for the guest range; no page of it is touched.
-fn reserve(start: u64, size: u64) -> Result<GuestRegionMmap, MapError> {
-    let bad_range = MapError::BadRange { start, size };
-    let whole_pages = start.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && size != 0;
-    let Ok(length) = usize::try_from(size) else {
-        return Err(bad_range);
-    };
-    if !whole_pages || start.checked_add(size).is_none() {
-        return Err(bad_range);
-    }
-    let mapping = MmapRegionBuilder::new_with_bitmap(length, ())
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-        .build()
-        .map_err(|error| MapError::Reserve { size, source: io_error(error) })?;
-    GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(bad_range)
-}
-
-fn io_error(error: MmapRegionError) -> io::Error {
-    match error {
-        MmapRegionError::Mmap(error) => error,
-        other => io::Error::other(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
     use vmm_core::fake::{FakeCall, FakeVm};
 
     use super::*;
+    use crate::{BackingKind, PAGE};
 
     const MIB: u64 = 1 << 20;
 
-    fn ranges(list: &[(u64, u64)]) -> Vec<RamRange> {
-        list.iter().map(|&(start, size)| RamRange { start, size }).collect()
+    fn map(space: &AddressSpace, list: &[(u64, u64)]) -> Result<(), MapError> {
+        let ranges: Vec<_> = list.iter().map(|&(start, size)| RamRange { start, size }).collect();
+        space.map(&ranges, &Backing::default())
     }
 
     /// The slots that exist after `calls`.
@@ -188,7 +186,7 @@ mod tests {
     #[test]
     fn mapped_ram_reads_as_zero_and_keeps_what_is_written() {
         let space = AddressSpace::new(Arc::new(FakeVm::default()));
-        space.map(&ranges(&[(0, MIB), (1 << 32, MIB)])).unwrap();
+        map(&space, &[(0, MIB), (1 << 32, MIB)]).unwrap();
         let memory = space.memory();
         assert_eq!(memory.load::<u64>(GuestAddress(0x1000), Ordering::Relaxed).unwrap(), 0);
         memory.write_slice(b"above", GuestAddress(1 << 32)).unwrap();
@@ -204,7 +202,7 @@ mod tests {
             let vm = Arc::new(FakeVm::default());
             vm.fail_call(nth, libc::ENOMEM);
             let space = AddressSpace::new(vm.clone());
-            let error = space.map(&ranges(&[(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)])).unwrap_err();
+            let error = map(&space, &[(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)]).unwrap_err();
             assert!(matches!(error, MapError::Slot { .. }), "{error}");
             assert_eq!(live_slots(&vm.calls()[..nth]).len(), nth);
             assert_eq!(live_slots(&vm.calls()).iter().filter(|&&id| id as usize != nth).count(), 0);
@@ -216,7 +214,7 @@ mod tests {
     fn dropping_the_address_space_deletes_every_slot() {
         let vm = Arc::new(FakeVm::default());
         let space = AddressSpace::new(vm.clone());
-        space.map(&ranges(&[(0, MIB), (2 * MIB, MIB)])).unwrap();
+        map(&space, &[(0, MIB), (2 * MIB, MIB)]).unwrap();
         assert_eq!(live_slots(&vm.calls()), [0, 1]);
         drop(space);
         assert_eq!(live_slots(&vm.calls()), [] as [u32; 0]);
@@ -226,7 +224,7 @@ mod tests {
     fn ranges_that_are_not_whole_pages_are_refused() {
         let space = AddressSpace::new(Arc::new(FakeVm::default()));
         for (start, size) in [(0, 0), (1, 4096), (0, 4097), (u64::MAX - 4095, 8192)] {
-            let error = space.map(&ranges(&[(start, size)])).unwrap_err();
+            let error = map(&space, &[(start, size)]).unwrap_err();
             assert!(matches!(error, MapError::BadRange { .. }), "{start:#x} {size:#x}: {error}");
         }
     }
@@ -234,8 +232,37 @@ mod tests {
     #[test]
     fn fault_c2_more_memory_than_the_host_has_addresses_is_an_error() {
         let space = AddressSpace::new(Arc::new(FakeVm::default()));
-        let error = space.map(&ranges(&[(0, 1 << 50)])).unwrap_err();
+        let error = map(&space, &[(0, 1 << 50)]).unwrap_err();
         assert!(matches!(error, MapError::Reserve { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_table_that_outlives_its_address_space_can_still_be_read() {
+        let space = AddressSpace::new(Arc::new(FakeVm::default()));
+        map(&space, &[(0, MIB)]).unwrap();
+        space.memory().write_slice(b"kept", GuestAddress(0)).unwrap();
+        let table = space.memory().clone();
+        drop(space);
+        let mut back = [0; 4];
+        table.read_slice(&mut back, GuestAddress(0)).unwrap();
+        assert_eq!(&back, b"kept");
+    }
+
+    #[test]
+    fn what_is_shared_says_its_file_and_several_ranges_are_in_it_one_after_the_other() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 * MIB).unwrap();
+        let kind = BackingKind::File { file: Arc::new(file), shared: true, offset: MIB };
+        let space = AddressSpace::new(Arc::new(FakeVm::default()));
+        let ranges = [RamRange { start: 0, size: MIB }, RamRange { start: 1 << 32, size: MIB }];
+        space.map(&ranges, &Backing::new(kind.clone())).unwrap();
+        let offsets: Vec<_> =
+            space.memory().iter().map(|region| region.file_offset().unwrap().start()).collect();
+        assert_eq!(offsets, [MIB, 2 * MIB]);
+        let more = [RamRange { start: 2 << 32, size: 2 * MIB }, RamRange { start: 3 << 32, size: MIB }];
+        let error = space.map(&more, &Backing::new(kind)).unwrap_err();
+        assert!(matches!(error, MapError::Reserve { start, .. } if start == 3 << 32), "{error}");
+        assert_eq!(space.memory().num_regions(), 2);
     }
 
     proptest! {
@@ -248,7 +275,7 @@ mod tests {
             let mut model: Vec<(u64, u64)> = Vec::new();
             for &(start, size) in &list {
                 let free = model.iter().all(|&(s, l)| start + size <= s || s + l <= start);
-                let mapped = space.map(&ranges(&[(start * PAGE, size * PAGE)])).is_ok();
+                let mapped = map(&space, &[(start * PAGE, size * PAGE)]).is_ok();
                 prop_assert_eq!(mapped, free);
                 if free {
                     model.push((start, size));

@@ -8,9 +8,15 @@
 )]
 
 mod address_space;
+mod backing;
+mod region;
 mod slot;
 
 pub use address_space::{AddressSpace, MapError, RamRange};
+pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages};
+
+/// Size of a page, the unit of memory slots, in bytes.
+pub(crate) const PAGE: u64 = 4096;
 
 /// An immutable table of guest RAM, sorted by guest-physical address, over vm-memory's types.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

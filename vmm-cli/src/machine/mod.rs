@@ -21,7 +21,7 @@ use vmm_core::irq::IrqLine;
 use vmm_core::seam::MemorySlots;
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
-use vmm_memory::AddressSpace;
+use vmm_memory::{AddressSpace, Backing};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
@@ -69,7 +69,7 @@ impl Machine {
         // grace period of the kernel.
         let memory = Arc::new(AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>));
         let size = config.memory.size.bytes();
-        memory.map(&layout::ram(size)).map_err(Failure::host_cannot)?;
+        memory.map(&layout::ram(size), &Backing::default()).map_err(Failure::host_cannot)?;
         let mut devices = Devices::new(irqchip::create(kvm, &vm, config)?);
         if config.machine.irqchip == Irqchip::Split {
             devices.add_ioapic()?;
