@@ -40,6 +40,14 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
+    /// Private memory in small pages, none of them touched.
+    ///
+    /// # Errors
+    /// Any [`BackingError`].
+    pub fn anonymous(size: u64) -> Result<Self, BackingError> {
+        Self::reserve(&Backing::default(), size)
+    }
+
     /// Makes `size` bytes as `backing` describes them: a multiple of the page size, not 0. Without `prefault` no page of it is
     /// touched.
     ///

@@ -112,7 +112,7 @@ fn what_is_shared_is_in_the_file_and_what_is_private_is_not() {
     let memfd = HostMemory::reserve(&memfd(), 4096).unwrap();
     write(&memfd, 5, 7);
     assert_eq!(at(memfd.file().unwrap().0, 5), 7);
-    assert!(HostMemory::reserve(&Backing::default(), 4096).unwrap().file().is_none());
+    assert!(HostMemory::anonymous(4096).unwrap().file().is_none());
 }
 
 #[test]
