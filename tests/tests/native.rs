@@ -17,6 +17,7 @@ mod native {
     pub mod kicks;
     pub mod lifecycle;
     pub mod limits;
+    pub mod memory;
     pub mod outputs;
     pub mod pause;
     pub mod smp;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         native::kicks::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),
+        native::memory::trials(),
         native::outputs::trials(),
         native::pause::trials(),
         native::smp::trials(),

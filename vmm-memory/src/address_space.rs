@@ -30,7 +30,7 @@ use vmm_core::seam::MemorySlots;
 use vmm_core::{InReadSection, Published, ReadGuard, Retired, in_read_section};
 
 use crate::GuestMemory;
-use crate::backing::HostMemory;
+use crate::backing::{Backing, HostMemory};
 use crate::change::{Change, ChangeError};
 use crate::quiesce::Quiesce;
 use crate::range::RamRange;
@@ -101,19 +101,24 @@ impl AddressSpace {
         lock(&self.registry).ranges()
     }
 
-    /// Backs `ranges` with anonymous private memory that is reserved but not touched, reading as zero.
+    /// Backs `ranges` as `backing` says, reading as zero or as its file does. Of a file, the second range takes what follows
+    /// the part of the first.
     ///
     /// # Errors
     /// Any [`ChangeError`]; nothing is mapped then.
-    pub fn map(&self, ranges: &[RamRange]) -> Result<(), ChangeError> {
-        let parts = ranges.iter().map(|&range| {
+    pub fn map(&self, ranges: &[RamRange], backing: &Backing) -> Result<(), ChangeError> {
+        let mut before = 0_u64;
+        let mut parts = Vec::with_capacity(ranges.len());
+        for &range in ranges {
             if !range.is_whole_pages() {
                 return Err(ChangeError::BadRange(range));
             }
-            let memory = HostMemory::anonymous(range.size);
-            Ok((range.start, memory.map_err(|source| ChangeError::Reserve { range, source })?))
-        });
-        self.place(parts.collect::<Result<_, _>>()?)
+            let memory = HostMemory::reserve(&backing.further(before), range.size);
+            let memory = memory.map_err(|source| ChangeError::Reserve { range, source })?;
+            parts.push((range.start, memory));
+            before = before.saturating_add(range.size);
+        }
+        self.place(parts)
     }
 
     /// Puts memory that was reserved elsewhere at these guest-physical addresses.

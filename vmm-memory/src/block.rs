@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vm_memory::FileOffset;
+
 use crate::backing::HostMemory;
 use crate::pin::Pins;
 
@@ -10,12 +12,15 @@ use crate::pin::Pins;
 #[derive(Debug)]
 pub(crate) struct RamBlock {
     pub(crate) memory: HostMemory,
+    /// The file by which others can share it, in vm-memory's form.
+    pub(crate) shared_file: Option<FileOffset>,
     pub(crate) pins: Arc<Pins>,
 }
 
 impl RamBlock {
     pub(crate) fn new(memory: HostMemory) -> Arc<Self> {
-        Arc::new(Self { memory, pins: Arc::new(Pins::default()) })
+        let shared_file = memory.shared_file().map(|(file, offset)| FileOffset::from_arc(file, offset));
+        Arc::new(Self { memory, shared_file, pins: Arc::new(Pins::default()) })
     }
 
     /// Keeps the mapping until the process ends: somebody may still write to it of whom nobody knows when he will be

@@ -1,11 +1,10 @@
 //! `Change`: one step of a transaction, and why a transaction is refused or fails.
 
-use std::io;
 use std::time::Duration;
 
 use vmm_core::{InReadSection, IoctlError};
 
-use crate::backing::HostMemory;
+use crate::backing::{BackingError, HostMemory};
 use crate::observer::ObserverError;
 use crate::range::RamRange;
 
@@ -102,9 +101,9 @@ pub enum ChangeError {
     Reserve {
         /// What was to be RAM.
         range: RamRange,
-        /// The kernel's answer.
+        /// Why not.
         #[source]
-        source: io::Error,
+        source: BackingError,
     },
     /// KVM refuses to create or to delete the slot.
     #[error("cannot change the memory slot of {range}")]

@@ -1,5 +1,6 @@
 //! Guest memory: the host memory behind it, the slots through which KVM shows it, and the table that devices read.
 //!
+//! * [`HostMemory`]: what [`Backing`] describes, mapped, with guard pages around it;
 //! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
 //! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
 //!   that holds a [`RegionPin`];
@@ -26,7 +27,7 @@ mod sync;
 mod unmap_loom;
 
 pub use address_space::AddressSpace;
-pub use backing::HostMemory;
+pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages};
 pub use change::{Change, ChangeError};
 pub use observer::{MemoryObserver, ObserverError};
 pub use pin::{Leaving, PinHolder, RegionPin};

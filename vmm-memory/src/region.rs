@@ -1,16 +1,16 @@
 //! `RamRegion`: guest RAM at a guest-physical address, as readers of the table see it.
 #![expect(unsafe_code, reason = "gives access to mapped memory")]
 
-use std::fs::File;
 use std::sync::Arc;
 
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::Result;
 use vm_memory::{
-    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
+    FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
     MemoryRegionAddress, VolatileSlice,
 };
 
+use crate::PAGE;
 use crate::backing::HostMemory;
 use crate::block::RamBlock;
 use crate::pin::{Leaving, PinHolder, RegionPin};
@@ -44,12 +44,6 @@ impl RamRegion {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
-    }
-
-    /// The file it is a mapping of, and the offset of its first byte there.
-    #[must_use]
-    pub fn file(&self) -> Option<(&File, u64)> {
-        self.block.memory.file()
     }
 
     /// The first byte, for those who hand it to the kernel: slots, vhost, VFIO.
@@ -121,6 +115,14 @@ impl GuestMemoryRegion for RamRegion {
         byte.map(|byte| byte.ptr_guard_mut().as_ptr()).ok_or(GuestMemoryError::InvalidBackendAddress)
     }
 
+    fn file_offset(&self) -> Option<&FileOffset> {
+        self.block.shared_file.as_ref()
+    }
+
+    fn is_hugetlbfs(&self) -> Option<bool> {
+        Some(self.block.memory.page_size() != PAGE)
+    }
+
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>> {
         let offset = usize::try_from(offset.0).ok();
         offset.and_then(|offset| self.bytes(offset, count)).ok_or(GuestMemoryError::InvalidBackendAddress)
@@ -135,7 +137,6 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::PAGE;
 
     fn region(start: u64, pages: u64) -> RamRegion {
         let range = RamRange { start, size: pages * PAGE };

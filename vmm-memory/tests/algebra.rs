@@ -135,13 +135,14 @@ fn address() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// Host memory has whole pages.
 fn size() -> impl Strategy<Value = u64> {
-    prop_oneof![12 => (1u64..5).prop_map(|pages| pages * PAGE), 1 => 1..5 * PAGE]
+    (1u64..5).prop_map(|pages| pages * PAGE)
 }
 
 /// A range that may be mapped, by number, or any.
 fn known(model: &[RamRange]) -> BoxedStrategy<RamRange> {
-    let any = (address(), prop_oneof![9 => size(), 1 => Just(0)]);
+    let any = (address(), prop_oneof![8 => size(), 1 => 1..5 * PAGE, 1 => Just(0)]);
     let any = any.prop_map(|(start, size)| RamRange { start, size });
     if model.is_empty() {
         any.boxed()
@@ -154,8 +155,8 @@ fn known(model: &[RamRange]) -> BoxedStrategy<RamRange> {
 fn wish(ranges: &[RamRange]) -> BoxedStrategy<Wish> {
     let range = known(ranges);
     let sized = |range: RamRange| {
-        prop_oneof![4 => Just(range.size.max(1)), 1 => size()]
-            .prop_map(move |size| Wish::Replace { range, size })
+        let whole = range.size.next_multiple_of(PAGE).max(PAGE);
+        prop_oneof![4 => Just(whole), 1 => size()].prop_map(move |size| Wish::Replace { range, size })
     };
     prop_oneof![
         4 => (address(), size(), any::<bool>())

@@ -13,8 +13,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_core::fake::FakeVm;
 use vmm_core::seam::MemorySlot;
 use vmm_memory::{
-    AddressSpace, Change, ChangeError, HostMemory, MemoryObserver, ObserverError, PinHolder, Quiesce,
-    RamRange, RamRegion,
+    AddressSpace, Backing, Change, ChangeError, HostMemory, MemoryObserver, ObserverError, PinHolder,
+    Quiesce, RamRange, RamRegion,
 };
 
 /// Large, so that a mapping too much or too few shows in the size of the process.
@@ -184,7 +184,7 @@ impl World {
         for watcher in &watchers {
             space.add_observer(watcher.clone()).unwrap();
         }
-        space.map(&[place(0), place(1), place(2), place(3)]).unwrap();
+        space.map(&[place(0), place(1), place(2), place(3)], &Backing::default()).unwrap();
         for number in 0..4 {
             space.memory().write_obj(number + 100, GuestAddress(place(number).start)).unwrap();
         }

@@ -1,5 +1,6 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
+pub mod backings;
 pub mod boot_monitor;
 pub mod boot_samples;
 pub mod boot_shape;

@@ -33,6 +33,11 @@ scheduler = "fifo:10"
 monopolize_cpus = true
 [memory]
 size = "1TiB"
+backing = "private-file=images/ram"
+huge_pages = "1G"
+prefault = true
+lock = true
+dump = true
 [machine]
 on_reset = "restart"
 on_triple_fault = "reset"
@@ -108,7 +113,14 @@ fn every_key_arrives_in_its_field() {
             scheduler: Some(Scheduler::Fifo(10)),
             monopolize_cpus: true,
         },
-        memory: MemoryConfig { size: MemorySize::MAX },
+        memory: MemoryConfig {
+            size: MemorySize::MAX,
+            backing: MemoryBacking::PrivateFile("dir/images/ram".into()),
+            huge_pages: HugePages::Size1G,
+            prefault: true,
+            lock: true,
+            dump: true,
+        },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
             on_triple_fault: OnTripleFault::Reset,
@@ -141,9 +153,11 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     fs::create_dir(scratch.path("images")).unwrap();
     scratch.file("images/vmlinux", "");
     let text = FULL.replace("/abs/initrd", "images/vmlinux").replace("pit = true", "pit = false");
+    fs::File::create(scratch.path("images/ram")).unwrap().set_len(MemorySize::MAX.bytes()).unwrap();
     let file = scratch.file("vm.toml", text);
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
+    assert_eq!(config.memory.backing, MemoryBacking::PrivateFile(scratch.path("images/ram")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
     assert_eq!(config.stats.output, Some(StatsOutput::File(scratch.path("stats.txt"))));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
@@ -163,6 +177,11 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--scheduler=other",
         "--monopolize-cpus=false",
         "--memory=1G",
+        "--memory-backing=memfd",
+        "--huge-pages=2M",
+        "--prefault=false",
+        "--lock-memory=false",
+        "--dump-memory=false",
         "--on-reset=exit",
         "--on-triple-fault=crash",
         "--grace-time=2m",
@@ -193,7 +212,12 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             scheduler: Some(Scheduler::Other),
             ..Default::default()
         },
-        memory: MemoryConfig { size: "1G".parse().unwrap() },
+        memory: MemoryConfig {
+            size: "1G".parse().unwrap(),
+            backing: MemoryBacking::Memfd,
+            huge_pages: HugePages::Size2M,
+            ..MemoryConfig::default()
+        },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
             on_triple_fault: OnTripleFault::Crash,
@@ -404,6 +428,39 @@ fn an_output_that_is_an_image_is_refused_by_whatever_name() {
         let error = message(load([format!("--kernel={kernel}"), output]).unwrap_err());
         assert!(error.ends_with("is also boot.kernel (--kernel), and would be written over"), "{error}");
     }
+}
+
+#[test]
+fn a_file_of_memory_is_large_enough_regular_and_used_for_nothing_else() {
+    let scratch = Scratch::new();
+    let ram = scratch.file("ram", "not enough");
+    let refusal = |flags: &[&str]| message(load(flags).unwrap_err());
+    for kind in ["shared-file", "private-file"] {
+        let backing = |path: &Path| format!("--memory-backing={kind}={}", path.display());
+        let error = refusal(&[&backing(&ram)]);
+        assert!(error.contains(" has 10 bytes, less than memory.size (--memory) = 128M"), "{error}");
+        let error = refusal(&[&backing(&scratch.path("."))]);
+        assert!(
+            error.starts_with("memory.backing (--memory-backing): ") && error.contains("directory"),
+            "{error}"
+        );
+    }
+    fs::OpenOptions::new().write(true).open(&ram).unwrap().set_len(1 << 20).unwrap();
+    let [shared, private] =
+        ["shared", "private"].map(|kind| format!("--memory-backing={kind}-file={}", ram.display()));
+    for backing in [&shared, &private] {
+        load([backing, "--memory=1M"]).unwrap();
+        let log = format!("--log-file={}", ram.display());
+        let error = refusal(&[backing, "--memory=1M", &log]);
+        assert!(
+            error.contains("is also memory.backing (--memory-backing), and would be written over"),
+            "{error}"
+        );
+    }
+    let kernel = format!("--kernel={}", ram.display());
+    let error = refusal(&[&shared, "--memory=1M", &kernel]);
+    assert!(error.ends_with("is also boot.kernel (--kernel), and would be written over"), "{error}");
+    load([&private, "--memory=1M", &kernel]).unwrap();
 }
 
 #[test]

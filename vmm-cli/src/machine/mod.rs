@@ -30,6 +30,7 @@ use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
+use crate::memory::Ram;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
@@ -47,19 +48,26 @@ pub struct Machine {
     _memory: Arc<AddressSpace>,
 }
 
+/// What a machine gets of the host.
+pub struct Resources<'a> {
+    pub(crate) processors: &'a Processors,
+    pub(crate) ram: Ram,
+}
+
 impl Machine {
-    /// Builds the machine of `config` on `processors` and loads `source` into it; events go to `events`, output to `console`.
+    /// Builds the machine of `config` on `resources` and loads `source` into it; events go to `events`, output to `console`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
     pub fn build(
         kvm: &Kvm,
         config: &VmConfig,
-        processors: &Processors,
+        resources: Resources<'_>,
         source: &BootSource<'_>,
         console: &Console,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
+        let Resources { processors, ram } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -69,7 +77,7 @@ impl Machine {
         // grace period of the kernel.
         let memory = Arc::new(AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>));
         let size = config.memory.size.bytes();
-        memory.map(&layout::ram(size)).map_err(Failure::host_cannot)?;
+        memory.place(ram).map_err(Failure::host_cannot)?;
         let mut devices = Devices::new(irqchip::create(kvm, &vm, config)?);
         if config.machine.irqchip == Irqchip::Split {
             devices.add_ioapic()?;

@@ -4,16 +4,20 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_core::fake::FakeVm;
 
 use super::*;
-use crate::{MemoryObserver, ObserverError, PinHolder, RamRegion};
+use crate::{BackingKind, MemoryObserver, ObserverError, PinHolder, RamRegion};
 
 const MIB: u64 = 1 << 20;
 
 fn range(start: u64, size: u64) -> RamRange {
     RamRange { start, size }
+}
+
+fn map(space: &AddressSpace, ranges: &[RamRange]) -> Result<(), ChangeError> {
+    space.map(ranges, &Backing::default())
 }
 
 fn memory(size: u64) -> HostMemory {
@@ -37,7 +41,7 @@ fn write(space: &AddressSpace, address: u64, value: u64) {
 #[test]
 fn mapped_ram_reads_as_zero_and_keeps_what_is_written() {
     let (_, space) = space();
-    space.map(&[range(1 << 32, MIB), range(0, MIB)]).unwrap();
+    map(&space, &[range(1 << 32, MIB), range(0, MIB)]).unwrap();
     assert_eq!(read(&space, 0x1000), Some(0));
     write(&space, (1 << 32) + MIB - 8, 7);
     assert_eq!(read(&space, (1 << 32) + MIB - 8), Some(7));
@@ -49,7 +53,7 @@ fn mapped_ram_reads_as_zero_and_keeps_what_is_written() {
 fn dropping_the_address_space_deletes_every_slot_and_unmaps_for_every_observer() {
     let (vm, space) = space();
     let watcher = Arc::new(Watcher::default());
-    space.map(&[range(0, MIB), range(2 * MIB, MIB)]).unwrap();
+    map(&space, &[range(0, MIB), range(2 * MIB, MIB)]).unwrap();
     space.add_observer(watcher.clone()).unwrap();
     assert_eq!((vm.slots().len(), watcher.mapped().len()), (2, 2));
     drop(space);
@@ -60,7 +64,7 @@ fn dropping_the_address_space_deletes_every_slot_and_unmaps_for_every_observer()
 fn ranges_that_are_not_whole_pages_are_refused() {
     let (_, space) = space();
     for (start, size) in [(0, 0), (1, 4096), (0, 4097), (u64::MAX - 4095, 8192)] {
-        let error = space.map(&[range(start, size)]).unwrap_err();
+        let error = map(&space, &[range(start, size)]).unwrap_err();
         assert!(matches!(error, ChangeError::BadRange(_)), "{start:#x} {size:#x}: {error}");
     }
 }
@@ -69,15 +73,15 @@ fn ranges_that_are_not_whole_pages_are_refused() {
 fn ram_beyond_the_last_address_is_refused_with_that_address() {
     let (_, space) = space();
     let space = space.with_address_bits(32);
-    let error = space.map(&[range((1 << 32) - MIB, 2 * MIB)]).unwrap_err();
+    let error = map(&space, &[range((1 << 32) - MIB, 2 * MIB)]).unwrap_err();
     assert!(error.to_string().contains("0xffffffff"), "{error}");
-    space.map(&[range((1 << 32) - MIB, MIB)]).unwrap();
+    map(&space, &[range((1 << 32) - MIB, MIB)]).unwrap();
 }
 
 #[test]
 fn fault_c2_more_memory_than_the_host_has_addresses_is_an_error() {
     let (_, space) = space();
-    let error = space.map(&[range(0, 1 << 50)]).unwrap_err();
+    let error = map(&space, &[range(0, 1 << 50)]).unwrap_err();
     assert!(matches!(error, ChangeError::Reserve { .. }), "{error}");
 }
 
@@ -86,14 +90,14 @@ fn slot_numbers_are_used_again_and_their_limit_is_named() {
     let vm = Arc::new(FakeVm::default());
     vm.limit_slots(3);
     let space = AddressSpace::new(vm.clone());
-    space.map(&[range(0, MIB), range(MIB, MIB), range(2 * MIB, MIB)]).unwrap();
-    let error = space.map(&[range(3 * MIB, MIB)]).unwrap_err();
+    map(&space, &[range(0, MIB), range(MIB, MIB), range(2 * MIB, MIB)]).unwrap();
+    let error = map(&space, &[range(3 * MIB, MIB)]).unwrap_err();
     assert_eq!(error.to_string(), "KVM takes at most 3 memory slots (KVM_CAP_NR_MEMSLOTS)");
     // Full as it is, one goes and one comes in the same transaction.
     let swap = Change::Map { start: 3 * MIB, memory: memory(MIB), read_only: false };
     space.apply([Change::Unmap(range(MIB, MIB)), swap]).unwrap();
     space.apply([Change::Unmap(range(0, MIB))]).unwrap();
-    space.map(&[range(5 * MIB, MIB)]).unwrap();
+    map(&space, &[range(5 * MIB, MIB)]).unwrap();
     let mut ids: Vec<_> = vm.slots().iter().map(|slot| slot.id).collect();
     ids.sort_unstable();
     assert_eq!(ids, [0, 1, 2]);
@@ -102,11 +106,11 @@ fn slot_numbers_are_used_again_and_their_limit_is_named() {
 #[test]
 fn inside_a_read_section_every_transaction_is_refused() {
     let (vm, space) = space();
-    space.map(&[range(0, MIB)]).unwrap();
+    map(&space, &[range(0, MIB)]).unwrap();
     let table = space.memory();
     let error = space.apply([Change::Unmap(range(0, MIB))]).unwrap_err();
     assert!(matches!(error, ChangeError::InReadSection(_)), "{error}");
-    assert!(matches!(space.map(&[range(MIB, MIB)]), Err(ChangeError::InReadSection(_))));
+    assert!(matches!(map(&space, &[range(MIB, MIB)]), Err(ChangeError::InReadSection(_))));
     drop(table);
     assert_eq!(vm.slots().len(), 1);
 }
@@ -114,7 +118,7 @@ fn inside_a_read_section_every_transaction_is_refused() {
 #[test]
 fn what_is_replaced_keeps_its_contents_and_what_moves_its_memory() {
     let (vm, space) = space();
-    space.map(&[range(0, MIB)]).unwrap();
+    map(&space, &[range(0, MIB)]).unwrap();
     write(&space, 0x5008, 42);
     let before = vm.slots()[0].host_address;
     space.apply([Change::Replace { range: range(0, MIB), memory: memory(MIB) }]).unwrap();
@@ -210,7 +214,7 @@ impl MemoryObserver for Watcher {
 #[test]
 fn an_observer_maps_all_that_is_there_follows_and_unmaps_all_when_it_goes() {
     let (_, space) = space();
-    space.map(&[range(0, MIB), range(MIB, MIB)]).unwrap();
+    map(&space, &[range(0, MIB), range(MIB, MIB)]).unwrap();
     let watcher = Arc::new(Watcher::default());
     let observer: Arc<dyn MemoryObserver> = watcher.clone();
     space.add_observer(Arc::clone(&observer)).unwrap();
@@ -219,14 +223,14 @@ fn an_observer_maps_all_that_is_there_follows_and_unmaps_all_when_it_goes() {
     assert_eq!(watcher.mapped(), space.ranges());
     space.remove_observer(&observer).unwrap();
     assert_eq!(watcher.mapped(), []);
-    space.map(&[range(0, MIB)]).unwrap();
+    map(&space, &[range(0, MIB)]).unwrap();
     assert_eq!(watcher.mapped(), []);
 }
 
 #[test]
 fn an_observer_that_cannot_map_all_that_is_there_does_not_come() {
     let (_, space) = space();
-    space.map(&[range(0, MIB), range(MIB, MIB)]).unwrap();
+    map(&space, &[range(0, MIB), range(MIB, MIB)]).unwrap();
     let watcher = Arc::new(Watcher { refuses: Some(range(MIB, MIB)), ..Watcher::default() });
     let error = space.add_observer(watcher.clone()).unwrap_err();
     assert_eq!(error.to_string(), "watcher cannot follow a change of 0x100000 bytes at 0x100000");
@@ -239,7 +243,7 @@ fn an_observer_that_cannot_map_all_that_is_there_does_not_come() {
 fn transactions_on_other_ranges_go_on_beside_each_other_and_on_the_same_range_are_refused() {
     let vm = Arc::new(FakeVm::default());
     let space = Arc::new(AddressSpace::new(vm.clone()));
-    space.map(&[range(0, MIB)]).unwrap();
+    map(&space, &[range(0, MIB)]).unwrap();
     let (sender, results) = channel();
     let inner = Arc::downgrade(&space);
     let meanwhile = move |region: &RamRegion| {
@@ -248,7 +252,7 @@ fn transactions_on_other_ranges_go_on_beside_each_other_and_on_the_same_range_ar
         }
         let space = inner.upgrade().unwrap();
         let busy = [
-            space.map(&[range(8 * MIB, 4096)]),
+            map(&space, &[range(8 * MIB, 4096)]),
             space.apply([Change::Unmap(range(8 * MIB, MIB))]),
             space.apply([Change::Move { range: range(0, MIB), to: 9 * MIB - 4096 }]),
             space.add_observer(Arc::new(Watcher::default())),
@@ -258,14 +262,14 @@ fn transactions_on_other_ranges_go_on_beside_each_other_and_on_the_same_range_ar
             Err(ChangeError::AllBusy) => "all busy",
             other => panic!("{other:?}"),
         });
-        space.map(&[range(16 * MIB, MIB)]).unwrap();
+        map(&space, &[range(16 * MIB, MIB)]).unwrap();
         space.apply([Change::Unmap(range(0, MIB))]).unwrap();
         sender.send(kinds).unwrap();
     };
     space
         .add_observer(Arc::new(Watcher { meanwhile: Some(Box::new(meanwhile)), ..Watcher::default() }))
         .unwrap();
-    space.map(&[range(8 * MIB, MIB)]).unwrap();
+    map(&space, &[range(8 * MIB, MIB)]).unwrap();
     assert_eq!(results.recv().unwrap(), ["busy", "busy", "busy", "all busy"]);
     assert_eq!(space.ranges(), [range(8 * MIB, MIB), range(16 * MIB, MIB)]);
     assert_eq!(vm.slots().len(), 2);
@@ -278,7 +282,7 @@ fn an_observer_that_panics_leaves_the_address_space_as_it_was() {
     space
         .add_observer(Arc::new(Watcher { meanwhile: Some(Box::new(meanwhile)), ..Watcher::default() }))
         .unwrap();
-    let panics = std::panic::AssertUnwindSafe(|| space.map(&[range(0, MIB)]));
+    let panics = std::panic::AssertUnwindSafe(|| map(&space, &[range(0, MIB)]));
     assert!(std::panic::catch_unwind(panics).is_err());
     assert_eq!((space.ranges(), vm.slots()), (vec![], vec![]));
 }
@@ -291,7 +295,7 @@ fn pin(space: &AddressSpace, address: u64, holder: &Arc<PinHolder>) -> crate::Re
 fn a_pinned_range_stays_and_the_error_says_whose_pins_they_are() {
     let (vm, space) = space();
     let space = space.with_pin_limit(Duration::ZERO);
-    space.map(&[range(0, MIB), range(MIB, MIB)]).unwrap();
+    map(&space, &[range(0, MIB), range(MIB, MIB)]).unwrap();
     let (sender, cancelled) = channel();
     let sender = Mutex::new(sender);
     let disk = PinHolder::new("disk0", move |range| sender.lock().unwrap().send(range).unwrap());
@@ -315,7 +319,7 @@ fn a_pinned_range_stays_and_the_error_says_whose_pins_they_are() {
 #[test]
 fn unmapping_waits_for_requests_that_end_when_they_are_cancelled() {
     let (_, space) = space();
-    space.map(&[range(0, MIB)]).unwrap();
+    map(&space, &[range(0, MIB)]).unwrap();
     let (sender, cancelled) = channel();
     let sender = Mutex::new(sender);
     let disk = PinHolder::new("disk0", move |_| sender.lock().unwrap().send(()).unwrap());
@@ -336,7 +340,7 @@ fn unmapping_waits_for_requests_that_end_when_they_are_cancelled() {
 #[test]
 fn whoever_keeps_an_old_table_reads_memory_that_is_mapped_and_cannot_pin_it() {
     let (_, space) = space();
-    space.map(&[range(0, MIB)]).unwrap();
+    map(&space, &[range(0, MIB)]).unwrap();
     write(&space, 8, 5);
     let kept = GuestMemory::clone(&space.memory());
     space.apply([Change::Unmap(range(0, MIB))]).unwrap();
@@ -344,4 +348,42 @@ fn whoever_keeps_an_old_table_reads_memory_that_is_mapped_and_cannot_pin_it() {
     assert_eq!(kept.read_obj::<u64>(GuestAddress(8)).unwrap(), 5);
     let region = kept.find_region(GuestAddress(8)).unwrap();
     assert!(region.pin(&PinHolder::new("late", |_| ())).is_err());
+}
+
+#[test]
+fn what_is_shared_says_its_file_and_several_ranges_are_in_it_one_after_the_other() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(3 * MIB).unwrap();
+    let kind = BackingKind::File { file: Arc::new(file), shared: true, offset: MIB };
+    let (_, space) = space();
+    space.map(&[range(0, MIB), range(1 << 32, MIB)], &Backing::new(kind.clone())).unwrap();
+    let offsets: Vec<_> = space.memory().iter().map(|region| region.file_offset().unwrap().start()).collect();
+    assert_eq!(offsets, [MIB, 2 * MIB]);
+    let more = [range(2 << 32, 2 * MIB), range(3 << 32, MIB)];
+    let error = space.map(&more, &Backing::new(kind)).unwrap_err();
+    assert!(matches!(error, ChangeError::Reserve { range, .. } if range == more[1]), "{error}");
+    assert_eq!(space.ranges().len(), 2);
+}
+
+/// Each backing in the place of each other.
+#[test]
+fn contents_go_from_every_backing_to_every_other() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MIB).unwrap();
+    let file = Arc::new(file);
+    let file = |shared| BackingKind::File { file: Arc::clone(&file), shared, offset: 0 };
+    let kinds = || [BackingKind::Anonymous, BackingKind::Memfd, file(true), file(false)];
+    let (_, space) = space();
+    map(&space, &[range(0, MIB)]).unwrap();
+    for (number, (from, to)) in
+        kinds().into_iter().flat_map(|from| kinds().map(|to| (from.clone(), to))).enumerate()
+    {
+        for (kind, value) in [(from, number as u64 + 1), (to, 0)] {
+            let before = read(&space, 0x3000);
+            let memory = HostMemory::reserve(&Backing::new(kind), MIB).unwrap();
+            space.apply([Change::Replace { range: range(0, MIB), memory }]).unwrap();
+            assert_eq!(read(&space, 0x3000), before);
+            write(&space, 0x3000, value);
+        }
+    }
 }

@@ -44,6 +44,8 @@ pub enum Bench {
     Pause,
     /// A port read served in user space with either mechanism: the experiment that led to `immediate_exit`.
     Inl,
+    /// What each backing of guest memory costs at start, and what a discard leaves.
+    Memory,
 }
 
 /// The command line of `cargo xtask bench`.
@@ -112,6 +114,7 @@ impl Bench {
             Self::Kick => "kick",
             Self::Pause => "pause",
             Self::Inl => "inl",
+            Self::Memory => "memory",
         }
     }
 }
@@ -139,7 +142,7 @@ fn measure(args: &BenchArgs) -> Result<String> {
     let program = Path::new(PROGRAMS).join(format!("bench_{}", args.name.name()));
     let mut command = Command::new(&program);
     command.arg("--guests").arg(guests::OUTPUT).stdin(Stdio::null()).stderr(Stdio::inherit());
-    if args.name == Bench::Startup {
+    if matches!(args.name, Bench::Startup | Bench::Memory) {
         let programs = Path::new(PROGRAMS);
         command.arg("--raw").arg(programs.join("raw_startup")).arg("--vmm").arg(programs.join("vmm-cli"));
     }
@@ -191,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_a_process_takes_no_peers() {
-        for name in ["exits", "dispatch", "irq", "kick", "pause", "inl"] {
+        for name in ["exits", "dispatch", "irq", "kick", "pause", "inl", "memory"] {
             let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
             assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
         }
