@@ -11,6 +11,7 @@ pub(crate) mod layout;
 mod power;
 mod report;
 mod reset_vector;
+mod standstill;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::stats::{KernelStats, Report};
 use devices::Devices;
 use handle::Handle;
 pub use power::PowerButton;
+use standstill::Standstill;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
@@ -75,7 +77,8 @@ impl Machine {
         vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
         // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
         // grace period of the kernel.
-        let memory = Arc::new(AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>));
+        let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
+        let memory = Arc::new(memory.with_address_bits(cpuid.physical_address_bits()));
         let size = config.memory.size.bytes();
         memory.place(ram).map_err(Failure::host_cannot)?;
         let mut devices = Devices::new(irqchip::create(kvm, &vm, config)?);
@@ -115,7 +118,9 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
-        Ok(Self { handle: Arc::new(handle), serial, _lines: lines, _memory: memory })
+        let handle = Arc::new(handle);
+        memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
+        Ok(Self { handle, serial, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
