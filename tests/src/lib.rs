@@ -4,5 +4,7 @@ pub mod bench;
 pub mod harness;
 pub mod kicks;
 pub mod live_bus;
+pub mod live_memory;
 pub mod sequence;
 pub mod small_machine;
+pub mod standstill;

@@ -20,6 +20,7 @@ mod native {
     pub mod memory;
     pub mod outputs;
     pub mod pause;
+    pub mod slots;
     pub mod smp;
     pub mod state;
     pub mod stats;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         native::memory::trials(),
         native::outputs::trials(),
         native::pause::trials(),
+        native::slots::trials(),
         native::smp::trials(),
         native::state::trials(),
         native::stats::trials(),

@@ -1,0 +1,210 @@
+//! Slots: guest RAM that changes while vCPUs and a device use it.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::Trial;
+use vmm_memory::{AddressSpace, Change, HostMemory};
+use vmm_tests::harness::{guest, stress, until};
+use vmm_tests::live_memory::{self, Copied, Copier, Outside};
+use vmm_tests::sequence::Sequence;
+use vmm_tests::small_machine::SmallMachine;
+use vmm_tests::standstill::Standstill;
+use vmm_vcpu::{ExitHandler, ThreadOptions, VcpuEnd, VcpuThread, Vcpus};
+
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    crate::trials![
+        ram_changes_under_two_cpus_and_a_device_and_nothing_is_lost,
+        code_stack_and_page_tables_are_replaced_and_the_guest_does_not_notice,
+        the_clock_page_is_replaced_and_the_time_goes_on,
+        what_is_done_while_a_machine_is_paused_leaves_it_paused,
+    ]
+}
+
+/// Longer than anything here may take without progress.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Enough for the guests, and little to copy.
+const RAM_SIZE: u64 = 4 << 20;
+
+/// A machine whose vCPUs have threads, and whose memory can be changed.
+struct Running {
+    vcpus: Arc<Vcpus>,
+    ended: Receiver<VcpuEnd>,
+    space: Arc<AddressSpace>,
+}
+
+impl Running {
+    fn start<H: ExitHandler + 'static>(name: &str, cpus: u32, device: &Arc<H>) -> Result<Self> {
+        let SmallMachine { vcpus, memory, .. } = SmallMachine::boot_in(RAM_SIZE, &guest(name), cpus, 0)?;
+        let (sender, ended) = channel();
+        let threads = vcpus.into_iter().map(|vcpu| {
+            let sender = sender.clone();
+            VcpuThread::spawn(vcpu, Arc::clone(device), ThreadOptions::default(), move |_, end| {
+                // The receiver is there, unless the trial is over.
+                let _ = sender.send(end);
+            })
+        });
+        let vcpus = Arc::new(Vcpus::new(threads.collect::<Result<_, _>>()?));
+        memory.set_machine(Arc::new(Standstill(Arc::clone(&vcpus))));
+        Ok(Self { vcpus, ended, space: Arc::new(memory) })
+    }
+
+    /// Whether the guest still runs.
+    fn ensure_running(&self) -> Result<()> {
+        match self.ended.try_recv() {
+            Ok(end) => bail!("the guest has ended: {end:?}"),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Mappings of this process that can only be regions of [`live_memory`].
+fn mappings() -> Result<usize> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let is_one = |line: &&str| {
+        let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).unwrap_or_default();
+        let number = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+        line.contains(" rw-p ") && number(end).wrapping_sub(number(start)) == live_memory::SIZE
+    };
+    Ok(maps.lines().filter(is_one).count())
+}
+
+/// The tables of readers that were not waited for are destroyed by another thread.
+fn until_mappings(count: usize) -> Result<()> {
+    until(Instant::now() + DEADLINE, "as many mappings as regions", || {
+        Ok((mappings()? == count).then_some(()))
+    })
+}
+
+fn ram_changes_under_two_cpus_and_a_device_and_nothing_is_lost() -> Result<()> {
+    let outside = Arc::new(Outside::default());
+    let machine = Running::start("slots", 2, &outside)?;
+    live_memory::map_all(&machine.space)?;
+    until_mappings(3)?;
+    let before = machine.space.ranges();
+    let over = AtomicBool::new(false);
+    machine.vcpus.resume();
+    let copied = std::thread::scope(|scope| {
+        let copier = Copier::new(Arc::clone(&machine.space));
+        let is_over = || over.load(Ordering::Relaxed);
+        let device = scope.spawn(move || copier.work(is_over));
+        let changed = change(&machine, &outside);
+        over.store(true, Ordering::Relaxed);
+        let copied = device.join().unwrap_or_else(|_| bail!("the device panicked"));
+        changed.and(copied)
+    })?;
+    let Copied { done, refused, pinned } = copied;
+    ensure!(done != 0 && refused != 0 && pinned != 0, "{copied:?}");
+    ensure!(outside.accesses() != 0 && outside.rounds() != 0);
+    ensure!(machine.space.ranges() == before);
+    until_mappings(3)?;
+    drop(machine);
+    until_mappings(0)
+}
+
+/// A million changes, of which no kind has less than a tenth; at the end the guest still goes on.
+fn change(machine: &Running, outside: &Outside) -> Result<()> {
+    let changes = stress(1_000_000);
+    let mut done = 0;
+    while done < changes {
+        for transaction in live_memory::round()? {
+            done += transaction.len() as u64;
+            let text = format!("{transaction:?}");
+            machine.space.apply(transaction).with_context(|| format!("after {done} changes: {text}"))?;
+        }
+        outside.ensure_right().with_context(|| format!("after {done} changes"))?;
+        machine.ensure_running()?;
+    }
+    let rounds = outside.rounds();
+    until(Instant::now() + DEADLINE, "vCPUs that go on", || {
+        outside.ensure_right()?;
+        Ok((outside.rounds() > rounds).then_some(()))
+    })
+}
+
+/// Replaces all of the guest's RAM, again and again, while it checks itself.
+fn replace_all(name: &str) -> Result<()> {
+    let device = Arc::new(Sequence::default());
+    let machine = Running::start(name, 1, &device)?;
+    machine.vcpus.resume();
+    let ranges = machine.space.ranges();
+    for replacement in 0..stress(20_000) {
+        for &range in &ranges {
+            let memory = HostMemory::anonymous(range.size)?;
+            machine.space.apply([Change::Replace { range, memory }])?;
+        }
+        device.ensure_right().with_context(|| format!("replacement {replacement}"))?;
+        machine.ensure_running()?;
+        if replacement % 100 == 0 {
+            goes_on(&device)?;
+        }
+    }
+    goes_on(&device)
+}
+
+/// Waits until the guest has done some more.
+fn goes_on(device: &Sequence) -> Result<()> {
+    let rounds = device.rounds();
+    until(Instant::now() + DEADLINE, "a guest that goes on", || {
+        device.ensure_right()?;
+        Ok((device.rounds() > rounds).then_some(()))
+    })
+}
+
+fn code_stack_and_page_tables_are_replaced_and_the_guest_does_not_notice() -> Result<()> {
+    replace_all("state_registers")?;
+    replace_all("state_io")
+}
+
+/// A round of the guest is 16 times that it was told of a standstill, in the page that KVM writes to.
+fn the_clock_page_is_replaced_and_the_time_goes_on() -> Result<()> {
+    let device = Arc::new(Sequence::default());
+    let machine = Running::start("clock_page", 1, &device)?;
+    machine.vcpus.resume();
+    let ranges = machine.space.ranges();
+    for _ in 0..stress(5_000) {
+        for &range in &ranges {
+            let memory = HostMemory::anonymous(range.size)?;
+            machine.space.apply([Change::Replace { range, memory }])?;
+        }
+        device.ensure_right()?;
+        machine.ensure_running()?;
+    }
+    let rounds = device.rounds();
+    ensure!(rounds != 0, "the guest was never told that it was stopped");
+    // KVM still writes to what is the guest's page now.
+    until(Instant::now() + DEADLINE, "a guest that is told of pauses", || {
+        machine.vcpus.pause(DEADLINE)?;
+        machine.vcpus.resume();
+        device.ensure_right()?;
+        Ok((device.rounds() > rounds).then_some(()))
+    })
+}
+
+fn what_is_done_while_a_machine_is_paused_leaves_it_paused() -> Result<()> {
+    let device = Arc::new(Sequence::default());
+    let machine = Running::start("state_io", 1, &device)?;
+    machine.vcpus.resume();
+    goes_on(&device)?;
+    machine.vcpus.pause(DEADLINE)?;
+    let (rounds, ranges) = (device.rounds(), machine.space.ranges());
+    for &range in &ranges {
+        let memory = HostMemory::anonymous(range.size)?;
+        machine.space.apply([Change::Replace { range, memory }])?;
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    ensure!(device.rounds() == rounds, "the guest runs while it is paused");
+    // Resumed in the middle of a standstill, it runs afterwards.
+    machine.vcpus.hold(DEADLINE)?;
+    machine.vcpus.resume();
+    std::thread::sleep(Duration::from_millis(20));
+    ensure!(device.rounds() == rounds, "the guest runs while it is held");
+    machine.vcpus.let_go();
+    goes_on(&device)
+}
