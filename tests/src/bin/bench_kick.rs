@@ -4,7 +4,7 @@
 use std::env;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -108,44 +108,66 @@ fn all(vcpus: &[u32]) -> Vec<Kicks> {
 
 /// Measures one case, and records the values of each round; gives how often it was kicked from beside.
 fn measure(kicks: &Kicks, args: &Args, recorder: &mut Recorder) -> anyhow::Result<Vec<Count>> {
-    let beside = Beside::default();
+    let mut beside = [0; SUBJECTS.len()];
     // The first round is the warm-up.
     for round in 0..=args.rounds {
-        let values = measure_round(kicks, args, round as usize, &beside)?;
+        let (values, more) = measure_round(kicks, args, round as usize)?;
         for (subject, values) in SUBJECTS.into_iter().zip(&values).filter(|_| round > 0) {
             recorder.record(kicks.case, subject, values);
         }
+        beside.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }
-    Ok(if kicks.beside { beside.counts(kicks.case) } else { Vec::new() })
+    let count = |(subject, kicks_beside): (&str, u64)| Count {
+        case: kicks.case.name.to_owned(),
+        subject: subject.to_owned(),
+        kind: "beside".to_owned(),
+        name: "kicks".to_owned(),
+        values: vec![kicks_beside],
+    };
+    Ok(SUBJECTS.into_iter().zip(beside).map(count).filter(|_| kicks.beside).collect())
 }
 
 /// The microseconds of each kick in a round, for each subject.
 type Values = [Vec<f64>; SUBJECTS.len()];
 
+/// How often each subject was kicked from beside.
+type Beside = [u64; SUBJECTS.len()];
+
 /// Makes new machines: where the host's scheduler keeps a thread is luck that lasts as long as the thread.
-fn measure_round(kicks: &Kicks, args: &Args, round: usize, beside: &Beside) -> anyhow::Result<Values> {
+fn measure_round(kicks: &Kicks, args: &Args, round: usize) -> anyhow::Result<(Values, Beside)> {
     let setup = Setup { guests: &args.guests, guest: kicks.guest, cpus: kicks.vcpus };
     let sets = SUBJECTS.map(|subject| setup.kickable(subject));
     let sets = sets.into_iter().collect::<Result<Vec<_>, _>>()?;
-    beside.begin();
+    if !kicks.beside {
+        return Ok((take_turns(&sets, args.kicks as usize, setup, round, |_| {})?, Beside::default()));
+    }
+    // For each kick that is measured there is at most one from beside, whoever is measured: a kicker that goes as fast as it
+    // can would be faster with one subject than with another, and delay its vCPUs more.
+    let (wanted, wants) = mpsc::sync_channel(1);
     thread::scope(|scope| {
-        let idle = kicks.beside.then(|| scope.spawn(|| beside.kick(&sets, kicks.vcpus as usize)));
-        let values = take_turns(&sets, args.kicks as usize, setup, round, beside);
-        if let Some(idle) = idle {
-            beside.end(&idle, &sets, setup.settling_time())?;
-            idle.join().map_err(|_| anyhow!("the idle kicker panicked"))??;
-        }
-        values
+        let idle = scope.spawn(|| kick_from_beside(&sets, wants));
+        // Nothing, if the kicker is still with the last one.
+        let also = |target| {
+            let _ = wanted.try_send(target);
+        };
+        let values = take_turns(&sets, args.kicks as usize, setup, round, also);
+        drop(wanted);
+        release(&idle, &sets, setup.settling_time())?;
+        let beside = idle.join().map_err(|_| anyhow!("the idle kicker panicked"))??;
+        Ok((values?, beside))
     })
 }
 
-/// In its turn, each vCPU of a subject is kicked once.
+/// What is kicked: the index of a subject and of its vCPU.
+type Kicked = (usize, usize);
+
+/// In its turn, each vCPU of a subject is kicked once; a moment before it, `also` hears of it.
 fn take_turns(
     sets: &[Box<dyn Kickable>],
     kicks: usize,
     setup: Setup<'_>,
     round: usize,
-    beside: &Beside,
+    also: impl Fn(Kicked),
 ) -> anyhow::Result<Values> {
     let (vcpus, settling) = (setup.cpus as usize, setup.settling_time());
     let mut values = Values::default();
@@ -154,10 +176,10 @@ fn take_turns(
             // Nobody always comes after the same one.
             let subject = (position + turn + round) % sets.len();
             let set = &sets[subject];
-            beside.turn_to(subject);
             set.resume();
             thread::sleep(settling);
             for vcpu in 0..vcpus.min(kicks - first) {
+                also((subject, vcpu));
                 thread::sleep(GAP);
                 let seen = set.kick(vcpu, Kicker::Measured)?;
                 values[subject].push(seen.as_secs_f64() * 1e6);
@@ -168,61 +190,31 @@ fn take_turns(
     Ok(values)
 }
 
-/// A kicker that runs where nobody else wants to, so that it is often interrupted in the middle of a kick.
-#[derive(Default)]
-struct Beside {
-    subject: AtomicUsize,
-    kicks: [AtomicU64; SUBJECTS.len()],
-    ended: AtomicBool,
+/// Kicks what is wanted from where nobody else wants to run, so that it is often interrupted in the middle of a kick.
+fn kick_from_beside(sets: &[Box<dyn Kickable>], wants: mpsc::Receiver<Kicked>) -> anyhow::Result<Beside> {
+    become_idle().context("SCHED_IDLE")?;
+    let mut kicks = Beside::default();
+    for (subject, vcpu) in wants {
+        sets[subject].kick(vcpu, Kicker::Beside)?;
+        kicks[subject] += 1;
+    }
+    Ok(kicks)
 }
 
-impl Beside {
-    fn begin(&self) {
-        self.ended.store(false, Ordering::Relaxed);
-    }
-
-    fn kick(&self, sets: &[Box<dyn Kickable>], vcpus: usize) -> anyhow::Result<()> {
-        become_idle().context("SCHED_IDLE")?;
-        for vcpu in (0..vcpus).cycle().take_while(|_| !self.ended.load(Ordering::Relaxed)) {
-            let subject = self.subject.load(Ordering::Relaxed);
-            sets[subject].kick(vcpu, Kicker::Beside)?;
-            self.kicks[subject].fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    fn turn_to(&self, subject: usize) {
-        self.subject.store(subject, Ordering::Relaxed);
-    }
-
-    fn counts(&self, case: Case) -> Vec<Count> {
-        let count = |(subject, kicks): (&str, &AtomicU64)| Count {
-            case: case.name.to_owned(),
-            subject: subject.to_owned(),
-            kind: "beside".to_owned(),
-            name: "kicks".to_owned(),
-            values: vec![kicks.load(Ordering::Relaxed)],
-        };
-        SUBJECTS.into_iter().zip(&self.kicks).map(count).collect()
-    }
-
-    /// Ends `idle`, the thread of the kicker. It may wait for a vCPU of any subject, which sees a kick only when it runs, and
-    /// for a CPU, which it gets only when vCPUs that spin do not run.
-    fn end<T>(
-        &self,
-        idle: &ScopedJoinHandle<'_, T>,
-        sets: &[Box<dyn Kickable>],
-        settling: Duration,
-    ) -> anyhow::Result<()> {
-        self.ended.store(true, Ordering::Relaxed);
-        while !idle.is_finished() {
-            for set in sets {
-                set.resume();
-                thread::sleep(settling);
-                set.pause()?;
-            }
+/// Lets the kicker from beside come to its end. It may wait for a vCPU of any subject, which sees a kick only when it runs,
+/// and for a CPU, which it gets only when vCPUs that spin do not run.
+fn release<T>(
+    idle: &ScopedJoinHandle<'_, T>,
+    sets: &[Box<dyn Kickable>],
+    settling: Duration,
+) -> anyhow::Result<()> {
+    while !idle.is_finished() {
+        for set in sets {
+            set.resume();
             thread::sleep(settling);
+            set.pause()?;
         }
-        Ok(())
+        thread::sleep(settling);
     }
+    Ok(())
 }

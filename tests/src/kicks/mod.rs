@@ -1,10 +1,12 @@
 //! The stress of the kick protocol: many kickers against vCPUs of KVM, each step of either side delayed at random.
 //!
 //! A lost kick is one that is never answered. A late one, answered after more than [`LATE`], has to be explained by the
-//! time that the threads of both sides were ready to run and did not get a CPU, as the kernel counts it.
+//! time that the threads of both sides were ready to run and did not get a CPU, as the kernel counts it, and by the time that
+//! a CPU of the host stood still, which its kernel cannot count.
 
 mod delayed;
 mod sched;
+mod witness;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +22,7 @@ use vmm_vcpu::{ExitHandler, Mechanism, Requests, Shared, ThreadTarget, Vcpu, Vcp
 use crate::small_machine::SmallMachine;
 use delayed::Delayed;
 use sched::RunDelay;
+use witness::{Stood, Witness};
 
 /// A kick answered later than this is looked into.
 pub const LATE: Duration = Duration::from_millis(20);
@@ -64,14 +67,16 @@ pub struct Late {
     /// From just before the kick until the vCPU's thread served it.
     pub after: Duration,
     /// How long the two threads waited for a CPU meanwhile.
-    pub explained: Duration,
+    pub queued: Duration,
+    /// How long a CPU of the host stood still meanwhile.
+    pub stood: Duration,
 }
 
 impl Late {
     /// Whether the delays explain at least nine tenths.
     #[must_use]
     pub fn is_explained(&self) -> bool {
-        self.explained >= self.after.mul_f64(0.9)
+        self.queued + self.stood >= self.after.mul_f64(0.9)
     }
 }
 
@@ -114,7 +119,9 @@ pub fn stress(stress: &Stress<'_>) -> Result<Outcome> {
     let (loops, threads): (Vec<_>, Vec<_>) = loops.into_iter().unzip();
     // Before the vCPUs exist all of a kick but the signal is done; now they run, and are known to each other.
     let _ = handler.loops.set(loops.clone());
+    let witness = Witness::watch().context("a witness")?;
     let outcome = kick_all(&loops, stress.kicks);
+    let stood = witness.tell();
     let early = ended.try_recv().ok();
     for shared in &loops {
         shared.kicks().kick(Requests::STOP);
@@ -122,12 +129,13 @@ pub fn stress(stress: &Stress<'_>) -> Result<Outcome> {
     if let Some(end) = early {
         bail!("a vCPU ended: {end:?}");
     }
-    let outcome = outcome?;
+    let (answered, late) = outcome?;
+    let stood = stood?;
     for thread in threads {
         ensure!(thread.join().is_ok(), "the thread of a vCPU panicked");
     }
     let signalled = loops.iter().map(|shared| shared.kicks().counts().signalled).sum();
-    Ok(Outcome { signalled, ..outcome })
+    Ok(Outcome { answered, late: late.iter().map(|slow| slow.judged(&stood)).collect(), signalled })
 }
 
 fn start(
@@ -154,7 +162,8 @@ fn start(
 }
 
 /// Several threads, each of which kicks one vCPU after the other and waits for the answer.
-fn kick_all(loops: &[Loop], kicks: usize) -> Result<Outcome> {
+/// Gives how many were answered, and those that took long.
+fn kick_all(loops: &[Loop], kicks: usize) -> Result<(usize, Vec<Slow>)> {
     let (answers, answered) = mpsc::channel();
     let over = Arc::new(AtomicBool::new(false));
     for kicker in 0..KICKERS {
@@ -170,32 +179,48 @@ fn kick_all(loops: &[Loop], kicks: usize) -> Result<Outcome> {
         });
     }
     drop(answers);
-    let mut outcome = Outcome::default();
+    let (mut count, mut slow) = (0, Vec::new());
     loop {
         match answered.recv_timeout(LOST) {
             Ok(late) => {
-                outcome.answered += 1;
-                outcome.late.extend(late?);
+                count += 1;
+                slow.extend(late?);
             }
-            Err(RecvTimeoutError::Disconnected) => return Ok(outcome),
+            Err(RecvTimeoutError::Disconnected) => return Ok((count, slow)),
             Err(RecvTimeoutError::Timeout) => {
                 over.store(true, Ordering::Relaxed);
-                bail!("kick {} of {kicks} is not answered in {LOST:?}: it is lost", outcome.answered);
+                bail!("kick {count} of {kicks} is not answered in {LOST:?}: it is lost");
             }
         }
     }
 }
 
+/// A kick that took long, before it is known what the CPUs did.
+struct Slow {
+    kicked: Instant,
+    answered: Instant,
+    queued: Duration,
+}
+
+impl Slow {
+    fn judged(&self, stood: &Stood) -> Late {
+        Late {
+            after: self.answered.saturating_duration_since(self.kicked),
+            queued: self.queued,
+            stood: stood.between(self.kicked, self.answered),
+        }
+    }
+}
+
 /// One kick and its answer; `Some` if that came late.
-fn kick(shared: &Loop) -> Result<Option<Late>> {
+fn kick(shared: &Loop) -> Result<Option<Slow>> {
     let target = shared.kicks().target();
     let delays = || -> Result<Duration> { Ok(RunDelay::of_this_thread()? + target.delay()?) };
     let before = delays()?;
-    let start = Instant::now();
+    let kicked = Instant::now();
     let answered = shared.perform(|_| Instant::now()).context("a kick of a vCPU that has ended")?;
-    let after = answered.saturating_duration_since(start);
-    if after <= LATE {
+    if answered.saturating_duration_since(kicked) <= LATE {
         return Ok(None);
     }
-    Ok(Some(Late { after, explained: delays()?.saturating_sub(before) }))
+    Ok(Some(Slow { kicked, answered, queued: delays()?.saturating_sub(before) }))
 }

@@ -48,6 +48,8 @@ const EDGE: usize = 0;
 const LEVEL: usize = 1;
 /// The first that has no pin.
 const MESSAGES: usize = 2;
+/// Counts those that the guest has acknowledged.
+const ENDED: usize = 8;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -56,12 +58,15 @@ fn message(index: usize) -> MsiMessage {
     MsiMessage { address: 0xfee0_0000, data: FIRST + index as u32 }
 }
 
+/// Inputs of a level-triggered line, and what they are set to one after the other.
+type Levels = Vec<(Arc<LevelInput>, bool)>;
+
 /// What the guest's exits do.
 struct Handler {
     ready: Mutex<Sender<()>>,
     ioapic: Option<(Ioapic, IoapicPins)>,
-    /// What the level-triggered line's handler takes back, one an interrupt.
-    asserted: Mutex<Vec<Arc<LevelInput>>>,
+    /// What the level-triggered line's handler sets, one list an interrupt, the last one first.
+    levels: Mutex<Vec<Levels>>,
     /// What any other port triggers.
     triggers: Mutex<Vec<IrqTrigger>>,
     accesses: AtomicUsize,
@@ -74,7 +79,7 @@ impl Handler {
         let handler = Self {
             ready: Mutex::new(sender),
             ioapic: pins.map(|pins| (Ioapic::new(pins.clone()), pins)),
-            asserted: Mutex::default(),
+            levels: Mutex::default(),
             triggers: Mutex::default(),
             accesses: AtomicUsize::new(0),
         };
@@ -99,9 +104,8 @@ impl ExitHandler for Handler {
             // Whoever waits may have failed.
             READY_PORT => drop(lock(&self.ready).send(())),
             SERVED_PORT => {
-                if let Some(input) = lock(&self.asserted).pop() {
-                    input.set(false);
-                }
+                let levels = lock(&self.levels).pop();
+                levels.into_iter().flatten().for_each(|(input, asserted)| input.set(asserted));
             }
             _ => {
                 self.accesses.fetch_add(1, Ordering::Relaxed);
@@ -294,11 +298,16 @@ fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Res
         // With the split irqchip nobody has to.
         let _listener = line.resample().map(listen).transpose()?;
         for round in 1..=200 {
-            // The first that asserts is the first that takes back.
-            *lock(&machine.handler.asserted) = devices.iter().rev().cloned().collect();
-            devices.iter().for_each(|device| device.set(true));
-            // One for each device: the first still leaves the line high.
-            machine.wait(LEVEL, 2 * round).context(format!("{irqchip:?}, round {round}"))?;
+            // The other asserts while the guest serves the first, not between the end of that and the listener's look: then
+            // the guest might see it twice.
+            let [first, other] = devices.each_ref().map(Arc::clone);
+            let last = vec![(Arc::clone(&other), false)];
+            *lock(&machine.handler.levels) = vec![last, vec![(other, true), (Arc::clone(&first), false)]];
+            first.set(true);
+            // One for each device: the first still leaves the line high. Until the second has ended, its handler may not
+            // have taken what is listed.
+            machine.wait(ENDED, 2 * round).context(format!("{irqchip:?}, round {round}"))?;
+            ensure!(machine.count(LEVEL)? == 2 * round, "{irqchip:?}, round {round}: an interrupt too many");
         }
     }
     Ok(())
