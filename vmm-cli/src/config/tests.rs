@@ -580,7 +580,7 @@ fn every_example_is_accepted() {
             names.push(path.file_name().unwrap().to_owned());
         }
     }
-    for name in ["dedicated.toml", "linux-elf.toml", "minimal.toml", "smp.toml"] {
+    for name in ["dedicated.toml", "huge-pages.toml", "linux-elf.toml", "minimal.toml", "smp.toml"] {
         assert!(names.iter().any(|found| found == name), "{name} is missing");
     }
 }
