@@ -19,7 +19,7 @@ mod plan;
 mod registry;
 pub(crate) mod sequence;
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 mod tests;
 
 use std::convert::Infallible;

@@ -207,3 +207,81 @@ impl Drop for RegionPin {
         self.holder.release(&self.region.block().pins);
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const RANGE: RamRange = RamRange { start: 0x1000, size: 0x1000 };
+
+    fn late() -> Instant {
+        Instant::now() + Duration::from_secs(600)
+    }
+
+    #[test]
+    fn only_holders_with_pins_are_asked_for_them_and_named() {
+        let (sender, asked) = channel();
+        let sender = std::sync::Mutex::new(sender);
+        let busy = PinHolder::new("busy", move |range| sender.lock().unwrap().send(range).unwrap());
+        let idle = PinHolder::new("idle", |_| panic!("it has none"));
+        let (block, other) = (Arc::new(Pins::default()), Arc::new(Pins::default()));
+        busy.acquire(&block).unwrap();
+        busy.acquire(&block).unwrap();
+        idle.acquire(&block).unwrap();
+        idle.release(&block);
+        idle.acquire(&other).unwrap();
+        block.close(RANGE);
+        assert_eq!(asked.try_iter().collect::<Vec<_>>(), [RANGE]);
+        busy.release(&block);
+        assert_eq!(block.wait_released(Instant::now()), ["busy"]);
+        busy.release(&block);
+        assert_eq!(block.wait_released(Instant::now()), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_leaves_cannot_be_pinned_until_it_stays_after_all() {
+        let holder = PinHolder::new("holder", |_| ());
+        let known = Arc::new(Pins::default());
+        holder.acquire(&known).unwrap();
+        holder.release(&known);
+        for block in [known, Arc::new(Pins::default())] {
+            block.close(RANGE);
+            assert_eq!(holder.acquire(&block), Err(Leaving));
+            block.reopen();
+            assert_eq!(holder.acquire(&block), Ok(()));
+        }
+    }
+
+    #[test]
+    fn the_last_pin_wakes_whoever_waits() {
+        let holder = PinHolder::new("holder", |_| ());
+        let block = Arc::new(Pins::default());
+        holder.acquire(&block).unwrap();
+        block.close(RANGE);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| block.wait_released(late()));
+            std::thread::yield_now();
+            holder.release(&block);
+            assert_eq!(waiter.join().unwrap(), [] as [&str; 0]);
+        });
+    }
+
+    #[test]
+    fn blocks_and_holders_that_are_gone_are_not_kept_in_mind() {
+        let holder = PinHolder::new("holder", |_| ());
+        let block = Arc::new(Pins::default());
+        for _ in 0..100 {
+            let (passing, visitor) = (Arc::new(Pins::default()), PinHolder::new("visitor", |_| ()));
+            holder.acquire(&passing).unwrap();
+            holder.release(&passing);
+            visitor.acquire(&block).unwrap();
+            visitor.release(&block);
+        }
+        block.close(RANGE);
+        assert!(lock(&holder.held).len() <= 2);
+        assert_eq!(lock(&block.holders).len(), 0);
+    }
+}

@@ -132,7 +132,7 @@ impl GuestMemoryRegion for RamRegion {
 impl GuestMemoryRegionBytes for RamRegion {}
 
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 mod tests {
     use vm_memory::Bytes;
 
