@@ -61,7 +61,7 @@ impl<T> ModelCell<T> {
     }
 
     /// Returns when nobody reads `replaced`.
-    pub fn wait(&self, replaced: Replaced) {
+    pub fn wait(&self, replaced: &Replaced) {
         self.readers.wait_unseen(std::iter::once(replaced.0));
     }
 }

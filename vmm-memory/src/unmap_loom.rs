@@ -110,6 +110,14 @@ impl World {
         self.store();
     }
 
+    /// It was asked to store, at some time, and has a mapping of its own or none.
+    fn observers_device(&self) {
+        let observed = lock(&self.observed);
+        if *observed {
+            self.store();
+        }
+    }
+
     fn delete_slot(&self) {
         *lock(&self.slot) = false;
     }
@@ -143,7 +151,7 @@ impl Removal for &World {
     }
 
     fn wait_for_readers(&mut self, replaced: Replaced) -> Result<(), Infallible> {
-        self.table.wait(replaced);
+        self.table.wait(&replaced);
         Ok(())
     }
 
@@ -176,27 +184,32 @@ impl Insertion for &World {
     }
 }
 
-/// Which of the others are there.
+/// Who is at work while the region goes.
 #[derive(Clone, Copy)]
-enum Others {
+enum Other {
     Device,
-    DeviceAndVcpu,
+    Vcpu,
+    ObserversDevice,
 }
 
+use Other::{Device, ObserversDevice, Vcpu};
+
 /// The region goes as `write` has it go, while the others use it.
-fn removal(others: Others, write: impl Fn(&World) + Send + Sync + 'static) {
+fn removal(others: &'static [Other], write: impl Fn(&World) + Send + Sync + 'static) {
     loom::model(move || {
         let world = World::new(true);
         let reader = world.table.join();
-        let mut threads = Vec::new();
-        let device = Arc::clone(&world);
-        threads.push(thread::spawn(move || device.device(reader)));
-        if let Others::DeviceAndVcpu = others {
-            let vcpu = Arc::clone(&world);
-            threads.push(thread::spawn(move || {
-                vcpu.vcpu();
-            }));
-        }
+        let threads = others.iter().map(|other| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || match other {
+                Device => world.device(reader),
+                Vcpu => {
+                    world.vcpu();
+                }
+                ObserversDevice => world.observers_device(),
+            })
+        });
+        let threads: Vec<_> = threads.collect();
         write(&world);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
@@ -240,7 +253,9 @@ fn remove_and_release(mut world: &World) {
 
 #[test]
 fn loom_memory_goes_when_no_vcpu_no_reader_and_no_request_is_in_it() {
-    removal(Others::DeviceAndVcpu, remove_and_release);
+    removal(&[Device, Vcpu], remove_and_release);
+    removal(&[Device, ObserversDevice], remove_and_release);
+    removal(&[Vcpu, ObserversDevice], remove_and_release);
 }
 
 /// The writer kicks: a vCPU that is in the guest while its slot is deleted leaves it, and comes again.
@@ -309,7 +324,7 @@ fn loom_what_is_seen_is_in_place() {
 #[test]
 #[should_panic(expected = "not there")]
 fn loom_must_fail_nobody_waits_for_readers() {
-    removal(Others::Device, |mut world| {
+    removal(&[Device], |mut world| {
         let _ = world.unpublish();
         world.delete_slot();
         World::wait_for_pins(world);
@@ -321,7 +336,7 @@ fn loom_must_fail_nobody_waits_for_readers() {
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn loom_must_fail_nobody_waits_for_pins() {
-    removal(Others::Device, |mut world| {
+    removal(&[Device], |mut world| {
         let replaced = world.unpublish();
         world.delete_slot();
         let Ok(()) = world.wait_for_readers(replaced);
@@ -334,7 +349,7 @@ fn loom_must_fail_nobody_waits_for_pins() {
 #[test]
 #[should_panic(expected = "leaves while its readers")]
 fn loom_must_fail_pins_are_waited_for_before_readers() {
-    removal(Others::Device, |mut world| {
+    removal(&[Device], |mut world| {
         let replaced = world.unpublish();
         world.delete_slot();
         World::wait_for_pins(world);
@@ -348,7 +363,7 @@ fn loom_must_fail_pins_are_waited_for_before_readers() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn loom_must_fail_pins_are_waited_for_that_were_not_closed() {
-    removal(Others::Device, |mut world| {
+    removal(&[Device], |mut world| {
         let replaced = world.unpublish();
         world.delete_slot();
         let Ok(()) = world.wait_for_readers(replaced);
@@ -360,7 +375,7 @@ fn loom_must_fail_pins_are_waited_for_that_were_not_closed() {
 #[test]
 #[should_panic(expected = "not there")]
 fn loom_must_fail_the_table_is_replaced_last() {
-    removal(Others::Device, |mut world| {
+    removal(&[Device], |mut world| {
         world.delete_slot();
         World::wait_for_pins(world);
         world.unmap_observer();
@@ -373,12 +388,25 @@ fn loom_must_fail_the_table_is_replaced_last() {
 #[test]
 #[should_panic(expected = "not there")]
 fn loom_must_fail_the_slot_is_deleted_last() {
-    removal(Others::DeviceAndVcpu, |mut world| {
+    removal(&[Vcpu], |mut world| {
         let replaced = world.unpublish();
         let Ok(()) = world.wait_for_readers(replaced);
         World::wait_for_pins(world);
         world.release();
         world.delete_slot();
+    });
+}
+
+#[test]
+#[should_panic(expected = "not there")]
+fn loom_must_fail_observers_unmap_last() {
+    removal(&[ObserversDevice], |mut world| {
+        let replaced = world.unpublish();
+        world.delete_slot();
+        let Ok(()) = world.wait_for_readers(replaced);
+        World::wait_for_pins(world);
+        world.release();
+        world.unmap_observer();
     });
 }
 
