@@ -148,14 +148,30 @@ impl AddressSpace {
         Commit::new(self, plan).run()
     }
 
-    /// Changes the registry, and publishes the table that comes out.
-    fn publish_if(&self, publish: bool, change: impl FnOnce(&mut Registry)) -> Option<Retired<GuestMemory>> {
+    /// Changes the registry, publishes the table that comes out, and returns the one before it, for a wait: whatever is in it
+    /// and in older ones dies with it.
+    fn publish_and_retire(&self, change: impl FnOnce(&mut Registry)) -> Retired<GuestMemory> {
         let mut registry = lock(&self.registry);
         change(&mut registry);
-        publish.then(|| {
-            let Ok(retired) = self.memory.update(|_| Ok::<_, Infallible>(registry.table()));
-            retired
-        })
+        let retired = self.publish(&registry);
+        retired.with_older(registry.take_stale())
+    }
+
+    /// Changes the registry, and publishes the table that comes out if `publish`. Nobody waits for the one before it.
+    fn publish_if(&self, publish: bool, change: impl FnOnce(&mut Registry)) {
+        let mut registry = lock(&self.registry);
+        change(&mut registry);
+        if publish {
+            let retired = self.publish(&registry);
+            let surplus = registry.keep_stale(retired);
+            drop(registry);
+            drop(surplus);
+        }
+    }
+
+    fn publish(&self, registry: &Registry) -> Retired<GuestMemory> {
+        let Ok(retired) = self.memory.update(|_| Ok::<_, Infallible>(registry.table()));
+        retired
     }
 }
 
@@ -163,7 +179,9 @@ impl Drop for AddressSpace {
     /// Takes everything from the guest and from the observers. Nobody reads the table any more, and what is pinned lives as
     /// long as its pins.
     fn drop(&mut self) {
-        let (mut slots, observers) = lock(&self.registry).take_all();
+        let mut taken = None;
+        let retired = self.publish_and_retire(|registry| taken = Some(registry.take_all()));
+        let (mut slots, observers) = taken.unwrap_or_default();
         slots.retain_mut(Slot::end);
         for region in slots.iter().map(Slot::region) {
             for observer in observers.iter().rev() {
@@ -174,5 +192,8 @@ impl Drop for AddressSpace {
                 }
             }
         }
+        // Nobody reads this address space, so nobody is waited for. Inside a read section of another cell the reaper has the
+        // tables.
+        let _ = retired.wait();
     }
 }

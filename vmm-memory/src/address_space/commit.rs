@@ -195,9 +195,8 @@ impl<'a> Commit<'a> {
         let plan = std::mem::take(&mut self.plan);
         let publish = if completed { !plan.arrivals.is_empty() } else { self.published };
         let mut leftovers = Vec::new();
-        let retired = self.space.publish_if(publish, |registry| leftovers = registry.end(plan, completed));
         // What is in the old table is in the new one too, or has been waited for.
-        drop(retired);
+        self.space.publish_if(publish, |registry| leftovers = registry.end(plan, completed));
         self.standstill = None;
         drop(leftovers);
     }
@@ -214,11 +213,11 @@ impl Drop for Commit<'_> {
 
 impl Removal for Commit<'_> {
     type Error = ChangeError;
-    type Replaced = Option<Retired<GuestMemory>>;
+    type Replaced = Retired<GuestMemory>;
 
     fn unpublish(&mut self) -> Self::Replaced {
         self.published = true;
-        self.space.publish_if(true, |registry| registry.take_out(&self.plan))
+        self.space.publish_and_retire(|registry| registry.take_out(&self.plan))
     }
 
     fn delete_slots(&mut self) -> Result<(), ChangeError> {
@@ -231,7 +230,7 @@ impl Removal for Commit<'_> {
     }
 
     fn wait_for_readers(&mut self, replaced: Self::Replaced) -> Result<(), ChangeError> {
-        replaced.map_or(Ok(()), |replaced| Ok(replaced.wait()?))
+        Ok(replaced.wait()?)
     }
 
     fn wait_for_pins(&mut self) -> Result<(), ChangeError> {

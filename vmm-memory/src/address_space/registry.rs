@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use vm_memory::GuestRegionCollection;
+use vmm_core::Retired;
 
 use super::draft::{Coming, Draft};
 use super::plan::{Arrival, Departure, Plan};
@@ -15,6 +16,9 @@ use crate::range::RamRange;
 use crate::region::RamRegion;
 use crate::slot::Slot;
 use crate::slot_ids::SlotIds;
+
+/// Most tables that are kept for the next wait.
+const MOST_STALE: usize = 16;
 
 /// How far a region is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,9 @@ pub(super) struct Registry {
     entries: Vec<Entry>,
     ids: SlotIds,
     observers: Vec<Arc<dyn MemoryObserver>>,
+    /// Tables that were replaced and that nobody has waited for yet, the oldest first. The next one who waits destroys them
+    /// too, which costs him nothing; the reaper would have a grace period, and a barrier, for each.
+    stale: Vec<Retired<GuestMemory>>,
     transactions: usize,
     /// A transaction has, or is about to have, the machine stand still.
     standstill: bool,
@@ -58,6 +65,7 @@ impl Registry {
             entries: Vec::new(),
             ids: SlotIds::new(slot_limit),
             observers: Vec::new(),
+            stale: Vec::new(),
             transactions: 0,
             standstill: false,
             exclusive: false,
@@ -130,6 +138,16 @@ impl Registry {
             }
         }
         Ok(())
+    }
+
+    /// Keeps a table for the next wait. Returns what is too much to be kept.
+    pub(super) fn keep_stale(&mut self, retired: Retired<GuestMemory>) -> Vec<Retired<GuestMemory>> {
+        self.stale.push(retired);
+        if self.stale.len() > MOST_STALE { self.take_stale() } else { Vec::new() }
+    }
+
+    pub(super) fn take_stale(&mut self) -> Vec<Retired<GuestMemory>> {
+        std::mem::take(&mut self.stale)
     }
 
     /// Takes what departs out of the table.
