@@ -18,8 +18,8 @@ const MOST_THREADS: usize = 16;
 
 /// Makes all pages of `mapping`, writable. `stop` is asked before each chunk.
 ///
-/// The kernel does it and says what went wrong (`MADV_POPULATE_WRITE`): where a touch would be a signal, because a file has become
-/// shorter or its file system is full, this is an error.
+/// The kernel does it and says what went wrong (`MADV_POPULATE_WRITE`): where a touch would be a signal, because a file has
+/// become shorter or its file system is full, this is an error.
 pub(super) fn prefault(
     mapping: &Mapping,
     page_size: u64,
