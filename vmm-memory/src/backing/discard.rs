@@ -35,13 +35,14 @@ pub(super) enum Means {
 }
 
 impl HostMemory {
-    /// Gives `length` bytes from `offset` on back to the host, both multiples of [`page_size`](HostMemory::page_size). Others that
-    /// use the memory meanwhile read old or new contents, and what they write may be lost. What is read there afterwards:
+    /// Gives `length` bytes from `offset` on back to the host, both multiples of [`page_size`](HostMemory::page_size).
+    /// Others that use the memory meanwhile read old or new contents, and what they write may be lost. What is read there
+    /// afterwards:
     ///
     /// | backing | contents | where the memory goes |
     /// |---|---|---|
     /// | anonymous, memfd | zero | to the host |
-    /// | huge pages of a fixed size | zero | to the pool, for anyone: the next touch takes a page from it, and is a bus error if there is none |
+    /// | huge pages of a fixed size | zero | to the pool, for anyone; the next touch is a bus error if none is left |
     /// | shared file | zero, in the file too | to its file system, and the host's page cache |
     /// | private file | what the file has | what was copied goes to the host; the page cache keeps what it has of the file |
     ///

@@ -17,19 +17,19 @@ use crate::PAGE;
 /// Host addresses begin at a multiple of this, so that they can be huge pages wherever the guest's addresses can.
 const HUGE: u64 = 2 << 20;
 
-/// Memory of this process for the guest, readable and writable. On each side are at least 64 KiB of addresses at which nothing is and
-/// nothing comes, so that an access beyond it is a fault and not a write to something else.
+/// Memory of this process for the guest, readable and writable. On each side are at least 64 KiB of addresses at which
+/// nothing is and nothing comes, so that an access beyond it is a fault and not a write to something else.
 ///
 /// Its address is a multiple of its page size, and of 2 MiB if it is as large as that. It is what the guest writes to: nobody
 /// has references into it. Dropped, it is unmapped; whoever was given the address, KVM included, has to be done with it.
 ///
 /// # What can still end the process
 ///
-/// A touch that the host cannot serve is a bus error (SIGBUS), for the guest's touches a failing `KVM_RUN`. What could be refused was: a
-/// file that is too short, a pool with too few huge pages. A memfd keeps its size, which is sealed. What remains is for
-/// the one who provides it: a file that somebody makes shorter while it is mapped, a shared file with holes on a file
-/// system that becomes full (prefault it), an I/O error below a file, a host without memory (the kernel ends a process), and
-/// huge pages that were discarded and are not in the pool any more.
+/// A touch that the host cannot serve is a bus error (SIGBUS), for the guest's touches a failing `KVM_RUN`. What could be
+/// refused was: a file that is too short, a pool with too few huge pages. A memfd keeps its size, which is sealed. What
+/// remains is for the one who provides it: a file that somebody makes shorter while it is mapped, a shared file with holes
+/// on a file system that becomes full (prefault it), an I/O error below a file, a host without memory (the kernel ends a
+/// process), and huge pages that were discarded and are not in the pool any more.
 #[derive(Debug)]
 pub struct HostMemory {
     /// Unmapped before the file is closed.
@@ -57,8 +57,8 @@ impl HostMemory {
         Self::reserve_unless(backing, size, &|| false)
     }
 
-    /// The same, given up when `stop` is true; it is asked while pages are made ahead of their use, some hundredths of a second apart, by
-    /// several threads.
+    /// The same, given up when `stop` is true; it is asked while pages are made ahead of their use, some hundredths of a
+    /// second apart, by several threads.
     ///
     /// # Errors
     /// Any [`BackingError`], [`BackingError::Stopped`] after a stop; nothing is left of it then.
