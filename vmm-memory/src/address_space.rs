@@ -45,6 +45,9 @@ const LAST_ADDRESS: u64 = (1 << 52) - 1;
 /// How long requests in flight may keep guest RAM that is to go.
 const PIN_LIMIT: Duration = Duration::from_secs(5);
 
+/// More than that is for ever, and less than the clock can count.
+const LONGEST: Duration = Duration::from_secs(1 << 32);
+
 /// The memory map of one VM. Every method may be called from any thread.
 pub struct AddressSpace {
     vm: Arc<dyn MemorySlots>,
@@ -77,7 +80,7 @@ impl AddressSpace {
     /// Waits for pins no longer than `limit`; five seconds unless it is said.
     #[must_use]
     pub fn with_pin_limit(mut self, limit: Duration) -> Self {
-        self.pin_limit = limit;
+        self.pin_limit = limit.min(LONGEST);
         self
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use vm_memory::GuestMemoryError;
 use vmm_core::{InReadSection, IoctlError};
 
 use crate::backing::{BackingError, HostMemory};
@@ -134,6 +135,15 @@ pub enum ChangeError {
         holders: Vec<String>,
         /// How long was waited.
         limit: Duration,
+    },
+    /// What the guest has in memory that was to be replaced cannot be copied.
+    #[error("cannot copy {range} into other memory")]
+    Copy {
+        /// The range.
+        range: RamRange,
+        /// Why not.
+        #[source]
+        source: GuestMemoryError,
     },
     /// The machine did not come to a standstill.
     #[error("the machine cannot be brought to a standstill")]

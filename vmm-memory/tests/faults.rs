@@ -18,7 +18,7 @@ use vmm_memory::{
 };
 
 /// Large, so that a mapping too much or too few shows in the size of the process.
-const SIZE: u64 = 64 << 20;
+const SIZE: u64 = 32 << 20;
 
 const fn place(number: u64) -> RamRange {
     RamRange { start: number * SIZE, size: SIZE }

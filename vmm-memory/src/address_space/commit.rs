@@ -66,21 +66,20 @@ impl<'a> Commit<'a> {
         if !self.plan.departures.is_empty() {
             remove(self)?;
         }
-        self.copy_contents();
+        self.copy_contents()?;
         insert(self)
     }
 
     /// Nobody writes to the old memory any more, and nobody sees the new one yet.
-    fn copy_contents(&self) {
+    fn copy_contents(&self) -> Result<(), ChangeError> {
         for arrival in &self.plan.arrivals {
             let region = arrival.slot.region();
-            if let Some(from) = &arrival.contents
-                && let Err(error) = region.copy_contents(from)
-            {
-                // Both have the same size, and are copied page by page.
-                tracing::error!(range = %region.range(), %error, "guest RAM is not copied whole");
+            if let Some(from) = &arrival.contents {
+                let copied = region.copy_contents(from);
+                copied.map_err(|source| ChangeError::Copy { range: region.range(), source })?;
             }
         }
+        Ok(())
     }
 
     /// Takes back what was done, the last first; returns the ranges for which that failed.
@@ -115,9 +114,9 @@ impl<'a> Commit<'a> {
 
     fn undo_map(&mut self, arrival: usize, observer: usize) {
         let Some(coming) = self.plan.arrivals.get(arrival) else { return };
-        // Seen by the guest, or by another observer: that one has failed, this one need not.
-        let seen_by_guest = coming.stuck && coming.slot.exists();
-        if !seen_by_guest && self.unmap_or_leak(&coming.slot, observer) {
+        // What the guest keeps seeing, the observers keep. What another observer keeps, this one need not.
+        let guest_keeps_it = coming.stuck && coming.slot.exists();
+        if !guest_keeps_it && self.unmap_or_leak(&coming.slot, observer) {
             self.plan.arrivals.get_mut(arrival).into_iter().for_each(|arrival| arrival.stuck = true);
         }
     }
