@@ -219,8 +219,10 @@ impl World {
             assert!(state.observed.iter().all(|mapped| mapped.contains(&(*range, *host))), "{what}: {range}");
         }
         let slots = state.slots.iter().map(|slot| slot.host_address);
+        let mappings = mappings();
         for host in slots.chain(state.observed.iter().flatten().map(|(_, host)| *host)) {
-            assert!(is_mapped(host), "{what}: {host:#x} is not mapped");
+            let is_mapped = mappings.iter().any(|mapping| mapping.contains(&host));
+            assert!(is_mapped, "{what}: {host:#x} is not mapped");
         }
     }
 
@@ -248,13 +250,16 @@ fn mappings_since(before: u64) -> u64 {
     (mapped_bytes().saturating_sub(before) + SIZE / 2) / SIZE
 }
 
-fn is_mapped(host: u64) -> bool {
+/// The addresses of this process at which it can write.
+fn mappings() -> Vec<std::ops::Range<u64>> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().any(|line| {
+    let writable = maps.lines().filter(|line| line.contains(" rw-p "));
+    let range = |line: &str| {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
-        (number(start)..number(end)).contains(&host)
-    })
+        number(start)..number(end)
+    };
+    writable.map(range).collect()
 }
 
 /// Makes one step fail, and the whole transaction again when that is over.

@@ -79,6 +79,23 @@ fn ram_beyond_the_last_address_is_refused_with_that_address() {
 }
 
 #[test]
+fn fault_a3_an_access_that_wraps_leaves_ram_or_meets_a_hole_is_refused_and_neighbours_are_as_one() {
+    let (_, space) = space();
+    map(&space, &[range(0, MIB), range(MIB, MIB), range(4 * MIB, MIB)]).unwrap();
+    let table = space.memory();
+    table.write_slice(&[7; 16], GuestAddress(MIB - 8)).unwrap();
+    let mut bytes = [0; 16];
+    table.read_slice(&mut bytes, GuestAddress(MIB - 8)).unwrap();
+    assert_eq!(bytes, [7; 16]);
+    for address in [2 * MIB - 8, 3 * MIB, 4 * MIB - 8, 5 * MIB - 8, u64::MAX - 7, u64::MAX] {
+        let address = GuestAddress(address);
+        assert!(table.read_slice(&mut bytes, address).is_err(), "{address:?}");
+        assert!(table.write_slice(&bytes, address).is_err(), "{address:?}");
+        assert!(table.get_slice(address, 16).is_err(), "{address:?}");
+    }
+}
+
+#[test]
 fn fault_c2_more_memory_than_the_host_has_addresses_is_an_error() {
     let (_, space) = space();
     let error = map(&space, &[range(0, 1 << 50)]).unwrap_err();
