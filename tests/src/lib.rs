@@ -5,6 +5,7 @@ pub mod harness;
 pub mod kicks;
 pub mod live_bus;
 pub mod live_memory;
+pub mod ringing;
 pub mod sequence;
 pub mod small_machine;
 pub mod standstill;

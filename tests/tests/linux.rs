@@ -18,10 +18,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use vmm_tests::harness::{KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, is_emulated, kernel_versions};
-
-/// In the environment, trials that are shortened by default take the time that they need.
-const VMM_FULL: &str = "VMM_FULL";
+use vmm_tests::harness::{
+    KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, is_emulated, is_full, kernel_versions,
+};
 
 /// In the environment, the number of CPUs of an emulated host: only trials for which that many are the fewest run there.
 const VMM_HOST_CPUS: &str = "VMM_HOST_CPUS";
@@ -34,11 +33,6 @@ fn runs_on(cpus: usize) -> bool {
 /// How much of the `whole` a trial does: a hundredth of it where KVM is emulated, unless it is asked for everything.
 fn scaled(whole: usize) -> usize {
     if is_emulated() && !is_full() { whole / 100 } else { whole }
-}
-
-/// Whether trials take the time that they need.
-fn is_full() -> bool {
-    env::var_os(VMM_FULL).is_some()
 }
 
 /// What a trial asks for; the version of the kernel is not part of it, because each trial runs with each.

@@ -5,10 +5,12 @@
 mod native {
     pub mod bench;
     pub mod boot;
+    pub mod bus;
     pub mod console;
     pub mod control;
     pub mod dedicated;
     pub mod doctor;
+    pub mod doorbell;
     pub mod embed;
     pub mod ends;
     pub mod images;
@@ -55,10 +57,12 @@ fn main() -> ExitCode {
     let trials = [
         native::bench::trials(),
         native::boot::trials(),
+        native::bus::trials(),
         native::console::trials(),
         native::control::trials(),
         native::dedicated::trials(),
         native::doctor::trials(),
+        native::doorbell::trials(),
         native::embed::trials(),
         native::ends::trials(),
         native::images::trials(),

@@ -57,7 +57,7 @@ pub enum DoorbellError {
         #[source]
         source: IoctlError,
     },
-    /// KVM's I/O bus has no place left (`ENOSPC`): it has 1,000.
+    /// KVM's I/O bus has no place left (`ENOSPC`): it has 1,000, among which it does not count doorbells.
     #[error("KVM has no place left for the doorbell at {address:#x}")]
     NoSpace {
         /// Where the doorbell is.

@@ -164,8 +164,10 @@ fn mode_of(word: u32) -> Mode {
 }
 
 /// The meeting point of one vCPU thread and its kickers. See the module documentation.
+///
+/// In the order in which the fields stand here: what an entry looks at is on one cache line.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct KickCell<T> {
     word: WaitWord,
     requests: AtomicU32,

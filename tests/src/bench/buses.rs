@@ -1,4 +1,4 @@
-//! `Buses`: two buses of sixteen ranges each, with the device under measurement on both.
+//! `Buses`: two buses with the device under measurement on both, among sixteen ranges each unless told otherwise.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,14 +7,17 @@ use vmm_core::Deferred;
 use vmm_devices::{Bus, BusDevice, BusError};
 use vmm_vcpu::ExitHandler;
 
+use crate::bench::raw_exits::ExitKind;
+
 /// Where the guests of the exit benchmark knock; the same in `guests/guest.inc`.
 pub const BENCH_PORT: u16 = 0x580;
 /// As [`BENCH_PORT`], for memory accesses.
 pub const BENCH_MMIO: u64 = 0xd000_0000;
 
 /// Ranges of a bus, and how many of them lie below the measured one.
-const RANGES: u64 = 16;
-const BELOW: u64 = 8;
+pub const RANGES: u64 = 16;
+/// See [`RANGES`].
+pub const BELOW: u64 = 8;
 
 /// Addresses of a port range and of an MMIO range, and from one start to the next.
 const PORTS: (u64, u64) = (8, 0x10);
@@ -33,10 +36,28 @@ impl Buses {
     ///
     /// None for the addresses above.
     pub fn new(device: &Arc<dyn BusDevice>) -> Result<Self, BusError> {
+        Self::with(RANGES, device)
+    }
+
+    /// The same with another number of ranges on each bus, [`BELOW`] of them below the measured one.
+    ///
+    /// # Errors
+    ///
+    /// More than there are addresses.
+    pub fn with(ranges: u64, device: &Arc<dyn BusDevice>) -> Result<Self, BusError> {
         let buses = Self { pio: Bus::new("pio"), mmio: Bus::new("mmio") };
-        fill(&buses.pio, BENCH_PORT.into(), PORTS, device)?;
-        fill(&buses.mmio, BENCH_MMIO, MMIO, device)?;
+        fill(&buses.pio, BENCH_PORT.into(), PORTS, ranges, device)?;
+        fill(&buses.mmio, BENCH_MMIO, MMIO, ranges, device)?;
         Ok(buses)
+    }
+
+    /// The bus of the exits of `kind`, and an address on it where no device is.
+    #[must_use]
+    pub fn free_place(&self, kind: ExitKind) -> (&Bus, u64) {
+        match kind {
+            ExitKind::PortWrite | ExitKind::PortRead | ExitKind::StringIn => (&self.pio, 0x10),
+            ExitKind::MmioWrite | ExitKind::MmioRead => (&self.mmio, 0x10_0000),
+        }
     }
 }
 
@@ -45,10 +66,11 @@ fn fill(
     bus: &Bus,
     start: u64,
     (length, stride): (u64, u64),
+    ranges: u64,
     device: &Arc<dyn BusDevice>,
 ) -> Result<(), BusError> {
     let first = start - BELOW * stride;
-    for index in 0..RANGES {
+    for index in 0..ranges {
         let (name, device) = match index {
             BELOW => ("measured", Arc::clone(device)),
             _ => ("other", Arc::new(Status::default()) as Arc<dyn BusDevice>),

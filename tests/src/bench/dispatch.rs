@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use vmm_devices::{Bus, BusDevice, BusDeviceMut, BusError};
+
+use crate::bench::cpus;
 
 /// Where the first range is, from one range to the next, and the bytes of a range.
 const START: u64 = 0xd000_0000;
@@ -201,17 +201,14 @@ pub fn two_threads<D: Dispatch + ?Sized>(
     addresses: [u64; 2],
     accesses: u32,
 ) -> Result<Duration, Errno> {
-    let allowed = sched_getaffinity(Pid::from_raw(0))?;
-    let mut cpus = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false));
+    let mut cpus = cpus::allowed()?.into_iter();
     let ready = AtomicUsize::new(0);
     let ready = &ready;
     thread::scope(|scope| {
         let threads = addresses.map(|address| {
             let cpu = cpus.next();
             scope.spawn(move || {
-                let mut only = CpuSet::new();
-                only.set(cpu.ok_or(Errno::ENODEV)?)?;
-                sched_setaffinity(Pid::from_raw(0), &only)?;
+                cpus::stay_on(cpu.ok_or(Errno::ENODEV)?)?;
                 ready.fetch_add(1, Ordering::SeqCst);
                 while ready.load(Ordering::SeqCst) < addresses.len() {
                     // The other may not have its CPU yet.

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
 use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_cpuid2, kvm_irq_routing, kvm_irq_routing_entry, kvm_irqfd, kvm_mp_state,
-    kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    kvm_cpuid_entry2, kvm_cpuid2, kvm_ioeventfd, kvm_irq_routing, kvm_irq_routing_entry, kvm_irqfd,
+    kvm_mp_state, kvm_msr_entry, kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
 };
 use libc::{Ioctl, c_int, c_ulong};
 
@@ -92,6 +92,7 @@ pub const SET_IDENTITY_MAP_ADDR: In<u64> = In(libc::_IOW::<u64>(KVMIO, 0x48), Ph
 pub const CREATE_IRQCHIP: Number = Number(libc::_IO(KVMIO, 0x60));
 pub const SET_GSI_ROUTING: In<RoutingTable> = In(libc::_IOW::<kvm_irq_routing>(KVMIO, 0x6a), PhantomData);
 pub const IRQFD: In<kvm_irqfd> = In(libc::_IOW::<kvm_irqfd>(KVMIO, 0x76), PhantomData);
+pub const IOEVENTFD: In<kvm_ioeventfd> = In(libc::_IOW::<kvm_ioeventfd>(KVMIO, 0x79), PhantomData);
 pub const RUN: Number = Number(libc::_IO(KVMIO, 0x80));
 pub const SET_REGS: In<kvm_regs> = In(libc::_IOW::<kvm_regs>(KVMIO, 0x82), PhantomData);
 pub const GET_SREGS: InOut<kvm_sregs> = InOut(libc::_IOR::<kvm_sregs>(KVMIO, 0x83), PhantomData);

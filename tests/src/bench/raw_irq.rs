@@ -19,7 +19,7 @@ use crate::bench::irq::{
 };
 use crate::bench::raw_ioctl::RoutingTable;
 use crate::bench::raw_vcpu::RawExit;
-use crate::bench::raw_vm::{self, RawInterrupts};
+use crate::bench::raw_vm::{self, RawHandle};
 
 /// GSI of the message that is raised; those that are only routed follow.
 const MESSAGE_GSI: u32 = 24;
@@ -34,7 +34,7 @@ pub struct RawIrq {
     level: EventFd,
     message: EventFd,
     _resample: EventFd,
-    interrupts: RawInterrupts,
+    interrupts: RawHandle,
     stop: Arc<AtomicBool>,
     vcpu: Option<JoinHandle<()>>,
 }
@@ -47,7 +47,7 @@ impl RawIrq {
     /// A system call fails, or the guest does not start.
     pub fn boot(guests: &Path) -> Result<Self> {
         let vm = raw_vm::boot(&guests.join("irq_counters.elf"))?;
-        let interrupts = RawInterrupts::of(&vm);
+        let interrupts = RawHandle::of(&vm);
         let resample = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let edge = interrupts.irqfd(EDGE_PIN, None)?;
         let level = interrupts.irqfd(LEVEL_PIN, Some(&resample))?;

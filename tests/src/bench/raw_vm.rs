@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kvm_bindings::{
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS,
     KVM_CAP_NR_MEMSLOTS, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR, KVM_CAP_USER_MEMORY,
-    KVM_IRQFD_FLAG_RESAMPLE, KVM_MP_STATE_RUNNABLE, kvm_irqfd, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+    KVM_IRQFD_FLAG_RESAMPLE, KVM_MP_STATE_RUNNABLE, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_pio, kvm_irqfd, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use libc::c_ulong;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use vmm_core::seam::{DoorbellAddress, DoorbellSpace};
 
 use crate::bench::raw_mapping::Mapping;
 use crate::bench::raw_vcpu::RawVcpu;
@@ -136,9 +138,9 @@ fn create_vcpu(kvm: &File, machine: &Arc<RawMachine>, index: u32, entry: u32) ->
 
 /// The VM descriptor and the memory of a machine whose vCPU runs on another thread.
 #[derive(Debug)]
-pub struct RawInterrupts(Arc<RawMachine>);
+pub struct RawHandle(Arc<RawMachine>);
 
-impl RawInterrupts {
+impl RawHandle {
     /// Those of `vcpu`'s machine.
     #[must_use]
     pub fn of(vcpu: &RawVcpu) -> Self {
@@ -164,6 +166,30 @@ impl RawInterrupts {
         Ok(raised)
     }
 
+    /// Has KVM signal `fd` at each write that matches `address`.
+    ///
+    /// # Errors
+    ///
+    /// The ioctl fails.
+    pub fn ioeventfd(&self, address: &DoorbellAddress, fd: &EventFd) -> io::Result<()> {
+        let mut flags = 0;
+        if address.space == DoorbellSpace::Pio {
+            flags |= 1 << kvm_ioeventfd_flag_nr_pio;
+        }
+        if address.datamatch.is_some() {
+            flags |= 1 << kvm_ioeventfd_flag_nr_datamatch;
+        }
+        let request = kvm_ioeventfd {
+            datamatch: address.datamatch.unwrap_or(0),
+            addr: address.address,
+            len: address.width,
+            fd: fd.as_fd().as_raw_fd(),
+            flags,
+            ..Default::default()
+        };
+        kvm::IOEVENTFD.call(&self.0, &request).map(drop)
+    }
+
     /// Replaces the routing table.
     ///
     /// # Errors
@@ -175,14 +201,25 @@ impl RawInterrupts {
 
     /// The aligned word at `address` of the guest's memory as it is now; 0 outside of it.
     pub fn word(&self, address: usize) -> u32 {
+        self.atomic(address).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets the aligned word at `address` of the guest's memory; nothing outside of it.
+    pub fn set_word(&self, address: usize, value: u32) {
+        if let Some(word) = self.atomic(address) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    fn atomic(&self, address: usize) -> Option<&AtomicU32> {
         if !address.is_multiple_of(4) || address >= RAM_SIZE {
-            return 0;
+            return None;
         }
         // SAFETY: the word is within the mapping.
         let word = unsafe { self.0.ram.start().add(address) };
-        // SAFETY: it is aligned, stays mapped as long as `self`, and nobody has a reference to it: the guest that writes it
-        // is no part of this program.
-        unsafe { AtomicU32::from_ptr(word.as_ptr().cast()) }.load(Ordering::Acquire)
+        // SAFETY: it is aligned, stays mapped as long as `self`, to which the result is bound, and nobody has another kind
+        // of reference to it: the guest that shares it is no part of this program.
+        Some(unsafe { AtomicU32::from_ptr(word.as_ptr().cast()) })
     }
 }
 

@@ -26,16 +26,22 @@ pub struct VmmLoop {
 }
 
 impl VmmLoop {
-    /// Makes a machine with the guest of `kind` from the directory `guests`.
+    /// Makes a machine with the guest of `kind` from the directory `guests`, and `ranges` ranges on each bus.
     ///
     /// # Errors
     ///
     /// Whatever the parts refuse.
-    pub fn new(kind: ExitKind, guests: &Path) -> anyhow::Result<Self> {
+    pub fn new(kind: ExitKind, guests: &Path, ranges: u64) -> anyhow::Result<Self> {
         let (vcpu, memory) = SmallMachine::boot(&kind.guest(guests), 1, 0)?.into_one();
         let device: Arc<dyn BusDevice> = Arc::new(Status::default());
-        let handler = Counted::new(kind, Buses::new(&device).context("buses")?);
-        Ok(Self { vcpu, handler, _memory: memory })
+        let buses = Arc::new(Buses::with(ranges, &device).context("buses")?);
+        Ok(Self { vcpu, handler: Counted::new(kind, buses), _memory: memory })
+    }
+
+    /// Its buses, for those who change them while it runs.
+    #[must_use]
+    pub fn buses(&self) -> Arc<Buses> {
+        Arc::clone(&self.handler.buses)
     }
 
     /// Runs the guest through `exits` exits, at least one, and goes on from there the next time.
@@ -64,7 +70,7 @@ impl VmmLoop {
 /// The counters are atomics because a handler is shared, and are stored to by plain stores because one vCPU
 /// calls this one.
 struct Counted<V> {
-    buses: Buses,
+    buses: Arc<Buses>,
     kind: ExitKind,
     shared: Arc<Shared<V, NoTarget>>,
     left: AtomicU32,
@@ -73,7 +79,7 @@ struct Counted<V> {
 }
 
 impl<V: 'static> Counted<V> {
-    fn new(kind: ExitKind, buses: Buses) -> Self {
+    fn new(kind: ExitKind, buses: Arc<Buses>) -> Self {
         Self {
             buses,
             kind,
@@ -163,7 +169,8 @@ mod tests {
     }
 
     fn counted(kind: ExitKind) -> Counted<Endless> {
-        Counted::new(kind, Buses::new(&(Arc::new(Status::default()) as Arc<dyn BusDevice>)).unwrap())
+        let buses = Buses::new(&(Arc::new(Status::default()) as Arc<dyn BusDevice>)).unwrap();
+        Counted::new(kind, Arc::new(buses))
     }
 
     #[test]

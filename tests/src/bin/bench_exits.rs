@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use vmm_core::Kvm;
 use vmm_devices::BusDevice;
-use vmm_tests::bench::buses::{Buses, Status};
+use vmm_tests::bench::buses::{Buses, RANGES, Status};
 use vmm_tests::bench::locked::{self, Counts};
 use vmm_tests::bench::raw_exits::{ExitKind, RawLoop, Step};
 use vmm_tests::bench::report::Ratio;
@@ -20,6 +20,10 @@ use vmm_tests::bench::traced_exits::{self, Traced};
 use vmm_tests::bench::vmm_exits::VmmLoop;
 
 const VMM: &str = "vmm";
+
+/// The same with more devices on each bus.
+const CROWDED: &str = "vmm_64_devices";
+const CROWD: u64 = 64;
 
 const STRING_IN_ELEMENT: Case = Case { name: "string_in_element", unit: "ns" };
 
@@ -59,9 +63,9 @@ fn main() -> anyhow::Result<()> {
         return traced_exits::play(traced);
     }
     let kvm_cases: Vec<Case> = ExitKind::ALL.into_iter().map(exit).chain([STRING_IN_ELEMENT]).collect();
-    let mut recorder = Recorder::new(&kvm_cases, &[BASELINE, VMM])
-        .and(&ExitKind::ALL.map(scripted), &[BASELINE, VMM])
-        .and(&ExitKind::ALL.map(dispatch), &[VMM])
+    let mut recorder = Recorder::new(&kvm_cases, &[BASELINE, VMM, CROWDED])
+        .and(&ExitKind::ALL.map(scripted), &[BASELINE, VMM, CROWDED])
+        .and(&ExitKind::ALL.map(dispatch), &[VMM, CROWDED])
         .and(&INSTRUCTIONS, &[VMM]);
     match Kvm::open(Path::new("/dev/kvm")) {
         Ok(_) => with_kvm(&args, &mut recorder)?,
@@ -81,22 +85,22 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the guests under both, side by side, and records what their exits took.
+/// Runs the guests under all, side by side, and records what their exits took.
 fn with_kvm(args: &Args, recorder: &mut Recorder) -> anyhow::Result<()> {
-    let mut pairs = Vec::new();
+    let mut machines = Vec::new();
     for kind in ExitKind::ALL {
         let raw = RawLoop::new(kind, &args.guests).context(kind.name())?;
-        pairs.push((kind, raw, VmmLoop::new(kind, &args.guests).context(kind.name())?));
+        let vmm = |ranges| VmmLoop::new(kind, &args.guests, ranges).context(kind.name());
+        machines.push((kind, raw, vmm(RANGES)?, vmm(CROWD)?));
     }
     // The first round is the warm-up.
     for round in 0..=args.rounds {
-        for (kind, raw, vmm) in &mut pairs {
-            // Neither always comes after the other.
-            let order = if round % 2 == 0 { [BASELINE, VMM] } else { [VMM, BASELINE] };
-            for subject in order {
+        for (kind, raw, vmm, crowded) in &mut machines {
+            for subject in order(round) {
                 let step = match subject {
                     BASELINE => raw.step(args.exits).context(kind.name())?,
-                    _ => vmm.step(args.exits).with_context(|| format!("{VMM}, {}", kind.name()))?,
+                    VMM => vmm.step(args.exits).with_context(|| format!("{subject}, {}", kind.name()))?,
+                    _ => crowded.step(args.exits).with_context(|| format!("{subject}, {}", kind.name()))?,
                 };
                 if round > 0 {
                     record(recorder, *kind, subject, args.exits, step);
@@ -105,6 +109,13 @@ fn with_kvm(args: &Args, recorder: &mut Recorder) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// None always comes after the others.
+fn order(round: u32) -> [&'static str; 3] {
+    let mut order = [BASELINE, VMM, CROWDED];
+    order.rotate_left((round % 3) as usize);
+    order
 }
 
 fn record(recorder: &mut Recorder, kind: ExitKind, subject: &str, exits: u32, step: Step) {
@@ -117,25 +128,29 @@ fn record(recorder: &mut Recorder, kind: ExitKind, subject: &str, exits: u32, st
 /// Plays exits to a handler that does nothing and to the buses, and records what they took and the difference.
 fn without_kvm(args: &Args, recorder: &mut Recorder) -> anyhow::Result<()> {
     let device: Arc<dyn BusDevice> = Arc::new(Status::default());
-    let mut pairs = Vec::new();
+    let mut loops = Vec::new();
     for kind in ExitKind::ALL {
-        pairs.push((kind, ScriptedLoop::new(kind, Nothing)?, ScriptedLoop::new(kind, Buses::new(&device)?)?));
+        let buses = |ranges| anyhow::Ok(ScriptedLoop::new(kind, Buses::with(ranges, &device)?)?);
+        loops.push((kind, ScriptedLoop::new(kind, Nothing)?, buses(RANGES)?, buses(CROWD)?));
     }
     for round in 0..=args.rounds {
-        for (kind, raw, vmm) in &mut pairs {
+        for (kind, raw, vmm, crowded) in &mut loops {
             let exits = args.scripted_exits;
-            let (raw, vmm) = if round % 2 == 0 {
-                let raw = raw.step(exits)?;
-                (raw, vmm.step(exits)?)
-            } else {
-                let vmm = vmm.step(exits)?;
-                (raw.step(exits)?, vmm)
-            };
+            let [mut floor, mut ours, mut of_many] = [0.0; 3];
+            for subject in order(round) {
+                let (elapsed, value) = match subject {
+                    BASELINE => (raw.step(exits)?, &mut floor),
+                    VMM => (vmm.step(exits)?, &mut ours),
+                    _ => (crowded.step(exits)?, &mut of_many),
+                };
+                *value = nanoseconds(elapsed, exits.into());
+            }
             if round > 0 {
-                let [raw, vmm] = [raw, vmm].map(|elapsed| nanoseconds(elapsed, exits.into()));
-                recorder.record(scripted(*kind), BASELINE, &[raw]);
-                recorder.record(scripted(*kind), VMM, &[vmm]);
-                recorder.record(dispatch(*kind), VMM, &[vmm - raw]);
+                recorder.record(scripted(*kind), BASELINE, &[floor]);
+                for (subject, value) in [(VMM, ours), (CROWDED, of_many)] {
+                    recorder.record(scripted(*kind), subject, &[value]);
+                    recorder.record(dispatch(*kind), subject, &[value - floor]);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ mod terminal;
 mod vm;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -24,8 +24,8 @@ pub use vm::TestVm;
 pub const VMM_CLI: &str = "VMM_CLI";
 /// Names the directory of the assembled guest programs in the environment.
 pub const VMM_GUESTS: &str = "VMM_GUESTS";
-/// Set in the environment to have stress trials do all their rounds.
-const VMM_STRESS: &str = "VMM_STRESS";
+/// Set in the environment to have trials that are shortened by default take the time that they need.
+const VMM_FULL: &str = "VMM_FULL";
 /// Set in the environment where KVM itself is emulated, as in the nested host.
 const VMM_EMULATED: &str = "VMM_EMULATED";
 
@@ -35,11 +35,17 @@ pub fn rounds(times: usize) -> usize {
     if is_emulated() { times.div_ceil(10) } else { times }
 }
 
-/// How often a stress trial does what its name says: `times` if the environment sets `VMM_STRESS`, else a fiftieth, as
+/// Whether trials take the time that they need, as the environment says.
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var_os(VMM_FULL).is_some()
+}
+
+/// How often a stress trial does what its name says: `times` if trials take the time that they need, else a fiftieth, as
 /// everybody has time for; a tenth of that where KVM is emulated.
 #[must_use]
 pub fn stress(times: u64) -> u64 {
-    let times = if std::env::var_os(VMM_STRESS).is_some() { times } else { times.div_ceil(50) };
+    let times = if is_full() { times } else { times.div_ceil(50) };
     if is_emulated() { times.div_ceil(10) } else { times }
 }
 
@@ -52,6 +58,12 @@ fn allowed(time: Duration) -> Duration {
 #[must_use]
 pub fn is_emulated() -> bool {
     std::env::var_os(VMM_EMULATED).is_some()
+}
+
+/// Whether KVM is KVM-PVM, which differs from KVM on hardware where trials say so.
+#[must_use]
+pub fn is_pvm() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
 }
 
 /// How long the machines of the suites may take, from start to end, on a busy host with hardware.

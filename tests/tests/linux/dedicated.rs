@@ -2,7 +2,6 @@
 //!
 //! It idles for 10 seconds, or for 30 if `VMM_FULL` is in the environment.
 
-use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::thread;
@@ -10,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest};
+use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, is_full};
 
 use super::shell::{Port, Shell};
-use crate::{Shape, VMM_FULL};
+use crate::Shape;
 
 /// The trials of this suite. They need a host with two CPUs: one for the vCPU, one for the monitor.
 pub fn trials() -> Vec<Trial> {
@@ -51,7 +50,7 @@ fn halt_exits(guest: &LinuxGuest, args: &str, idle: u64) -> Result<u64> {
 }
 
 fn a_dedicated_vcpu_idles_without_an_exit_is_paused_and_powers_off(guest: &LinuxGuest) -> Result<()> {
-    let idle = if env::var_os(VMM_FULL).is_some() { 30 } else { 10 };
+    let idle = if is_full() { 30 } else { 10 };
     let dedicated = halt_exits(guest, "--affinity 1 --dedicated", idle)?;
     let shared = halt_exits(guest, "", idle)?;
     // A failure to say so must not fail the trial.

@@ -19,6 +19,8 @@ pub fn trials() -> Vec<Trial> {
         a_kick_is_measured_in_every_state_and_is_one_system_call_or_none,
         a_pause_is_measured_with_and_without_load,
         a_port_read_is_measured_with_either_mechanism,
+        a_ring_is_measured_and_counted_in_user_space_and_in_the_kernel,
+        an_exit_is_measured_while_the_bus_changes,
     ]
 }
 
@@ -61,12 +63,17 @@ fn report(program: &str, args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Checks that the report has a median above 0 for each of `cases` and each subject.
+/// Checks that the report has a median above 0 for each of `cases` and both mechanisms.
 fn ensure_rows(report: &Value, cases: &[&str]) -> Result<()> {
+    ensure_rows_of(report, cases, &["raw", "vmm", "vmm_mask"])
+}
+
+/// The same for each of `subjects`.
+fn ensure_rows_of(report: &Value, cases: &[&str], subjects: &[&str]) -> Result<()> {
     let rows = report["rows"].as_array().context("no rows")?;
     for case in cases {
-        for subject in ["raw", "vmm", "vmm_mask"] {
-            let mut found = rows.iter().filter(|row| row["case"] == *case && row["subject"] == subject);
+        for subject in subjects {
+            let mut found = rows.iter().filter(|row| row["case"] == *case && row["subject"] == *subject);
             let row = found.next().with_context(|| format!("no row {case}, {subject}"))?;
             ensure!(row["median"].as_f64() > Some(0.0), "{row}");
         }
@@ -113,4 +120,22 @@ fn a_port_read_is_measured_with_either_mechanism() -> Result<()> {
     let notes = report["notes"].as_array().context("no notes")?;
     ensure!(notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains("2017"))), "{notes:?}");
     Ok(())
+}
+
+/// That all rings were counted, the benchmark itself sees to.
+fn a_ring_is_measured_and_counted_in_user_space_and_in_the_kernel() -> Result<()> {
+    let args = ["--rounds", "1", "--bursts", "5", "--trips", "1"];
+    let report = report(env!("CARGO_BIN_EXE_bench_doorbell"), &args)?;
+    let cases = ["mmio", "pio", "ioeventfd_mmio", "ioeventfd_mmio_any_width", "ioeventfd_pio"];
+    ensure_rows_of(&report, &cases, &["raw", "vmm"])?;
+    let answered = ["pio_round_trip", "ioeventfd_mmio_round_trip", "ioeventfd_pio_interrupt"];
+    ensure_rows_of(&report, &answered, &["raw", "vmm"])?;
+    ensure_rows_of(&report, &["mmio", "ioeventfd_pio", "ioeventfd_pio_round_trip"], &["2009"])?;
+    ensure!(report["notes"].as_array().is_some_and(|notes| notes.len() == 3), "{}", report["notes"]);
+    Ok(())
+}
+
+fn an_exit_is_measured_while_the_bus_changes() -> Result<()> {
+    let report = report(env!("CARGO_BIN_EXE_bench_reconfigure"), &["--rounds", "2", "--exits", "50"])?;
+    ensure_rows_of(&report, &["port_write", "mmio_read"], &["raw", "still", "vmm"])
 }

@@ -20,7 +20,7 @@ use vmm_devices::legacy::Ioapic;
 use vmm_devices::{BusDevice, Progress, Worker};
 use vmm_memory::AddressSpace;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_tests::harness::{guest, rounds, until};
+use vmm_tests::harness::{guest, is_pvm, rounds, until};
 use vmm_tests::small_machine::{SmallMachine, allow_many_descriptors};
 use vmm_vcpu::{ExitHandler, ThreadOptions, VcpuThread};
 
@@ -58,15 +58,44 @@ fn message(index: usize) -> MsiMessage {
     MsiMessage { address: 0xfee0_0000, data: FIRST + index as u32 }
 }
 
-/// Inputs of a level-triggered line, and what they are set to one after the other.
-type Levels = Vec<(Arc<LevelInput>, bool)>;
+/// The devices that share the level-triggered line. At most one asserts it, but for the moment in which the next one does
+/// already.
+#[derive(Default)]
+struct Sharers {
+    inputs: Vec<LevelInput>,
+    asserting: Option<usize>,
+    served: u32,
+    /// Interrupts at which no device asserted the line.
+    spurious: u32,
+}
+
+impl Sharers {
+    fn assert(&mut self, device: usize) {
+        self.asserting = self.inputs.get(device).map(|input| {
+            input.set(true);
+            device
+        });
+    }
+
+    /// What a driver does: serves the device that asserts the line, if one does. The next one asserts it before, so that the
+    /// line stays high.
+    fn serve(&mut self) {
+        let Some(device) = self.asserting else {
+            self.spurious += 1;
+            return;
+        };
+        self.assert(device + 1);
+        self.inputs[device].set(false);
+        self.served += 1;
+    }
+}
 
 /// What the guest's exits do.
 struct Handler {
     ready: Mutex<Sender<()>>,
     ioapic: Option<(Ioapic, IoapicPins)>,
-    /// What the level-triggered line's handler sets, one list an interrupt, the last one first.
-    levels: Mutex<Vec<Levels>>,
+    /// Those that the level-triggered line's handler serves.
+    sharers: Mutex<Sharers>,
     /// What any other port triggers.
     triggers: Mutex<Vec<IrqTrigger>>,
     accesses: AtomicUsize,
@@ -79,7 +108,7 @@ impl Handler {
         let handler = Self {
             ready: Mutex::new(sender),
             ioapic: pins.map(|pins| (Ioapic::new(pins.clone()), pins)),
-            levels: Mutex::default(),
+            sharers: Mutex::default(),
             triggers: Mutex::default(),
             accesses: AtomicUsize::new(0),
         };
@@ -103,10 +132,7 @@ impl ExitHandler for Handler {
         match port {
             // Whoever waits may have failed.
             READY_PORT => drop(lock(&self.ready).send(())),
-            SERVED_PORT => {
-                let levels = lock(&self.levels).pop();
-                levels.into_iter().flatten().for_each(|(input, asserted)| input.set(asserted));
-            }
+            SERVED_PORT => lock(&self.sharers).serve(),
             _ => {
                 self.accesses.fetch_add(1, Ordering::Relaxed);
                 // Cloned: the lines go while they are triggered.
@@ -215,14 +241,19 @@ impl Counting {
 
     /// Waits until counter `index` is `count`.
     fn wait(&self, index: usize, count: u32) -> Result<()> {
+        let seen = self.wait_for(index, count)?;
+        ensure!(seen == count, "{seen} interrupts instead of {count}");
+        Ok(())
+    }
+
+    /// Waits until counter `index` is at least `count`, and gives it.
+    fn wait_for(&self, index: usize, count: u32) -> Result<u32> {
         let deadline = Instant::now() + DEADLINE;
         while self.count(index)? < count {
             ensure!(Instant::now() < deadline, "{} of {count} interrupts have arrived", self.count(index)?);
             std::thread::yield_now();
         }
-        let seen = self.count(index)?;
-        ensure!(seen == count, "{seen} interrupts instead of {count}");
-        Ok(())
+        self.count(index)
     }
 
     fn ioctls_of(&self, act: impl FnOnce() -> Result<()>) -> Result<usize> {
@@ -282,10 +313,12 @@ fn messages_arrive_at_the_vectors_they_are_routed_to() -> Result<()> {
 }
 
 fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Result<()> {
+    const ROUNDS: u32 = 200;
     for irqchip in [Irqchip::Kernel, Irqchip::Split] {
         let machine = Counting::start("irq_counters", irqchip)?;
         let line = machine.router.level_line(LEVEL_PIN, "pci")?;
-        let devices = [0, 1].map(|_| Arc::new(line.input()));
+        let sharers = || lock(&machine.handler.sharers);
+        sharers().inputs = vec![line.input(), line.input()];
         let worker = Worker::spawn("resample", VmEvents::new()?)?;
         let listen = |resample: Resample| {
             let fd = resample.eventfd();
@@ -297,18 +330,24 @@ fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Res
         };
         // With the split irqchip nobody has to.
         let _listener = line.resample().map(listen).transpose()?;
-        for round in 1..=200 {
-            // The other asserts while the guest serves the first, not between the end of that and the listener's look: then
-            // the guest might see it twice.
-            let [first, other] = devices.each_ref().map(Arc::clone);
-            let last = vec![(Arc::clone(&other), false)];
-            *lock(&machine.handler.levels) = vec![last, vec![(other, true), (Arc::clone(&first), false)]];
-            first.set(true);
-            // One for each device: the first still leaves the line high. Until the second has ended, its handler may not
-            // have taken what is listed.
-            machine.wait(ENDED, 2 * round).context(format!("{irqchip:?}, round {round}"))?;
-            ensure!(machine.count(LEVEL)? == 2 * round, "{irqchip:?}, round {round}: an interrupt too many");
+        for round in 1..=ROUNDS {
+            sharers().assert(0);
+            until(Instant::now() + DEADLINE, "two devices are served", || {
+                Ok((sharers().served == 2 * round).then_some(()))
+            })
+            .context(format!("{irqchip:?}, round {round}: {} served", sharers().served))?;
         }
+        // The last one may still be under way.
+        until(Instant::now() + DEADLINE, "every interrupt is accounted for", || {
+            let (arrived, ended) = (machine.count(LEVEL)?, machine.count(ENDED)?);
+            Ok((arrived == 2 * ROUNDS + sharers().spurious && ended == arrived).then_some(()))
+        })?;
+        let spurious = sharers().spurious;
+        // With its own I/O APIC, KVM raises such a line from a work item, perhaps when the device has been served already.
+        // KVM-PVM ends the interrupt of a guest that does not know it when it delivers it (its trace has `kvm_eoi` before the
+        // first instruction of the handler), and a line that is still asserted then is sent again.
+        let expected = if irqchip == Irqchip::Split && !is_pvm() { 0 } else { ROUNDS };
+        ensure!(spurious <= expected, "{irqchip:?}: {spurious} spurious interrupts");
     }
     Ok(())
 }
@@ -424,7 +463,16 @@ fn no_trigger_is_lost_between_a_mask_and_a_guest() -> Result<()> {
         vector.set_message(message(MESSAGES))?;
         vector.unmask()?;
         let count = u32::try_from(rounds(20_000))?;
-        race(count, &vector, |round| machine.wait(MESSAGES, round)).context(format!("{by:?}"))?;
+        let mut before = 0;
+        let arrived = |_| {
+            let seen = machine.wait_for(MESSAGES, before + 1)?;
+            // KVM looks at an eventfd when it is attached, and is woken by it: a signal at this moment may be heard twice.
+            let most = before + if by == TriggeredBy::Kernel { 2 } else { 1 };
+            ensure!(seen <= most, "{seen} interrupts, {before} before this round");
+            before = seen;
+            Ok(())
+        };
+        race(count, &vector, arrived).context(format!("{by:?}"))?;
     }
     Ok(())
 }

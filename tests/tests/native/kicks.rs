@@ -2,11 +2,9 @@
 //!
 //! A million kicks over all trials if `VMM_FULL` is in the environment, a twentieth otherwise.
 
-use std::env;
-
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::{guest, is_emulated, rounds};
+use vmm_tests::harness::{guest, is_emulated, is_full, rounds};
 use vmm_tests::kicks::{Stress, stress};
 use vmm_vcpu::Mechanism;
 
@@ -29,7 +27,7 @@ const MECHANISMS: [Mechanism; 2] = [Mechanism::ImmediateExit, Mechanism::SignalM
 const KICKS: usize = 1_000_000 / (5 * SIZES.len() * MECHANISMS.len()) + 1;
 
 fn kicks() -> usize {
-    if env::var_os("VMM_FULL").is_some() { KICKS } else { rounds(KICKS / 20) }
+    if is_full() { KICKS } else { rounds(KICKS / 20) }
 }
 
 /// Stresses machines of `size` vCPUs, of which `started` tells how many run `name` from the start.

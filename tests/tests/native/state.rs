@@ -13,7 +13,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use vmm_core::Kvm;
 use vmm_memory::AddressSpace;
-use vmm_tests::harness::{guest, rounds, until};
+use vmm_tests::harness::{guest, is_pvm, rounds, until};
 use vmm_tests::sequence::Sequence;
 use vmm_tests::small_machine::SmallMachine;
 use vmm_vcpu::x86_64::{StateError, StateVersion, VcpuState};
@@ -288,7 +288,7 @@ fn the_tsc_goes_on_from_its_saved_value() -> Result<()> {
     *tsc(&mut state)? = SAVED;
     let (vcpu, _memory) = moved(&memory, &[state])?.into_one();
     let found = *tsc(&mut vcpu.save()?)?;
-    if found < SAVED && Path::new("/sys/module/kvm_pvm").exists() {
+    if found < SAVED && is_pvm() {
         writeln!(io::stdout(), "KVM-PVM: guests have the host's TSC, {found:#x}, whatever is restored")?;
         return Ok(());
     }

@@ -2,11 +2,10 @@
 //!
 //! With the in-kernel I/O APIC the line is an irqfd with a resample descriptor: a signal raises it, the guest's end of
 //! interrupt lowers it and signals the resample descriptor, and who listens there raises it again while a device still
-//! asserts it. What a device takes back before the guest has seen it is therefore seen once, as a spurious interrupt; and so is
-//! what one asserts between an end of interrupt and the listener's look at it, and takes back between that look and the
-//! signal. A lock around look and signal would spare the guest that, at the price of an exit that waits for the listener. With
-//! the split irqchip the pin itself knows (see [`IoapicPins`](super::IoapicPins)), and nobody has to listen. Without
-//! irqfd both levels are set by ioctl.
+//! asserts it. KVM raises such a line from a work item, so that the guest may see an interrupt at which no device asserts the
+//! line any more: no lock of ours could prevent it. With the split irqchip the pin itself knows (see
+//! [`IoapicPins`](super::IoapicPins)), nobody has to listen, and that does not happen. Without irqfd both levels are set by
+//! ioctl.
 
 use std::fmt;
 use std::sync::Arc;

@@ -32,10 +32,14 @@ pub enum Bench {
     Startup,
     /// The cost of each kind of exit.
     Exits,
+    /// What a doorbell's ring costs, in user space and in the kernel, and how long its answer takes.
+    Doorbell,
     /// From a decoded exit to its device: the bus, what others do, and cells to publish a table in.
     Dispatch,
     /// The way of each kind of interrupt from an eventfd to the guest's handler, and the cost of its routes.
     Irq,
+    /// The cost of exits while the bus changes all the time.
+    Reconfigure,
     /// Process start to a Linux guest's first instruction and first program, and exits by reason, beside QEMU's microvm.
     Boot,
     /// A request to a vCPU until its thread has seen it, with either mechanism, and the system calls of a kick.
@@ -108,8 +112,10 @@ impl Bench {
         match self {
             Self::Startup => "startup",
             Self::Exits => "exits",
+            Self::Doorbell => "doorbell",
             Self::Dispatch => "dispatch",
             Self::Irq => "irq",
+            Self::Reconfigure => "reconfigure",
             Self::Boot => "boot",
             Self::Kick => "kick",
             Self::Pause => "pause",
@@ -194,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_a_process_takes_no_peers() {
-        for name in ["exits", "dispatch", "irq", "kick", "pause", "inl", "memory"] {
+        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl", "memory"] {
             let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
             assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
         }
