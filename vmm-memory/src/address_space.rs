@@ -17,6 +17,7 @@ mod draft;
 mod observers;
 mod plan;
 mod registry;
+mod request;
 pub(crate) mod sequence;
 #[cfg(test)]
 #[cfg(not(any(loom, miri)))]
@@ -38,6 +39,8 @@ use crate::slot::Slot;
 use crate::sync::{Mutex, lock};
 use commit::Commit;
 use registry::Registry;
+pub(crate) use request::Replug;
+use request::Request;
 
 /// The highest address that any x86-64 processor can have.
 const LAST_ADDRESS: u64 = (1 << 52) - 1;
@@ -142,13 +145,31 @@ impl AddressSpace {
     /// # Errors
     /// Any [`ChangeError`]. [`InReadSection`] before anything is done if the caller has a table in hand.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Result<(), ChangeError> {
+        self.transact(Request::Changes(changes.into_iter().collect()), self.pin_limit)
+    }
+
+    /// Makes one transaction of what plugging and unplugging needs. Whatever goes and is pinned makes it fail at once.
+    pub(crate) fn replug(&self, replug: Replug) -> Result<(), ChangeError> {
+        self.transact(Request::Replug(replug), Duration::ZERO)
+    }
+
+    /// Keeps `range`, where nothing is, for what is plugged there: nobody else maps anything in it until
+    /// [`end_reservation`](Self::end_reservation).
+    pub(crate) fn reserve(&self, range: RamRange) -> Result<(), ChangeError> {
+        lock(&self.registry).reserve(range, self.last_address)
+    }
+
+    pub(crate) fn end_reservation(&self, range: RamRange) {
+        lock(&self.registry).end_reservation(range);
+    }
+
+    fn transact(&self, request: Request, pin_limit: Duration) -> Result<(), ChangeError> {
         if in_read_section() {
             return Err(InReadSection.into());
         }
-        let changes = changes.into_iter().collect();
         let new_slot = |id, region| Slot::new(Arc::clone(&self.vm), id, region);
-        let plan = lock(&self.registry).begin(changes, self.last_address, new_slot)?;
-        Commit::new(self, plan).run()
+        let plan = lock(&self.registry).begin(request, self.last_address, new_slot)?;
+        Commit::new(self, plan, pin_limit).run()
     }
 
     /// Changes the registry, publishes the table that comes out, and returns the one before it, for a wait: whatever is in it

@@ -70,6 +70,17 @@ pub enum ChangeError {
         /// What is.
         with: RamRange,
     },
+    /// The addresses are kept for memory that is plugged.
+    #[error("{range} overlaps addresses that are reserved for memory to be plugged: {by}")]
+    Reserved {
+        /// What was to be RAM.
+        range: RamRange,
+        /// What is reserved.
+        by: RamRange,
+    },
+    /// It was plugged, and only its [`HotplugRegion`](crate::HotplugRegion) changes it.
+    #[error("{0} is guest RAM that was plugged")]
+    Plugged(RamRange),
     /// No RAM has been mapped as this range.
     #[error("{0} is not mapped as guest RAM")]
     NotMapped(RamRange),

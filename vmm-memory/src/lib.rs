@@ -4,6 +4,7 @@
 //! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
 //! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
 //!   that holds a [`RegionPin`];
+//! * [`HotplugRegion`]: RAM that is plugged and unplugged in blocks;
 //! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
 //! * [`Quiesce`]: who brings the machine to a standstill, for the few changes that a running guest would notice.
 #![cfg_attr(
@@ -15,6 +16,7 @@ mod address_space;
 mod backing;
 mod block;
 mod change;
+mod hotplug;
 mod observer;
 mod pin;
 mod quiesce;
@@ -29,6 +31,7 @@ mod unmap_loom;
 pub use address_space::AddressSpace;
 pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages};
 pub use change::{Change, ChangeError};
+pub use hotplug::{BlockState, HotplugError, HotplugLayout, HotplugRegion};
 pub use observer::{MemoryObserver, ObserverError};
 pub use pin::{Leaving, PinHolder, RegionPin};
 pub use quiesce::Quiesce;

@@ -11,8 +11,9 @@
 //! Lock order: `held` of a holder, in it `holders` of a block. Neither is held while somebody is called or, but for
 //! `held` by the condition variable itself, waited for.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -54,8 +55,13 @@ impl Pins {
         self.leaving.store(false, Ordering::Relaxed);
     }
 
+    /// Who has pins now.
+    pub(crate) fn holders(self: &Arc<Self>) -> Vec<String> {
+        self.wait_released(Instant::now())
+    }
+
     /// Waits until no pin is left, at most until `deadline`: then it returns the names of those that still have one. To be
-    /// called after [`close`](Self::close).
+    /// called after [`close`](Self::close); before it others may come.
     pub(crate) fn wait_released(self: &Arc<Self>, deadline: Instant) -> Vec<String> {
         let holders: Vec<_> = lock(&self.holders).iter().filter_map(Weak::upgrade).collect();
         holders
@@ -74,8 +80,9 @@ impl Pins {
 pub struct PinHolder {
     name: String,
     cancel: Box<dyn Fn(RamRange) + Send + Sync>,
-    /// Grows by one for each block that is pinned for the first time; entries of blocks that are gone are taken out then.
-    held: Mutex<Vec<Held>>,
+    /// By the address of the block. Grows by one for each block that is pinned for the first time; entries of blocks that are
+    /// gone are taken out whenever it would become larger than ever.
+    held: Mutex<BTreeMap<usize, Held>>,
     /// The last pin of a block that leaves is gone.
     released: Condvar,
 }
@@ -95,7 +102,7 @@ impl PinHolder {
         Arc::new(Self {
             name: name.into(),
             cancel: Box::new(cancel),
-            held: Mutex::new(Vec::new()),
+            held: Mutex::new(BTreeMap::new()),
             released: Condvar::new(),
         })
     }
@@ -108,7 +115,7 @@ impl PinHolder {
 
     pub(crate) fn acquire(self: &Arc<Self>, block: &Arc<Pins>) -> Result<(), Leaving> {
         let mut held = lock(&self.held);
-        if let Some(known) = held.iter_mut().find(|held| held.is_of(block)) {
+        if let Some(known) = held.get_mut(&address(block)).filter(|held| held.is_of(block)) {
             if block.is_leaving() {
                 return Err(Leaving);
             }
@@ -121,14 +128,17 @@ impl PinHolder {
         }
         holders.push(Arc::downgrade(self));
         drop(holders);
-        held.retain(|held| held.block.strong_count() != 0);
-        held.push(Held { block: Arc::downgrade(block), count: 1 });
+        // Only now and then, so that the first pins of many blocks cost no more than those of one.
+        if held.len().is_power_of_two() {
+            held.retain(|_, held| held.block.strong_count() != 0);
+        }
+        held.insert(address(block), Held { block: Arc::downgrade(block), count: 1 });
         Ok(())
     }
 
     pub(crate) fn release(&self, block: &Arc<Pins>) {
         let mut held = lock(&self.held);
-        if let Some(known) = held.iter_mut().find(|held| held.is_of(block)) {
+        if let Some(known) = held.get_mut(&address(block)).filter(|held| held.is_of(block)) {
             known.count = known.count.saturating_sub(1);
             if known.count == 0 && block.is_leaving() {
                 self.released.notify_all();
@@ -162,9 +172,13 @@ impl Held {
         std::ptr::eq(self.block.as_ptr(), Arc::as_ptr(block))
     }
 
-    fn count(all: &[Self], block: &Arc<Pins>) -> usize {
-        all.iter().find(|held| held.is_of(block)).map_or(0, |held| held.count)
+    fn count(all: &BTreeMap<usize, Self>, block: &Arc<Pins>) -> usize {
+        all.get(&address(block)).filter(|held| held.is_of(block)).map_or(0, |held| held.count)
     }
+}
+
+fn address(block: &Arc<Pins>) -> usize {
+    Arc::as_ptr(block) as usize
 }
 
 impl fmt::Debug for PinHolder {
@@ -173,24 +187,46 @@ impl fmt::Debug for PinHolder {
     }
 }
 
-/// Keeps a region of guest RAM, to which it dereferences, in place and mapped. For requests that are in flight when their
-/// read section ends.
+/// Keeps a region of guest RAM, to which it dereferences, or the part of it that was asked for, in place and mapped. For
+/// requests that are in flight when their read section ends.
 #[derive(Debug)]
 pub struct RegionPin {
     region: RamRegion,
+    /// Units of the block.
+    units: Range<usize>,
     holder: Arc<PinHolder>,
 }
 
 impl RegionPin {
-    pub(crate) fn new(region: &RamRegion, holder: &Arc<PinHolder>) -> Result<Self, Leaving> {
-        holder.acquire(&region.block().pins)?;
-        Ok(Self { region: region.clone(), holder: Arc::clone(holder) })
+    /// Pins the units of `region` that have one of `length` bytes from `offset` on.
+    pub(crate) fn new(
+        region: &RamRegion,
+        offset: u64,
+        length: u64,
+        holder: &Arc<PinHolder>,
+    ) -> Result<Self, Leaving> {
+        let block = region.block();
+        let unit_of = |byte: u64| usize::try_from(byte.checked_div(block.unit()).unwrap_or(0)).ok();
+        let last = offset.saturating_add(length.saturating_sub(1)).min(block.len().saturating_sub(1));
+        let first = unit_of(offset.min(last)).unwrap_or(0);
+        let end = unit_of(last).map_or(usize::MAX, |unit| unit.saturating_add(1));
+        // Those that it has so far go with it if one cannot be had.
+        let mut pin = Self { region: region.clone(), units: first..first, holder: Arc::clone(holder) };
+        for pins in block.pins().get(first..end).unwrap_or_default() {
+            holder.acquire(pins)?;
+            pin.units.end = pin.units.end.saturating_add(1);
+        }
+        Ok(pin)
     }
 
     /// Whether somebody waits for this pin to go.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.region.block().pins.is_leaving()
+        self.pins().iter().any(|pins| pins.is_leaving())
+    }
+
+    fn pins(&self) -> &[Arc<Pins>] {
+        self.region.block().pins().get(self.units.clone()).unwrap_or_default()
     }
 }
 
@@ -204,7 +240,9 @@ impl Deref for RegionPin {
 
 impl Drop for RegionPin {
     fn drop(&mut self) {
-        self.holder.release(&self.region.block().pins);
+        for pins in self.pins() {
+            self.holder.release(pins);
+        }
     }
 }
 

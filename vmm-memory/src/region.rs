@@ -11,7 +11,6 @@ use vm_memory::{
 };
 
 use crate::PAGE;
-use crate::backing::HostMemory;
 use crate::block::RamBlock;
 use crate::pin::{Leaving, PinHolder, RegionPin};
 use crate::range::RamRange;
@@ -29,7 +28,7 @@ pub struct RamRegion {
 impl RamRegion {
     /// `range` has the size of `block`.
     pub(crate) fn new(range: RamRange, read_only: bool, block: Arc<RamBlock>) -> Self {
-        debug_assert_eq!(block.memory.len(), range.size);
+        debug_assert_eq!(block.len(), range.size);
         Self { range, read_only, block }
     }
 
@@ -49,7 +48,7 @@ impl RamRegion {
     /// The first byte, for those who hand it to the kernel: slots, vhost, VFIO.
     #[must_use]
     pub fn host_address(&self) -> *mut u8 {
-        self.block.memory.as_ptr()
+        self.block.as_ptr()
     }
 
     /// Keeps the region in place for a request that outlives this read section. It is not unmapped, nor given other memory,
@@ -58,7 +57,21 @@ impl RamRegion {
     /// # Errors
     /// [`Leaving`] if it is about to go. Inside the read section in which the region was looked up that cannot be.
     pub fn pin(&self, holder: &Arc<PinHolder>) -> std::result::Result<RegionPin, Leaving> {
-        RegionPin::new(self, holder)
+        RegionPin::new(self, 0, self.range.size, holder)
+    }
+
+    /// The same for a request that accesses only `length` bytes from `offset` on: of memory that is plugged, other blocks can
+    /// go meanwhile.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    pub fn pin_part(
+        &self,
+        offset: u64,
+        length: u64,
+        holder: &Arc<PinHolder>,
+    ) -> std::result::Result<RegionPin, Leaving> {
+        RegionPin::new(self, offset, length, holder)
     }
 
     pub(crate) fn block(&self) -> &Arc<RamBlock> {
@@ -66,14 +79,13 @@ impl RamRegion {
     }
 
     fn bytes(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
-        let memory: &HostMemory = &self.block.memory;
         let end = u64::try_from(offset.checked_add(count)?).ok()?;
-        (end <= memory.len()).then(|| {
+        (end <= self.block.len()).then(|| {
             // SAFETY:
-            // - `offset` is at most the length of the mapping.
-            let start = unsafe { memory.as_ptr().add(offset) };
+            // - `offset` is at most the length of the block, which lies in its mapping.
+            let start = unsafe { self.block.as_ptr().add(offset) };
             // SAFETY:
-            // - `count` bytes from there are inside the mapping, as `end` is;
+            // - `count` bytes from there are inside the block, as `end` is;
             // - the mapping lives as long as the block, which `self` owns a share of;
             // - guest RAM is accessed by volatile accesses only, here as everywhere.
             unsafe { VolatileSlice::with_bitmap(start, count, (), None) }
@@ -84,7 +96,7 @@ impl RamRegion {
     /// they do not come to need memory.
     pub(crate) fn copy_contents(&self, from: &Self) -> Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
-        let fresh = self.block.memory.file().is_none();
+        let fresh = self.block.memory().file().is_none();
         let mut page = ZEROS;
         for offset in (0..self.range.size).step_by(page.len()) {
             from.get_slice(MemoryRegionAddress(offset), page.len())?.copy_to(&mut page);
@@ -120,7 +132,7 @@ impl GuestMemoryRegion for RamRegion {
     }
 
     fn is_hugetlbfs(&self) -> Option<bool> {
-        Some(self.block.memory.page_size() != PAGE)
+        Some(self.block.memory().page_size() != PAGE)
     }
 
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>> {
@@ -137,6 +149,7 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+    use crate::backing::HostMemory;
 
     fn region(start: u64, pages: u64) -> RamRegion {
         let range = RamRange { start, size: pages * PAGE };

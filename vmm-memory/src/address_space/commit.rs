@@ -1,7 +1,7 @@
 //! `Commit`: a transaction on its way, and back.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm_core::Retired;
 
@@ -29,6 +29,7 @@ enum Step {
 pub(super) struct Commit<'a> {
     space: &'a AddressSpace,
     plan: Plan,
+    pin_limit: Duration,
     done: Vec<Step>,
     /// The table has been replaced.
     published: bool,
@@ -37,8 +38,9 @@ pub(super) struct Commit<'a> {
 }
 
 impl<'a> Commit<'a> {
-    pub(super) fn new(space: &'a AddressSpace, plan: Plan) -> Self {
-        Self { space, plan, done: Vec::new(), published: false, ended: false, standstill: None }
+    /// Waits for pins no longer than `pin_limit`.
+    pub(super) fn new(space: &'a AddressSpace, plan: Plan, pin_limit: Duration) -> Self {
+        Self { space, plan, pin_limit, done: Vec::new(), published: false, ended: false, standstill: None }
     }
 
     pub(super) fn run(mut self) -> Result<(), ChangeError> {
@@ -93,7 +95,7 @@ impl<'a> Commit<'a> {
             }
         }
         for departure in &self.plan.departures {
-            departure.slot.region().block().pins.reopen();
+            departure.pins.iter().for_each(|(_, pins)| pins.reopen());
         }
         let lost = self.plan.departures.iter().filter(|departure| departure.lost).map(|lost| &lost.slot);
         let stuck = self.plan.arrivals.iter().filter(|arrival| arrival.stuck).map(|stuck| &stuck.slot);
@@ -233,19 +235,18 @@ impl Removal for Commit<'_> {
     }
 
     fn wait_for_pins(&mut self) -> Result<(), ChangeError> {
-        let limit = self.space.pin_limit;
-        let departures = self.plan.departures.iter().filter(|departure| !departure.memory_stays);
-        let regions: Vec<_> = departures.map(|departure| departure.slot.region()).collect();
+        let limit = self.pin_limit;
+        let all: Vec<_> = self.plan.departures.iter().flat_map(|departure| &departure.pins).collect();
         // All are asked before the first is waited for.
-        for region in &regions {
-            region.block().pins.close(region.range());
+        for (range, pins) in &all {
+            pins.close(*range);
         }
         let now = Instant::now();
         let deadline = now.checked_add(limit).unwrap_or(now);
-        for region in regions {
-            let holders = region.block().pins.wait_released(deadline);
+        for (range, pins) in all {
+            let holders = pins.wait_released(deadline);
             if !holders.is_empty() {
-                return Err(ChangeError::Pinned { range: region.range(), holders, limit });
+                return Err(ChangeError::Pinned { range: *range, holders, limit });
             }
         }
         Ok(())

@@ -3,19 +3,22 @@
 //! The algebra of the address space, without effects: changes are applied one after the other, each to what the ones
 //! before it have left, and what counts in the end is the difference.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::registry::{Entry, Phase};
+use super::request::{Replug, Request};
 use crate::block::RamBlock;
 use crate::change::{Change, ChangeError};
+use crate::pin::Pins;
 use crate::range::RamRange;
 use crate::region::RamRegion;
 
 /// A region that leaves its place.
 pub(super) struct Leaving {
     pub(super) region: Arc<RamRegion>,
-    /// Its memory comes again: it moves, or its protection changes.
-    pub(super) memory_stays: bool,
+    /// The pins of what does not come again, and where it is.
+    pub(super) pins: Vec<(RamRange, Arc<Pins>)>,
     /// Nothing comes in its stead, so its slot number is free.
     pub(super) frees_id: bool,
 }
@@ -48,30 +51,73 @@ struct Drafted {
 }
 
 impl Draft {
-    /// What `changes` make of `entries`, below `last`, the highest guest-physical address.
-    pub(super) fn of(entries: &[Entry], changes: Vec<Change>, last: u64) -> Result<Self, ChangeError> {
-        let (live, busy): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.phase == Phase::Live);
-        let mut work = Work {
-            regions: live.into_iter().map(Drafted::from).collect(),
-            gone: Vec::new(),
-            busy: busy.into_iter().map(|entry| entry.region.range()).collect(),
-            last,
-        };
-        changes.into_iter().try_for_each(|change| work.apply(change))?;
+    /// What `request` makes of `entries`; outside of `reserved` but for what is plugged, and below `last`, the highest
+    /// guest-physical address.
+    pub(super) fn of(
+        entries: &[Entry],
+        request: Request,
+        reserved: &[RamRange],
+        last: u64,
+    ) -> Result<Self, ChangeError> {
+        let mut work = Work::new(entries, reserved, last);
+        match request {
+            Request::Changes(changes) => changes.into_iter().try_for_each(|change| work.apply(change))?,
+            Request::Replug(replug) => work.replug(replug)?,
+        }
         Ok(work.difference())
+    }
+
+    /// Whether `range` can be reserved.
+    pub(super) fn check_reservation(
+        entries: &[Entry],
+        range: RamRange,
+        reserved: &[RamRange],
+        last: u64,
+    ) -> Result<(), ChangeError> {
+        Work::new(entries, reserved, last).check_free(range, None)
     }
 }
 
 /// The regions while changes are applied.
-struct Work {
+struct Work<'a> {
     regions: Vec<Drafted>,
     gone: Vec<Arc<RamRegion>>,
     /// Ranges that belong to other transactions.
     busy: Vec<RamRange>,
+    /// Ranges in which nothing is but what is plugged.
+    reserved: &'a [RamRange],
     last: u64,
+    /// Something leaves and comes again at the same address.
+    in_place: bool,
 }
 
-impl Work {
+impl<'a> Work<'a> {
+    fn new(entries: &[Entry], reserved: &'a [RamRange], last: u64) -> Self {
+        let (live, busy): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.phase == Phase::Live);
+        Self {
+            regions: live.into_iter().map(Drafted::from).collect(),
+            gone: Vec::new(),
+            busy: busy.into_iter().map(|entry| entry.region.range()).collect(),
+            reserved,
+            last,
+            in_place: false,
+        }
+    }
+
+    fn replug(&mut self, Replug { leave, come }: Replug) -> Result<(), ChangeError> {
+        for &range in &leave {
+            let at = self.find_any(range)?;
+            self.gone.extend(self.regions.swap_remove(at).origin.map(|(region, _)| region));
+        }
+        for (start, block) in come {
+            let range = RamRange { start, size: block.len() };
+            self.check_unmapped(range, None)?;
+            self.in_place |= leave.iter().any(|leaving| leaving.overlaps(&range));
+            self.regions.push(Drafted { origin: None, range, read_only: false, block });
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, change: Change) -> Result<(), ChangeError> {
         match change {
             Change::Map { start, memory, read_only } => {
@@ -112,7 +158,16 @@ impl Work {
         }
     }
 
+    /// A region that is not plugged.
     fn find(&self, range: RamRange) -> Result<usize, ChangeError> {
+        let at = self.find_any(range)?;
+        match self.regions.get(at) {
+            Some(region) if region.block.is_plugged => Err(ChangeError::Plugged(range)),
+            _ => Ok(at),
+        }
+    }
+
+    fn find_any(&self, range: RamRange) -> Result<usize, ChangeError> {
         let found = self.regions.iter().position(|region| region.range == range);
         found.ok_or_else(|| {
             let busy = self.busy.contains(&range);
@@ -128,6 +183,13 @@ impl Work {
         if range.end().is_none_or(|end| end.saturating_sub(1) > self.last) {
             return Err(ChangeError::BeyondAddressSpace { range, last: self.last });
         }
+        if let Some(by) = self.reserved.iter().find(|reserved| reserved.overlaps(&range)) {
+            return Err(ChangeError::Reserved { range, by: *by });
+        }
+        self.check_unmapped(range, but)
+    }
+
+    fn check_unmapped(&self, range: RamRange, but: Option<usize>) -> Result<(), ChangeError> {
         let others = self.regions.iter().enumerate().filter(|(at, _)| Some(*at) != but);
         if let Some((_, with)) = others.into_iter().find(|(_, other)| other.range.overlaps(&range)) {
             return Err(ChangeError::Overlap { range, with: with.range });
@@ -139,8 +201,8 @@ impl Work {
     }
 
     fn difference(self) -> Draft {
-        let gone = |region| Leaving { region, memory_stays: false, frees_id: true };
-        let mut draft = Draft { leaving: self.gone.into_iter().map(gone).collect(), ..Draft::default() };
+        let mut draft = Draft { standstill: self.in_place, ..Draft::default() };
+        let mut leaving: Vec<_> = self.gone.into_iter().map(|region| (region, true)).collect();
         for Drafted { origin, range, read_only, block } in self.regions {
             let mut coming =
                 Coming { region: RamRegion::new(range, read_only, block), id: None, contents: None };
@@ -153,12 +215,30 @@ impl Work {
                 draft.standstill |= !memory_stays || !same_protection;
                 coming.id = Some(id);
                 coming.contents = (!memory_stays).then(|| Arc::clone(&old));
-                draft.leaving.push(Leaving { region: old, memory_stays, frees_id: false });
+                leaving.push((old, false));
             }
             draft.coming.push(coming);
         }
+        let stays: BTreeSet<*const Pins> = draft
+            .coming
+            .iter()
+            .flat_map(|coming| coming.region.block().pins().iter().map(Arc::as_ptr))
+            .collect();
+        let leaving = leaving.into_iter().map(|(region, frees_id)| {
+            let pins = pins_that_go(&region, &stays);
+            Leaving { region, pins, frees_id }
+        });
+        draft.leaving = leaving.collect();
         draft
     }
+}
+
+/// The pins of `region` but for those that `stays` has, each with its part of the region.
+fn pins_that_go(region: &RamRegion, stays: &BTreeSet<*const Pins>) -> Vec<(RamRange, Arc<Pins>)> {
+    let (block, range) = (region.block(), region.range());
+    let starts = (0..).map(|unit: u64| range.start.saturating_add(unit.saturating_mul(block.unit())));
+    let units = starts.zip(block.pins()).filter(|(_, pins)| !stays.contains(&Arc::as_ptr(pins)));
+    units.map(|(start, pins)| (RamRange { start, size: block.unit() }, Arc::clone(pins))).collect()
 }
 
 impl From<&Entry> for Drafted {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::observer::MemoryObserver;
+use crate::pin::Pins;
+use crate::range::RamRange;
 use crate::region::RamRegion;
 use crate::slot::Slot;
 
@@ -20,8 +22,8 @@ pub(super) struct Plan {
 /// A region that leaves its place.
 pub(super) struct Departure {
     pub(super) slot: Slot,
-    /// Its memory comes again, at another address or with another protection.
-    pub(super) memory_stays: bool,
+    /// The pins of what does not come again, at another address, in another region or with another protection, and where it is.
+    pub(super) pins: Vec<(RamRange, Arc<Pins>)>,
     /// It could not be put back.
     pub(super) lost: bool,
 }

@@ -9,8 +9,9 @@ use vmm_core::Retired;
 
 use super::draft::{Coming, Draft};
 use super::plan::{Arrival, Departure, Plan};
+use super::request::Request;
 use crate::GuestMemory;
-use crate::change::{Change, ChangeError};
+use crate::change::ChangeError;
 use crate::observer::MemoryObserver;
 use crate::range::RamRange;
 use crate::region::RamRegion;
@@ -49,6 +50,8 @@ pub(super) struct Registry {
     entries: Vec<Entry>,
     ids: SlotIds,
     observers: Vec<Arc<dyn MemoryObserver>>,
+    /// Ranges in which nothing is but what is plugged.
+    reserved: Vec<RamRange>,
     /// Tables that were replaced and that nobody has waited for yet, the oldest first. The next one who waits destroys them
     /// too, which costs him nothing; the reaper would have a grace period, and a barrier, for each.
     stale: Vec<Retired<GuestMemory>>,
@@ -65,6 +68,7 @@ impl Registry {
             entries: Vec::new(),
             ids: SlotIds::new(slot_limit),
             observers: Vec::new(),
+            reserved: Vec::new(),
             stale: Vec::new(),
             transactions: 0,
             standstill: false,
@@ -81,18 +85,18 @@ impl Registry {
         GuestRegionCollection::from_arc_regions(regions).unwrap_or_default()
     }
 
-    /// Makes a plan of `changes` and marks what it is about; [`end`](Self::end) takes it back. `new_slot` makes a slot
+    /// Makes a plan of `request` and marks what it is about; [`end`](Self::end) takes it back. `new_slot` makes a slot
     /// that does not exist yet.
     pub(super) fn begin(
         &mut self,
-        changes: Vec<Change>,
+        request: Request,
         last_address: u64,
         new_slot: impl Fn(u32, Arc<RamRegion>) -> Slot,
     ) -> Result<Plan, ChangeError> {
         if self.exclusive {
             return Err(ChangeError::AllBusy);
         }
-        let mut draft = Draft::of(&self.entries, changes, last_address)?;
+        let mut draft = Draft::of(&self.entries, request, &self.reserved, last_address)?;
         if draft.standstill && self.standstill {
             return Err(ChangeError::AllBusy);
         }
@@ -104,7 +108,7 @@ impl Registry {
                 && let Some(slot) = entry.slot.take()
             {
                 entry.phase = Phase::Claimed;
-                plan.departures.push(Departure { slot, memory_stays: leaving.memory_stays, lost: false });
+                plan.departures.push(Departure { slot, pins: leaving.pins, lost: false });
             }
         }
         for Coming { region, id, contents } in draft.coming {
@@ -194,6 +198,17 @@ impl Registry {
         self.transactions = self.transactions.saturating_sub(1);
         self.standstill &= !plan.standstill;
         leftovers
+    }
+
+    /// Keeps `range` for what is plugged there.
+    pub(super) fn reserve(&mut self, range: RamRange, last_address: u64) -> Result<(), ChangeError> {
+        Draft::check_reservation(&self.entries, range, &self.reserved, last_address)?;
+        self.reserved.push(range);
+        Ok(())
+    }
+
+    pub(super) fn end_reservation(&mut self, range: RamRange) {
+        self.reserved.retain(|reserved| *reserved != range);
     }
 
     fn entry(&mut self, region: &Arc<RamRegion>) -> Option<&mut Entry> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ impl HostMemory {
             })?;
         }
         if backing.prefault {
-            prefault(&memory.mapping, page_size, stop)?;
+            prefault(&memory.mapping, 0..size, page_size, stop)?;
         }
         Ok(memory)
     }
@@ -152,6 +153,11 @@ impl HostMemory {
     #[must_use]
     pub fn page_size(&self) -> u64 {
         self.page_size
+    }
+
+    /// Makes the pages of `part` ahead of their use.
+    pub(crate) fn populate(&self, part: Range<u64>) -> Result<(), BackingError> {
+        prefault(&self.mapping, part, self.page_size, &|| false)
     }
 
     pub(super) fn mapping(&self) -> &Mapping {

@@ -10,7 +10,7 @@ mod host_memory;
 mod mapping;
 mod prefault;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::fs::File;
 use std::sync::Arc;

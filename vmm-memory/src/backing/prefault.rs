@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -16,18 +17,25 @@ const CHUNK: u64 = 32 << 20;
 /// Most threads: clearing memory is bound by its bandwidth, which a few processors use up.
 const MOST_THREADS: usize = 16;
 
-/// Makes all pages of `mapping`, writable. `stop` is asked before each chunk.
+/// Makes all pages of a `part` of `mapping`, writable. `stop` is asked before each chunk.
 ///
 /// The kernel does it and says what went wrong (`MADV_POPULATE_WRITE`): where a touch would be a signal, because a file has
 /// become shorter or its file system is full, this is an error.
 pub(super) fn prefault(
     mapping: &Mapping,
+    part: Range<u64>,
     page_size: u64,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), BackingError> {
-    let size = mapping.length() as u64;
-    let work =
-        Work { mapping, chunk: CHUNK.max(page_size), next: 0.into(), done: 0.into(), end: Mutex::default() };
+    let size = part.end.saturating_sub(part.start);
+    let work = Work {
+        mapping,
+        chunk: CHUNK.max(page_size),
+        behind: part.end,
+        next: part.start.into(),
+        done: 0.into(),
+        end: Mutex::default(),
+    };
     let threads = threads(size.div_ceil(work.chunk));
     thread::scope(|scope| {
         for _ in 1..threads {
@@ -65,6 +73,8 @@ enum End {
 struct Work<'a> {
     mapping: &'a Mapping,
     chunk: u64,
+    /// Where the part ends.
+    behind: u64,
     /// Where the next chunk begins; only a number to divide the work by.
     next: AtomicU64,
     /// Bytes that are there; read when all threads have been joined.
@@ -76,16 +86,15 @@ struct Work<'a> {
 impl Work<'_> {
     /// Makes chunk after chunk, as long as there is one and nobody has a reason to end.
     fn run(&self, stop: &(dyn Fn() -> bool + Sync)) {
-        let length = self.mapping.length() as u64;
         loop {
             let start = self.next.fetch_add(self.chunk, Ordering::Relaxed);
-            if start >= length || self.has_ended() {
+            if start >= self.behind || self.has_ended() {
                 return;
             }
             if stop() {
                 return self.end(End::Stopped);
             }
-            let size = self.chunk.min(length.saturating_sub(start));
+            let size = self.chunk.min(self.behind.saturating_sub(start));
             match self.populate(start, size) {
                 Ok(()) => _ = self.done.fetch_add(size, Ordering::Relaxed),
                 Err(error) => return self.end(End::Failed(error)),
@@ -129,7 +138,7 @@ mod tests {
     #[test]
     fn every_page_is_there_afterwards() {
         let mapping = anonymous();
-        prefault(&mapping, 4096, &|| false).unwrap();
+        prefault(&mapping, 0..mapping.length() as u64, 4096, &|| false).unwrap();
         assert_eq!(Vma::at(mapping.start() as usize).unwrap().bytes("Rss"), LENGTH as u64);
     }
 
@@ -138,7 +147,7 @@ mod tests {
         let mapping = anonymous();
         let asked = AtomicUsize::new(0);
         let stop = || asked.fetch_add(1, Ordering::Relaxed) != 0;
-        let error = prefault(&mapping, 4096, &stop).unwrap_err();
+        let error = prefault(&mapping, 0..mapping.length() as u64, 4096, &stop).unwrap_err();
         assert!(matches!(error, BackingError::Stopped { done: CHUNK, .. }), "{error}");
         assert!(asked.load(Ordering::Relaxed) <= 1 + MOST_THREADS);
         // A transparent huge page can go beyond the end of the chunk.
@@ -153,7 +162,7 @@ mod tests {
         let mapping = Mapping::reserve(LENGTH, 4096).unwrap();
         mapping.place(Source::Shared(file.as_fd(), 0)).unwrap();
         file.set_len(CHUNK).unwrap();
-        let error = prefault(&mapping, 4096, &|| false).unwrap_err();
+        let error = prefault(&mapping, 0..mapping.length() as u64, 4096, &|| false).unwrap_err();
         assert!(matches!(error, BackingError::Prefault { done: ..=CHUNK, .. }), "{error:?}");
     }
 

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 /// One mapping of this process, as `/proc/self/smaps` describes it.
 #[derive(Debug)]
-pub(super) struct Vma(String);
+pub(crate) struct Vma(String);
 
 impl Vma {
     /// The mapping that contains `address`.
-    pub(super) fn at(address: usize) -> Option<Self> {
+    pub(crate) fn at(address: usize) -> Option<Self> {
         let text = fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = text.lines();
         let first = lines.find(|line| range(line).is_some_and(|range| range.contains(&address)))?;
@@ -17,24 +17,24 @@ impl Vma {
         Some(Self(std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n")))
     }
 
-    pub(super) fn range(&self) -> Range<usize> {
+    pub(crate) fn range(&self) -> Range<usize> {
         range(self.0.lines().next().unwrap()).unwrap()
     }
 
     /// `rw-p` and so on.
-    pub(super) fn access(&self) -> &str {
+    pub(crate) fn access(&self) -> &str {
         self.0.split(' ').nth(1).unwrap()
     }
 
     /// The value of a field in bytes.
-    pub(super) fn bytes(&self, field: &str) -> u64 {
+    pub(crate) fn bytes(&self, field: &str) -> u64 {
         let mut lines = self.0.lines().filter_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let text = lines.next().unwrap_or_else(|| panic!("no {field} in {}", self.0));
         text.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
     /// Whether the flag of two letters is there, by proc(5).
-    pub(super) fn has(&self, flag: &str) -> bool {
+    pub(crate) fn has(&self, flag: &str) -> bool {
         let flags = self.0.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
         flags.split_whitespace().any(|word| word == flag)
     }
