@@ -1,10 +1,12 @@
 //! What tests and benchmarks share: the harness around the monitor, and the benchmarks' measuring side.
 
 pub mod bench;
+pub mod existing_slots;
 pub mod harness;
 pub mod kicks;
 pub mod live_bus;
 pub mod live_memory;
+pub mod plugging;
 pub mod ringing;
 pub mod sequence;
 pub mod small_machine;

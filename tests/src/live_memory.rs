@@ -1,17 +1,20 @@
 //! `LiveMemory`: guest RAM that changes all the time, a device that copies through it, and what both must find. The guest's
 //! side is in `tests/guests/slots.S`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vmm_core::Deferred;
-use vmm_memory::{AddressSpace, Change, HostMemory, PinHolder, RamRange};
+use vmm_memory::{
+    AddressSpace, Backing, BackingKind, Change, HostMemory, MemoryObserver, ObserverError, PinHolder,
+    RamRange, RamRegion,
+};
 use vmm_vcpu::ExitHandler;
 
 /// The range that changes. As the guest has it.
-const WINDOW: u64 = 0x4000_0000;
+pub(crate) const WINDOW: u64 = 0x4000_0000;
 const STRIDE: u64 = 0x10_0000;
 const HOLE: u64 = place(5);
 const WINDOW_END: u64 = place(6);
@@ -46,12 +49,13 @@ const fn region(number: u64) -> RamRange {
 }
 
 /// Memory for a region.
-///
-/// # Errors
-///
-/// The host has none.
-pub fn memory() -> Result<HostMemory> {
+fn memory() -> Result<HostMemory> {
     Ok(HostMemory::anonymous(SIZE)?)
+}
+
+/// The same with a descriptor.
+fn shared_memory() -> Result<HostMemory> {
+    Ok(HostMemory::reserve(&Backing::new(BackingKind::Memfd), SIZE)?)
 }
 
 /// Maps what is there at the beginning of each round of changes.
@@ -70,8 +74,9 @@ pub fn map_all(space: &AddressSpace) -> Result<()> {
 ///
 /// The host has no memory.
 pub fn round() -> Result<Vec<Vec<Change>>> {
-    let comes =
-        || Ok::<_, anyhow::Error>(Change::Map { start: COMES.start, memory: memory()?, read_only: false });
+    let comes = || {
+        Ok::<_, anyhow::Error>(Change::Map { start: COMES.start, memory: shared_memory()?, read_only: false })
+    };
     let goes = || Change::Unmap(COMES);
     let moves = |range, to: RamRange| Change::Move { range, to: to.start };
     let replaced = || Ok::<_, anyhow::Error>(Change::Replace { range: STAYS, memory: memory()? });
@@ -167,6 +172,60 @@ impl ExitHandler for Outside {
             self.fail(UNKNOWN);
         }
         None
+    }
+}
+
+/// An observer with a map of its own, which must always be one that it could have.
+#[derive(Debug, Default)]
+pub struct Mirror {
+    mapped: Mutex<Vec<RamRange>>,
+    followed: AtomicU64,
+}
+
+impl Mirror {
+    /// What it maps, by address.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<RamRange> {
+        let mut ranges = self.mapped().clone();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    /// How often it was told of a region.
+    #[must_use]
+    pub fn followed(&self) -> u64 {
+        self.followed.load(Ordering::Relaxed)
+    }
+
+    fn mapped(&self) -> MutexGuard<'_, Vec<RamRange>> {
+        self.followed.fetch_add(1, Ordering::Relaxed);
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemoryObserver for Mirror {
+    fn name(&self) -> &'static str {
+        "mirror"
+    }
+
+    fn map(&self, region: &RamRegion) -> Result<(), ObserverError> {
+        let mut mapped = self.mapped();
+        let range = region.range();
+        let is_free = |other: &RamRange| {
+            other.start + other.size <= range.start || range.start + range.size <= other.start
+        };
+        if !mapped.iter().all(is_free) {
+            return Err(format!("{range} is mapped already").into());
+        }
+        mapped.push(range);
+        Ok(())
+    }
+
+    fn unmap(&self, region: &RamRegion) -> Result<(), ObserverError> {
+        let mut mapped = self.mapped();
+        let at = mapped.iter().position(|range| *range == region.range());
+        mapped.swap_remove(at.ok_or_else(|| format!("{} is not mapped", region.range()))?);
+        Ok(())
     }
 }
 

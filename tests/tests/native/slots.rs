@@ -1,16 +1,22 @@
 //! Slots: guest RAM that changes while vCPUs and a device use it.
 
+use std::env;
 use std::fs;
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use vmm_memory::{AddressSpace, Change, HostMemory};
-use vmm_tests::harness::{guest, stress, until};
-use vmm_tests::live_memory::{self, Copied, Copier, Outside};
+use nix::unistd::Pid;
+use vmm_core::Vm;
+use vmm_memory::{AddressSpace, Backing, Change, HostMemory, HotplugRegion};
+use vmm_tests::existing_slots::existing_slots;
+use vmm_tests::harness::{Process, guest, stress, until};
+use vmm_tests::live_memory::{self, Copied, Copier, Mirror, Outside};
+use vmm_tests::plugging::{self, Plugging};
 use vmm_tests::sequence::Sequence;
 use vmm_tests::small_machine::SmallMachine;
 use vmm_tests::standstill::Standstill;
@@ -23,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         code_stack_and_page_tables_are_replaced_and_the_guest_does_not_notice,
         the_clock_page_is_replaced_and_the_time_goes_on,
         what_is_done_while_a_machine_is_paused_leaves_it_paused,
+        a_guest_plugs_and_unplugs_the_memory_beside_the_one_it_uses,
     ]
 }
 
@@ -37,11 +44,12 @@ struct Running {
     vcpus: Arc<Vcpus>,
     ended: Receiver<VcpuEnd>,
     space: Arc<AddressSpace>,
+    vm: Arc<Vm>,
 }
 
 impl Running {
     fn start<H: ExitHandler + 'static>(name: &str, cpus: u32, device: &Arc<H>) -> Result<Self> {
-        let SmallMachine { vcpus, memory, .. } = SmallMachine::boot_in(RAM_SIZE, &guest(name), cpus, 0)?;
+        let SmallMachine { vcpus, memory, vm, .. } = SmallMachine::boot_in(RAM_SIZE, &guest(name), cpus, 0)?;
         let (sender, ended) = channel();
         let threads = vcpus.into_iter().map(|vcpu| {
             let sender = sender.clone();
@@ -52,7 +60,7 @@ impl Running {
         });
         let vcpus = Arc::new(Vcpus::new(threads.collect::<Result<_, _>>()?));
         memory.set_machine(Arc::new(Standstill(Arc::clone(&vcpus))));
-        Ok(Self { vcpus, ended, space: Arc::new(memory) })
+        Ok(Self { vcpus, ended, space: Arc::new(memory), vm })
     }
 
     /// Whether the guest still runs.
@@ -64,23 +72,56 @@ impl Running {
     }
 }
 
-/// Mappings of this process that can only be regions of [`live_memory`].
-fn mappings() -> Result<usize> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    let is_one = |line: &&str| {
-        let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).unwrap_or_default();
-        let number = |text| u64::from_str_radix(text, 16).unwrap_or(0);
-        line.contains(" rw-p ") && number(end).wrapping_sub(number(start)) == live_memory::SIZE
-    };
-    Ok(maps.lines().filter(is_one).count())
+/// Runs the trial `name` in a process of its own, of which all can be counted; `run` is what it does there.
+fn alone(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    const ALONE: &str = "VMM_ALONE";
+    if env::var_os(ALONE).is_some() {
+        return run();
+    }
+    let program = env::current_exe().context("finding this program")?;
+    let output =
+        Command::new(program).args(["--exact", &format!("slots::{name}")]).env(ALONE, "1").output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    ensure!(output.status.success() && said.contains("1 passed"), "{}: {said}{errors}", output.status);
+    Ok(())
+}
+
+/// What changes may not leave behind.
+#[derive(Debug, PartialEq, Eq)]
+struct Footprint {
+    /// Mappings that can only be regions of [`live_memory`].
+    mappings: usize,
+    descriptors: usize,
+}
+
+impl Footprint {
+    fn now() -> Result<Self> {
+        let maps = fs::read_to_string("/proc/self/maps")?;
+        let is_region = |line: &&str| {
+            let (start, end) =
+                line.split(' ').next().and_then(|range| range.split_once('-')).unwrap_or_default();
+            let number = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+            line.contains(" rw-") && number(end).wrapping_sub(number(start)) == live_memory::SIZE
+        };
+        let mappings = maps.lines().filter(is_region).count();
+        Ok(Self { mappings, descriptors: Process::new(Pid::this()).descriptors()? })
+    }
 }
 
 fn ram_changes_under_two_cpus_and_a_device_and_nothing_is_lost() -> Result<()> {
+    alone("ram_changes_under_two_cpus_and_a_device_and_nothing_is_lost", change_ram)
+}
+
+fn change_ram() -> Result<()> {
     let outside = Arc::new(Outside::default());
+    let nothing = Footprint::now()?;
     let machine = Running::start("slots", 2, &outside)?;
     live_memory::map_all(&machine.space)?;
-    ensure!(mappings()? == 3);
-    let before = machine.space.ranges();
+    let (before, ranges) = (Footprint::now()?, machine.space.ranges());
+    ensure!(before.mappings == 3, "{before:?}");
+    let mirror = Arc::new(Mirror::default());
+    machine.space.add_observer(mirror.clone())?;
     let over = AtomicBool::new(false);
     machine.vcpus.resume();
     let copied = std::thread::scope(|scope| {
@@ -95,11 +136,19 @@ fn ram_changes_under_two_cpus_and_a_device_and_nothing_is_lost() -> Result<()> {
     let Copied { done, refused, pinned } = copied;
     ensure!(done != 0 && refused != 0 && pinned != 0, "{copied:?}");
     ensure!(outside.accesses() != 0 && outside.rounds() != 0);
-    ensure!(machine.space.ranges() == before);
+    ensure!(machine.space.ranges() == ranges && mirror.ranges() == ranges, "{mirror:?}");
+    ensure!(mirror.followed() != 0);
     // The last transaction has waited for all who read the tables before it.
-    ensure!(mappings()? == 3, "{} mappings", mappings()?);
-    drop(machine);
-    ensure!(mappings()? == 0, "{} mappings", mappings()?);
+    let after = Footprint::now()?;
+    ensure!(after == before, "{after:?}, before {before:?}");
+    let Running { vcpus, space, vm, .. } = machine;
+    drop(space);
+    drop(vcpus);
+    let slots = existing_slots(&vm, 0..64);
+    ensure!(slots.is_empty(), "KVM has the slots {slots:?}");
+    drop(vm);
+    let after = Footprint::now()?;
+    ensure!(after == nothing, "{after:?}, before {nothing:?}");
     Ok(())
 }
 
@@ -107,6 +156,7 @@ fn ram_changes_under_two_cpus_and_a_device_and_nothing_is_lost() -> Result<()> {
 fn change(machine: &Running, outside: &Outside) -> Result<()> {
     let changes = stress(1_000_000);
     let mut done = 0;
+    let mut resident = None;
     while done < changes {
         for transaction in live_memory::round()? {
             done += transaction.len() as u64;
@@ -115,12 +165,25 @@ fn change(machine: &Running, outside: &Outside) -> Result<()> {
         }
         outside.ensure_right().with_context(|| format!("after {done} changes"))?;
         machine.ensure_running()?;
+        if done >= changes / 50 && resident.is_none() {
+            resident = Some(resident_now()?);
+        }
     }
+    let (before, after) = (resident.context("no changes")?, resident_now()?);
+    // Less than a byte for each change, of which one leaves at least a page if it leaves any.
+    ensure!(after < before + MOST_GROWTH, "{after} bytes are resident, {before} were");
     let rounds = outside.rounds();
     until(Instant::now() + DEADLINE, "vCPUs that go on", || {
         outside.ensure_right()?;
         Ok((outside.rounds() > rounds).then_some(()))
     })
+}
+
+/// What stacks and the allocator may come to need in the course of a trial.
+const MOST_GROWTH: u64 = 512 << 10;
+
+fn resident_now() -> Result<u64> {
+    Process::new(Pid::this()).resident()
 }
 
 /// Replaces all of the guest's RAM, again and again, while it checks itself.
@@ -201,4 +264,56 @@ fn what_is_done_while_a_machine_is_paused_leaves_it_paused() -> Result<()> {
     ensure!(device.rounds() == rounds, "the guest runs while it is held");
     machine.vcpus.let_go();
     goes_on(&device)
+}
+
+fn a_guest_plugs_and_unplugs_the_memory_beside_the_one_it_uses() -> Result<()> {
+    let ports = Arc::new(Plugging::default());
+    let machine = Running::start("plug", 2, &ports)?;
+    let ranges = machine.space.ranges();
+    let region = HotplugRegion::reserve(&machine.space, plugging::LAYOUT, &Backing::default())?;
+    let over = AtomicBool::new(false);
+    let done = AtomicU64::new(0);
+    machine.vcpus.resume();
+    let (served, found) = std::thread::scope(|scope| {
+        let server =
+            scope.spawn(|| ports.serve(&region, |served| done.store(served.done, Ordering::Relaxed)));
+        let device = scope.spawn(|| plugging::access_blocks(&machine.space, || over.load(Ordering::Relaxed)));
+        let goes_on =
+            watch_plugging(&machine, &ports, &done, || server.is_finished() || device.is_finished());
+        over.store(true, Ordering::Relaxed);
+        ports.end();
+        let served = server.join().unwrap_or_else(|_| bail!("the server panicked"));
+        let found = device.join().unwrap_or_else(|_| bail!("the device panicked"));
+        let (served, found) = (served?, found?);
+        goes_on?;
+        Ok::<_, anyhow::Error>((served, found))
+    })?;
+    ensure!(
+        served.busy != 0 && found.done != 0 && found.refused != 0 && found.pinned != 0,
+        "{served:?} {found:?}"
+    );
+    ensure!(ports.outside.accesses() != 0);
+    region.unplug_all()?;
+    ensure!(machine.space.ranges() == ranges && region.plugged_size() == 0);
+    Ok(())
+}
+
+/// Until so many blocks were plugged and unplugged, or somebody `is_finished`.
+fn watch_plugging(
+    machine: &Running,
+    ports: &Plugging,
+    done: &AtomicU64,
+    is_finished: impl Fn() -> bool,
+) -> Result<()> {
+    let changes = stress(200_000);
+    let mut before = 0;
+    while before < changes && !is_finished() {
+        before = until(Instant::now() + DEADLINE, "blocks that are plugged", || {
+            ports.outside.ensure_right()?;
+            machine.ensure_running()?;
+            let done = done.load(Ordering::Relaxed);
+            Ok((done > before || is_finished()).then_some(done))
+        })?;
+    }
+    Ok(())
 }
