@@ -69,8 +69,15 @@ const HUGE_PAGES: [&str; 2] = ["2M=128", "1G=1"];
 const SECOND_ATTEMPTS: usize = 5;
 
 /// The benchmarks that the native suite runs with few rounds, from the same build.
-const BENCH_PROGRAMS: [&str; 6] =
-    ["raw_startup", "bench_kick", "bench_pause", "bench_inl", "bench_doorbell", "bench_reconfigure"];
+const BENCH_PROGRAMS: [&str; 7] = [
+    "raw_startup",
+    "bench_kick",
+    "bench_pause",
+    "bench_inl",
+    "bench_doorbell",
+    "bench_reconfigure",
+    "bench_slots",
+];
 
 /// In the environment, trials take the time that they need; suites read it too.
 const FULL: &str = "VMM_FULL";

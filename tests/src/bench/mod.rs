@@ -32,6 +32,8 @@ pub mod raw_vm;
 pub mod report;
 pub mod scripted_exits;
 pub mod series;
+pub mod slot_probe;
+pub mod slot_reads;
 pub mod stats;
 pub mod subject;
 pub mod thread_calls;

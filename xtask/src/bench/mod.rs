@@ -50,6 +50,8 @@ pub enum Bench {
     Inl,
     /// What each backing of guest memory costs at start, and what a discard leaves.
     Memory,
+    /// Reads of the table of guest RAM while it changes, what changes cost, and what the guest notices of them.
+    Slots,
 }
 
 /// The command line of `cargo xtask bench`.
@@ -121,6 +123,7 @@ impl Bench {
             Self::Pause => "pause",
             Self::Inl => "inl",
             Self::Memory => "memory",
+            Self::Slots => "slots",
         }
     }
 }
@@ -200,7 +203,8 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_a_process_takes_no_peers() {
-        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl", "memory"] {
+        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl", "memory"]
+        {
             let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
             assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
         }
