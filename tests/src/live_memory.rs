@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
@@ -68,6 +69,9 @@ pub fn map_all(space: &AddressSpace) -> Result<()> {
     Ok(space.place(all.iter().map(|range| Ok((range.start, memory()?))).collect::<Result<_>>()?)?)
 }
 
+/// Pairs of transactions of several changes in a round.
+const TOGETHER: usize = 4;
+
 /// One round of changes, after which all is where it was. Each list is a transaction.
 ///
 /// # Errors
@@ -79,19 +83,25 @@ pub fn round() -> Result<Vec<Vec<Change>>> {
     };
     let goes = || Change::Unmap(COMES);
     let moves = |range, to: RamRange| Change::Move { range, to: to.start };
-    let replaced = || Ok::<_, anyhow::Error>(Change::Replace { range: STAYS, memory: memory()? });
+    let elsewhere = |range| Ok::<_, anyhow::Error>(Change::Replace { range, memory: memory()? });
     let guarded = |read_only| Change::Protect { range: GUARDED, read_only };
-    Ok(vec![
+    let mut round = vec![
         vec![comes()?],
         vec![moves(HERE, THERE)],
-        vec![replaced()?],
+        vec![elsewhere(STAYS)?],
         vec![guarded(true)],
         vec![goes()],
         vec![moves(THERE, HERE)],
         vec![guarded(false)],
-        vec![comes()?, moves(HERE, THERE), replaced()?, guarded(true)],
-        vec![goes(), moves(THERE, HERE), replaced()?, guarded(false)],
-    ])
+    ];
+    // Several in one standstill: most of the changes in a fraction of the time.
+    for _ in 0..TOGETHER {
+        round.extend([
+            vec![comes()?, moves(HERE, THERE), elsewhere(THERE)?, elsewhere(STAYS)?, guarded(true)],
+            vec![goes(), moves(THERE, HERE), elsewhere(HERE)?, elsewhere(STAYS)?, guarded(false)],
+        ]);
+    }
+    Ok(round)
 }
 
 /// Answers a guest outside of its RAM, and hears how far its vCPUs are.
@@ -240,6 +250,9 @@ pub struct Copied {
     pub pinned: u64,
 }
 
+/// Between two rounds of a device.
+const REST: Duration = Duration::from_micros(100);
+
 /// A device that accesses the RAM by tables and, now and then, by pins.
 pub struct Copier {
     space: Arc<AddressSpace>,
@@ -273,6 +286,9 @@ impl Copier {
             self.check_cells().with_context(|| format!("{:?}", self.copied))?;
             self.copy(&content)?;
             self.access_by_pin()?;
+            // As a device that waits for its next request. One that never sleeps would have the vCPUs, and whoever waits for
+            // them, wait for a CPU.
+            std::thread::sleep(REST);
         }
         Ok(self.copied)
     }

@@ -152,7 +152,8 @@ fn change_ram() -> Result<()> {
     Ok(())
 }
 
-/// A million changes, of which no kind has less than a tenth; at the end the guest still goes on.
+/// A million changes, of which no kind has less than a tenth: of 47 in a round, 5 map and 5 unmap. At the end the guest
+/// still goes on.
 fn change(machine: &Running, outside: &Outside) -> Result<()> {
     let changes = stress(1_000_000);
     let mut done = 0;
