@@ -2,9 +2,13 @@
 
 pub mod bench;
 pub mod cpus;
+pub mod existing_slots;
 pub mod harness;
 pub mod kicks;
 pub mod live_bus;
+pub mod live_memory;
+pub mod plugging;
 pub mod ringing;
 pub mod sequence;
 pub mod small_machine;
+pub mod standstill;

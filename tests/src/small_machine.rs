@@ -10,7 +10,7 @@ use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
 use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
 use vmm_core::seam::{InterruptVm, MemorySlots};
 use vmm_core::{Kvm, Vm};
-use vmm_memory::{AddressSpace, RamRange};
+use vmm_memory::{AddressSpace, Backing, RamRange};
 use vmm_vcpu::Vcpu;
 use vmm_vcpu::x86_64::{CpuidTemplate, VcpuState};
 
@@ -127,7 +127,7 @@ impl SmallMachine {
         let vm = Arc::new(Vm::create(kvm)?);
         vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
         let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
-        memory.map(&[RamRange { start: 0, size }])?;
+        memory.map(&[RamRange { start: 0, size }], &Backing::default())?;
         match irqchip {
             Irqchip::Kernel => vm.create_irqchip()?,
             Irqchip::Split => {

@@ -9,6 +9,7 @@ mod linux {
     pub mod dedicated;
     pub mod ends;
     pub mod irqchip;
+    pub mod memory;
     pub mod shell;
 }
 
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         linux::console::trials(),
         linux::ends::trials(),
         linux::irqchip::trials(),
+        linux::memory::trials(),
     ];
     let small = small.into_iter().flatten().map(|trial| (1, trial));
     let large = linux::dedicated::trials().into_iter().map(|trial| (2, trial));

@@ -19,8 +19,10 @@ mod native {
     pub mod kicks;
     pub mod lifecycle;
     pub mod limits;
+    pub mod memory;
     pub mod outputs;
     pub mod pause;
+    pub mod slots;
     pub mod smp;
     pub mod state;
     pub mod stats;
@@ -69,8 +71,10 @@ fn main() -> ExitCode {
         native::kicks::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),
+        native::memory::trials(),
         native::outputs::trials(),
         native::pause::trials(),
+        native::slots::trials(),
         native::smp::trials(),
         native::state::trials(),
         native::stats::trials(),

@@ -9,8 +9,8 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, Irqchip, Kick, LogFormat, LogLevel, MemorySize, OnReset, OnTripleFault, SerialMode,
-    StatsFormat, StatsOutput, cpu, duration, scheduler, value,
+    Affinity, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking, MemorySize, OnReset,
+    OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, scheduler, value,
 };
 use crate::control::operations::Operation;
 use crate::control::wire;
@@ -217,6 +217,33 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true)]
     pub memory: Option<MemorySize>,
 
+    /// Guest RAM on the host: anonymous, memfd, shared-file=PATH or private-file=PATH [default: anonymous]
+    ///
+    /// The guest writes to a shared file; of a private one the monitor keeps copies of what the guest writes.
+    #[arg(long, value_name = "BACKING", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true)]
+    pub memory_backing: Option<MemoryBacking>,
+
+    /// Pages of guest RAM: none (what the host makes of it), transparent, 2M or 1G [default: none]
+    #[arg(long, value_name = "SIZE", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub huge_pages: Option<HugePages>,
+
+    /// Make all pages of guest RAM before it starts: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub prefault: Option<bool>,
+
+    /// Keep guest RAM from being swapped out: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub lock_memory: Option<bool>,
+
+    /// Guest RAM in core dumps: true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub dump_memory: Option<bool>,
+
     /// When the guest resets: exit (end with 0) or restart (in this process) [default: exit]
     #[arg(long, value_name = "ACTION", help_heading = "Machine")]
     #[arg(allow_hyphen_values = true, hide_possible_values = true)]
@@ -334,11 +361,11 @@ mod tests {
 
     #[test]
     fn a_value_with_a_hyphen_is_not_taken_for_a_flag() {
-        for flag in ["--grace-time", "--serial"] {
+        for flag in ["--grace-time", "--serial", "--memory-backing"] {
             assert!(refusal(&[flag, "-5"]).contains(&format!("invalid value '-5' for '{flag}")));
         }
         let words = ["--on-triple-fault", "--log-level", "--log-format", "--stats-format"];
-        for flag in ["--kick", "--irqchip", "--on-reset"].into_iter().chain(words) {
+        for flag in ["--kick", "--irqchip", "--on-reset", "--huge-pages"].into_iter().chain(words) {
             let error = parse(&[flag, "-5"]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidValue);
             assert!(error.to_string().contains("possible values: "), "{error}");

@@ -1,7 +1,7 @@
 //! The event loop of the main thread: signals, the keys of the user, the guest's input, the control socket's wish for an
 //! end, and the end of the machine.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -135,27 +135,46 @@ pub(crate) fn run(inputs: Inputs<'_>, console: &mut Console, machine: &Machine, 
     }
 }
 
-/// Waits for `time` between two lives of a machine; `Some`: it has been asked not to live again.
+/// What a wait before a life of a machine is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Until<'fd> {
+    /// This time has passed.
+    Passed(Duration),
+    /// This descriptor is ready.
+    Ready(BorrowedFd<'fd>),
+}
+
+/// Waits before a life of a machine; `Some`: it has been asked not to live.
 pub(crate) fn pause(
     signals: &Signals,
     control: &Control,
     console: &mut Console,
-    time: Duration,
+    until: Until<'_>,
 ) -> Option<Ended> {
-    let deadline = Instant::now() + time;
+    let deadline = match until {
+        Until::Passed(time) => Some(Instant::now() + time),
+        Until::Ready(_) => None,
+    };
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
             return None;
         }
         console.look_for_terminal();
-        let mut fds =
-            [signals.as_fd(), control.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN)).to_vec();
+        let awaited = match until {
+            Until::Passed(_) => None,
+            Until::Ready(fd) => Some(fd),
+        };
+        let polled = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds: Vec<_> =
+            [signals.as_fd(), control.as_fd()].into_iter().chain(awaited).map(polled).collect();
+        let input_at = fds.len();
         fds.extend(console.input());
         // A failure leaves nothing ready; the time passes all the same.
-        let _ = poll(&mut fds, at_least(left));
+        let _ = poll(&mut fds, left.map_or(PollTimeout::NONE, at_least));
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        let (signal, asked, input) = (ready(0), ready(1), ready(2));
+        let (signal, asked, input) = (ready(0), ready(1), ready(input_at));
+        let is_over = awaited.is_some() && ready(2);
         match signal.then(|| signals.next()).flatten() {
             Some(Asked::Stop(signal)) => {
                 let event = VmEvent::UserStop(signal.as_str());
@@ -169,6 +188,9 @@ pub(crate) fn pause(
         }
         if input && console.receive(None) {
             return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), asked: None, forced: None });
+        }
+        if is_over {
+            return None;
         }
     }
 }

@@ -1,11 +1,16 @@
 //! `run`: the main job, from a configuration to an exit code.
 
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use nix::sys::eventfd::EventFd;
 use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents, prepare_readers};
 
 use crate::acpi;
@@ -13,8 +18,9 @@ use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Console, OpenError};
 use crate::control::{self, Control, Publication};
-use crate::event_loop::{self, Ended, Inputs};
-use crate::machine::{Machine, layout};
+use crate::event_loop::{self, Ended, Inputs, Until};
+use crate::machine::{Machine, Resources, layout};
+use crate::memory::{self, Ram};
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
@@ -49,6 +55,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let processors = Processors::prepare(&kvm, &config.cpu)?;
+    memory::check(&config.memory)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
@@ -57,8 +64,13 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let control = Control::open(config).map_err(control_failure)?;
     let (ended, life) = loop {
         let started = Instant::now();
+        let ram = match reserve(config, &signals, &control, &mut console)? {
+            ControlFlow::Continue(ram) => ram,
+            ControlFlow::Break(ended) => break (ended, None),
+        };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let machine = Machine::build(&kvm, config, &processors, &source, &console, &events)?;
+        let resources = Resources { processors: &processors, ram };
+        let machine = Machine::build(&kvm, config, resources, &source, &console, &events)?;
         machine.resume();
         // Not before: a client's pause would be undone.
         let life = Life { _published: control.publish(machine.handle()), machine };
@@ -73,7 +85,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         drop(life);
         control.starts_again();
         let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
-        if let Some(ended) = event_loop::pause(&signals, &control, &mut console, left) {
+        if let Some(ended) = event_loop::pause(&signals, &control, &mut console, Until::Passed(left)) {
             break (ended, None);
         }
     };
@@ -92,6 +104,47 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         output.write(&report);
     }
     Ok(ExitCode::from(code))
+}
+
+/// Reserves RAM for one life of the machine. While pages are made, which may take minutes, the machine can be asked not to
+/// live.
+fn reserve(
+    config: &VmConfig,
+    signals: &Signals,
+    control: &Control,
+    console: &mut Console,
+) -> Result<ControlFlow<Ended, Ram>, Failure> {
+    let ranges = layout::ram(config.memory.size.bytes());
+    let stop = AtomicBool::new(false);
+    let reserve = || memory::reserve(&config.memory, &ranges, &|| stop.load(Ordering::Relaxed));
+    if !config.memory.prefault {
+        return reserve()?.map(ControlFlow::Continue).ok_or_else(memory::lost);
+    }
+    let done = EventFd::new().context("an eventfd").map_err(Failure::host_cannot)?;
+    thread::scope(|scope| {
+        let making = thread::Builder::new().name("memory".into()).spawn_scoped(scope, || {
+            let _done = Done(&done);
+            reserve()
+        });
+        let making = making.context("a thread").map_err(Failure::host_cannot)?;
+        let ended = event_loop::pause(signals, control, console, Until::Ready(done.as_fd()));
+        stop.store(ended.is_some(), Ordering::Relaxed);
+        let made = making.join().map_err(|_| memory::lost())?;
+        match ended {
+            Some(ended) => Ok(ControlFlow::Break(ended)),
+            None => made?.map(ControlFlow::Continue).ok_or_else(memory::lost),
+        }
+    })
+}
+
+/// Says that a thread has come to its end, however.
+struct Done<'a>(&'a EventFd);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        // It fails only where the count is at its end.
+        let _ = self.0.write(1);
+    }
 }
 
 /// A machine from its start to its end. Nobody else has it when it is dropped.

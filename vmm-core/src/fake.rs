@@ -2,6 +2,7 @@
 //! names.
 
 mod interrupts;
+mod slots;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,13 +12,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::IoctlError;
 use crate::irq::MsiMessage;
-use crate::seam::{DoorbellAddress, DoorbellFds, MemorySlot, MemorySlots};
+use crate::seam::{DoorbellAddress, DoorbellFds, MemorySlot};
 use interrupts::Interrupts;
+use slots::Slots;
 
 /// A call that reached the fake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FakeCall {
-    /// [`MemorySlots::set_memory_slot`].
+    /// [`MemorySlots::set_memory_slot`](crate::seam::MemorySlots::set_memory_slot).
     SetSlot(MemorySlot),
     /// [`DoorbellFds::attach_doorbell`].
     AttachDoorbell(DoorbellAddress),
@@ -42,6 +44,7 @@ struct State {
     calls: Vec<FakeCall>,
     failures: Vec<(usize, i32)>,
     interrupts: Interrupts,
+    slots: Slots,
     doorbells: Vec<(DoorbellAddress, RawFd)>,
 }
 
@@ -97,13 +100,6 @@ fn collide(one: &DoorbellAddress, other: &DoorbellAddress) -> bool {
         one.datamatch.is_none() || other.datamatch.is_none() || one.datamatch == other.datamatch;
     (one.space, one.address) == (other.space, other.address)
         && (one.width == 0 || other.width == 0 || one.width == other.width && same_values)
-}
-
-impl MemorySlots for FakeVm {
-    #[expect(unsafe_code, reason = "the trait's contract; the fake never touches the memory")]
-    unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError> {
-        self.record("KVM_SET_USER_MEMORY_REGION", FakeCall::SetSlot(*slot))
-    }
 }
 
 impl DoorbellFds for FakeVm {

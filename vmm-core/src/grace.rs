@@ -172,12 +172,12 @@ struct Lists {
 }
 
 impl Readers {
-    fn new(barrier: Barrier) -> Self {
+    pub(crate) fn new(barrier: Barrier) -> Self {
         Self { lists: Mutex::new(Lists::default()), left: Condvar::new(), barrier }
     }
 
     /// A reader for a thread that has none.
-    fn join(&self) -> &'static Reader {
+    pub(crate) fn join(&self) -> &'static Reader {
         let mut lists = lock(&self.lists);
         let fenced = self.barrier.readers_are_fenced();
         let reader = lists.free.pop().unwrap_or_else(|| Box::leak(Box::new(Reader::new(fenced))));

@@ -24,6 +24,8 @@ mod ioctl;
 pub mod irq;
 mod kvm;
 mod log_limit;
+#[cfg(loom)]
+pub mod model;
 mod published;
 pub mod seam;
 pub mod stats;

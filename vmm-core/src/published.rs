@@ -100,7 +100,7 @@ impl<T: Send + Sync + 'static> Published<T> {
         let mut values = lock(&self.old);
         values.retain(|old| old.strong_count() != 0);
         values.push(Arc::downgrade(&value));
-        Ok(Retired { value: Some(value), old: Arc::clone(&self.old) })
+        Ok(Retired { value: Some(value), old: Arc::clone(&self.old), older: Vec::new() })
     }
 }
 
@@ -172,6 +172,8 @@ pub struct Retired<T: Send + Sync + 'static> {
     value: Option<Arc<T>>,
     /// Those of the cell, this one among them.
     old: Arc<OldValues<T>>,
+    /// Others that end with this one.
+    older: Vec<Retired<T>>,
 }
 
 impl<T: Send + Sync + 'static> Retired<T> {
@@ -186,11 +188,24 @@ impl<T: Send + Sync + 'static> Retired<T> {
         }
         if let Some(value) = self.value.take() {
             if !readers().unseen_by_all(own_reader(), address(&value)) {
-                readers().wait_unseen(self.up_to(&value).iter().map(|old| old.as_ptr().cast()));
+                let waited = self.up_to(&value);
+                readers().wait_unseen(waited.iter().map(|old| old.as_ptr().cast()));
+                for older in &mut self.older {
+                    let is_unseen =
+                        |value: &mut Arc<T>| waited.iter().any(|old| old.as_ptr() == Arc::as_ptr(value));
+                    drop(older.value.take_if(is_unseen));
+                }
             }
             drop(value);
         }
         Ok(())
+    }
+
+    /// Takes values of the same cell that were replaced before this one, so that one wait is for all: it destroys them too,
+    /// instead of the reaper.
+    pub fn with_older(mut self, older: impl IntoIterator<Item = Self>) -> Self {
+        self.older.extend(older);
+        self
     }
 
     /// `value` and those that are older and not destroyed.
@@ -429,6 +444,35 @@ mod tests {
         assert!(lock(&drops).is_empty(), "somebody reads it");
         drop(guard);
         while lock(&drops).is_empty() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_a_wait_was_given_dies_with_it_and_what_it_has_not_waited_for_does_not() {
+        let drops = Arc::new(Mutex::new(Vec::new()));
+        let witness = || Some(Witness { drops: Arc::clone(&drops) });
+        let cell = Published::new(witness());
+        let foreign = Published::new(witness());
+        let (ready, go) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (cell, foreign) = (&cell, &foreign);
+            let first = replace(cell, witness());
+            let second = replace(cell, None);
+            scope.spawn(move || {
+                let guard = foreign.load();
+                ready.send(()).unwrap();
+                assert!(ended.recv().is_err());
+                drop(guard);
+            });
+            go.recv().unwrap();
+            let read = replace(foreign, None);
+            second.with_older([first, read]).wait().unwrap();
+            assert_eq!(*lock(&drops), [std::thread::current().id(); 2]);
+            drop(end);
+        });
+        while lock(&drops).len() < 3 {
             std::thread::yield_now();
         }
     }

@@ -26,6 +26,9 @@ pub struct MemorySlot {
 
 /// The memory slots of a VM (`KVM_SET_USER_MEMORY_REGION`).
 pub trait MemorySlots: Send + Sync {
+    /// How many slots there can be; their numbers are below (`KVM_CAP_NR_MEMSLOTS`).
+    fn slot_limit(&self) -> u32;
+
     /// Creates, moves or (with size 0) deletes one slot.
     ///
     /// # Safety

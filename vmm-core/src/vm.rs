@@ -11,7 +11,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irqchip, kvm_msi,
     kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{IOAPIC_PINS, MsiMessage};
@@ -100,7 +100,15 @@ impl Vm {
     }
 }
 
+/// What KVM had before there was a capability that says it.
+const OLD_SLOT_LIMIT: u32 = 32;
+
 impl MemorySlots for Vm {
+    fn slot_limit(&self) -> u32 {
+        let limit = u32::try_from(self.fd.check_extension_int(Cap::NrMemslots)).unwrap_or(0);
+        if limit == 0 { OLD_SLOT_LIMIT } else { limit }
+    }
+
     #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
     unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError> {
         let region = kvm_userspace_memory_region {

@@ -1,16 +1,45 @@
 //! Guest memory: the host memory behind it, the slots through which KVM shows it, and the table that devices read.
 //!
-//! [`AddressSpace`] is the one writer. Readers take a snapshot of the [`GuestMemory`] table for one exit or one queue
-//! batch, without a lock.
+//! * [`HostMemory`]: what [`Backing`] describes, mapped, with guard pages around it;
+//! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
+//! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
+//!   that holds a [`RegionPin`];
+//! * [`HotplugRegion`]: RAM that is plugged and unplugged in blocks;
+//! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
+//! * [`Quiesce`]: who brings the machine to a standstill, for the few changes that a running guest would notice.
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)
 )]
 
 mod address_space;
+mod backing;
+mod block;
+mod change;
+mod hotplug;
+mod observer;
+mod pin;
+mod quiesce;
+mod range;
+mod region;
 mod slot;
+mod slot_ids;
+mod sync;
+#[cfg(all(test, loom))]
+mod unmap_loom;
 
-pub use address_space::{AddressSpace, MapError, RamRange};
+pub use address_space::AddressSpace;
+pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages};
+pub use change::{Change, ChangeError};
+pub use hotplug::{BlockState, HotplugError, HotplugLayout, HotplugRegion};
+pub use observer::{MemoryObserver, ObserverError};
+pub use pin::{Leaving, PinHolder, RegionPin};
+pub use quiesce::Quiesce;
+pub use range::RamRange;
+pub use region::RamRegion;
 
-/// An immutable table of guest RAM, sorted by guest-physical address, over vm-memory's types.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+/// Size of a page, the unit of memory slots, in bytes.
+pub(crate) const PAGE: u64 = 4096;
+
+/// An immutable table of guest RAM, sorted by guest-physical address, with vm-memory's traits.
+pub type GuestMemory = vm_memory::GuestRegionCollection<RamRegion>;

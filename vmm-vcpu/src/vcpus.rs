@@ -42,16 +42,25 @@ pub enum PauseError {
 #[derive(Debug)]
 pub struct Vcpus {
     threads: Vec<VcpuThread>,
-    /// Whether a pause is asked for. Held while all vCPUs are asked, so that of a pause and a resume at the same time one
-    /// comes wholly after the other; never while somebody waits.
-    pause: Mutex<bool>,
+    /// Locked while all vCPUs are asked, so that of a pause and a resume at the same time one comes wholly after the other;
+    /// never while somebody waits.
+    pause: Mutex<Pause>,
+}
+
+/// Why vCPUs are not in the guest.
+#[derive(Debug)]
+struct Pause {
+    /// A pause is asked for.
+    wanted: bool,
+    /// Holds that have not been let go.
+    holds: usize,
 }
 
 impl Vcpus {
     /// Takes `threads`, which are paused as [`VcpuThread::spawn`] leaves them.
     #[must_use]
     pub fn new(threads: Vec<VcpuThread>) -> Self {
-        Self { threads, pause: Mutex::new(true) }
+        Self { threads, pause: Mutex::new(Pause { wanted: true, holds: 0 }) }
     }
 
     /// Takes every vCPU out of the guest. When it returns `Ok`, each is parked with its pending access completed, and stays
@@ -61,13 +70,56 @@ impl Vcpus {
     /// # Errors
     /// See [`PauseError`]; `limit` is how long all of them together may take.
     pub fn pause(&self, limit: Duration) -> Result<(), PauseError> {
-        if let Some(own) = self.threads.iter().find(|thread| thread.is_current()) {
-            return Err(PauseError::OwnThread { index: own.index() });
+        self.refuse_own_thread()?;
+        self.ask(|pause| pause.wanted = true);
+        self.wait_parked(limit)
+    }
+
+    /// Lets every vCPU enter the guest, unless somebody [holds](Self::hold) them. Each tells its guest that it was stopped
+    /// before it does so. Running already is fine.
+    pub fn resume(&self) {
+        self.ask(|pause| pause.wanted = false);
+    }
+
+    /// Takes every vCPU out of the guest as [`pause`](Self::pause) does, for work that must not be seen from outside: a
+    /// resume takes effect only when [`let_go`](Self::let_go) has been called as often as this, and a machine that was paused
+    /// stays so then.
+    ///
+    /// # Errors
+    /// See [`PauseError`], but for [`PauseError::Resumed`]; nobody is held then.
+    pub fn hold(&self, limit: Duration) -> Result<(), PauseError> {
+        self.refuse_own_thread()?;
+        self.ask(|pause| pause.holds = pause.holds.saturating_add(1));
+        self.wait_parked(limit).inspect_err(|_| self.let_go())
+    }
+
+    /// Ends one [`hold`](Self::hold).
+    pub fn let_go(&self) {
+        self.ask(|pause| pause.holds = pause.holds.saturating_sub(1));
+    }
+
+    fn refuse_own_thread(&self) -> Result<(), PauseError> {
+        match self.threads.iter().find(|thread| thread.is_current()) {
+            Some(own) => Err(PauseError::OwnThread { index: own.index() }),
+            None => Ok(()),
         }
-        // All are asked before the first is waited for.
-        self.set_pause(true, |thread| {
-            thread.request_pause();
-        });
+    }
+
+    /// Asks all vCPUs for what the pause is after `change`.
+    fn ask(&self, change: impl FnOnce(&mut Pause)) {
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut pause);
+        if pause.wanted || pause.holds != 0 {
+            // All are asked before the first is waited for.
+            for thread in &self.threads {
+                thread.request_pause();
+            }
+        } else {
+            self.threads.iter().for_each(VcpuThread::resume);
+        }
+    }
+
+    fn wait_parked(&self, limit: Duration) -> Result<(), PauseError> {
         let now = Instant::now();
         let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_secs(u32::MAX.into()));
         for thread in &self.threads {
@@ -82,16 +134,10 @@ impl Vcpus {
         Ok(())
     }
 
-    /// Lets every vCPU enter the guest. Each tells its guest that it was stopped before it does so. Running already is
-    /// fine.
-    pub fn resume(&self) {
-        self.set_pause(false, VcpuThread::resume);
-    }
-
     /// Whether a pause is asked for, and whether every vCPU has answered.
     #[must_use]
     pub fn run_state(&self) -> RunState {
-        if !*self.pause.lock().unwrap_or_else(PoisonError::into_inner) {
+        if !self.pause.lock().unwrap_or_else(PoisonError::into_inner).wanted {
             return RunState::Running;
         }
         let now = Instant::now();
@@ -137,12 +183,6 @@ impl Vcpus {
     #[must_use]
     pub fn stop_handles(&self) -> Vec<StopHandle> {
         self.threads.iter().map(VcpuThread::stop_handle).collect()
-    }
-
-    fn set_pause(&self, wanted: bool, ask: impl Fn(&VcpuThread)) {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        *pause = wanted;
-        self.threads.iter().for_each(ask);
     }
 }
 

@@ -62,12 +62,22 @@ const NATIVE_CPUS: &[u32] = &[1];
 /// A dedicated CPU needs another one beside it.
 const LINUX_CPUS: &[u32] = &[1, 2];
 
+/// Huge pages that the nested host sets aside for Linux guests that run in them.
+const HUGE_PAGES: [&str; 2] = ["2M=128", "1G=1"];
+
 /// Most trials of a suite that are tried a second time in the nested host.
 const SECOND_ATTEMPTS: usize = 5;
 
 /// The benchmarks that the native suite runs with few rounds, from the same build.
-const BENCH_PROGRAMS: [&str; 6] =
-    ["raw_startup", "bench_kick", "bench_pause", "bench_inl", "bench_doorbell", "bench_reconfigure"];
+const BENCH_PROGRAMS: [&str; 7] = [
+    "raw_startup",
+    "bench_kick",
+    "bench_pause",
+    "bench_inl",
+    "bench_doorbell",
+    "bench_reconfigure",
+    "bench_slots",
+];
 
 /// In the environment, trials take the time that they need; suites read it too.
 const FULL: &str = "VMM_FULL";
@@ -286,6 +296,9 @@ impl Inside {
         match self.binary.name.as_str() {
             LINUX => {
                 command.args(["--guest-kernels", &self.args.kernel_names()]);
+                for pages in HUGE_PAGES {
+                    command.args(["--huge-pages", pages]);
+                }
                 environment.extend(self.args.linux_environment(Path::new("/guests/linux")));
             }
             _ => {

@@ -1,5 +1,6 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
+pub mod backings;
 pub mod boot_monitor;
 pub mod boot_samples;
 pub mod boot_shape;
@@ -30,6 +31,8 @@ pub mod raw_vm;
 pub mod report;
 pub mod scripted_exits;
 pub mod series;
+pub mod slot_probe;
+pub mod slot_reads;
 pub mod stats;
 pub mod subject;
 pub mod thread_calls;

@@ -30,6 +30,32 @@ impl Mapping {
         Self::new(size, libc::MAP_SHARED, fd)
     }
 
+    /// The first `size` bytes of `fd`, copied where they are written.
+    pub fn private(fd: RawFd, size: usize) -> io::Result<Self> {
+        Self::new(size, libc::MAP_PRIVATE | libc::MAP_NORESERVE, fd)
+    }
+
+    /// Makes all pages, on this thread in one call.
+    pub fn populate(&self) -> io::Result<()> {
+        self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
+    /// Asks for transparent huge pages.
+    pub fn prefer_huge_pages(&self) -> io::Result<()> {
+        self.advise(libc::MADV_HUGEPAGE)
+    }
+
+    /// Gives private pages back.
+    pub fn discard(&self) -> io::Result<()> {
+        self.advise(libc::MADV_DONTNEED)
+    }
+
+    fn advise(&self, advice: c_int) -> io::Result<()> {
+        // SAFETY: the mapping is ours, and nobody has borrowed from it, who would need it mutably.
+        let result = unsafe { libc::madvise(self.start.as_ptr().cast(), self.size, advice) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     fn new(size: usize, flags: c_int, fd: RawFd) -> io::Result<Self> {
         // SAFETY: the kernel chooses the address, so no mapping of ours is replaced.
         let start =

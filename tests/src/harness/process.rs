@@ -104,6 +104,16 @@ impl Process {
         Ok(text.trim_end_matches("kB").trim().parse()?)
     }
 
+    /// Memory that is resident now, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn resident(self) -> Result<u64> {
+        let text = self.status("VmRSS")?;
+        Ok(text.trim_end_matches("kB").trim().parse::<u64>()? << 10)
+    }
+
     /// Whether it was stopped by a signal.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ fn the_first_program_finds_what_was_asked_for(guest: &LinuxGuest) -> Result<()> 
 }
 
 /// Whether the report is that of the guest that was asked for.
-fn finds(guest: &LinuxGuest, report: &LinuxReport) -> Result<()> {
+pub(super) fn finds(guest: &LinuxGuest, report: &LinuxReport) -> Result<()> {
     let release = report.get("release")?;
     ensure!(release.starts_with(&format!("{}.", guest.version)), "another kernel");
     ensure!(report.get("cmdline")?.ends_with(" one=two"), "another command line");

@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         a_port_read_is_measured_with_either_mechanism,
         a_ring_is_measured_and_counted_in_user_space_and_in_the_kernel,
         an_exit_is_measured_while_the_bus_changes,
+        changes_of_guest_ram_are_measured_with_their_readers,
     ]
 }
 
@@ -138,4 +139,13 @@ fn a_ring_is_measured_and_counted_in_user_space_and_in_the_kernel() -> Result<()
 fn an_exit_is_measured_while_the_bus_changes() -> Result<()> {
     let report = report(env!("CARGO_BIN_EXE_bench_reconfigure"), &["--rounds", "2", "--exits", "50"])?;
     ensure_rows_of(&report, &["port_write", "mmio_read"], &["raw", "still", "vmm"])
+}
+
+fn changes_of_guest_ram_are_measured_with_their_readers() -> Result<()> {
+    let args = ["--rounds", "1", "--changes", "10", "--time", "2"];
+    let report = report(env!("CARGO_BIN_EXE_bench_slots"), &args)?;
+    let changes = ["map", "unmap", "map_unmap", "replace", "map_unmap_after_bus", "replace_8_vcpus"];
+    ensure_rows_of(&report, &changes, &["raw", "vmm"])?;
+    ensure_rows_of(&report, &["read_1"], &["raw", "vmm", "vmm_full", "rwlock_1000", "mutex_full"])?;
+    ensure_rows_of(&report, &["guest_store"], &["vmm", "vmm_1000", "vmm_full"])
 }

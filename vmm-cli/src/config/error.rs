@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::cpu::CpuError;
 use super::file::{FileError, show};
 use super::keys::{self, Hint};
+use super::memory::MemoryError;
 use super::value::{is_printable, quote};
 
 /// Longest source line, in characters, that is shown below a message.
@@ -33,6 +34,8 @@ pub enum ConfigError {
     Value { at: Place, key: String, reason: String },
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     #[error("{}", keys::with_flag(key))]
     Image {
         key: &'static str,

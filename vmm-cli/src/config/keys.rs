@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{affinity, cpu, duration, scheduler, serial, size, stats};
+use super::{affinity, cpu, duration, memory, scheduler, serial, size, stats};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -62,7 +62,17 @@ pub(super) const SECTIONS: &[Section] = &[
             key("monopolize_cpus", "--monopolize-cpus", Form::Switch, EXPECTED_SWITCH),
         ],
     },
-    Section { name: "memory", keys: &[key("size", "--memory", Form::TextOrInteger, size::EXPECTED)] },
+    Section {
+        name: "memory",
+        keys: &[
+            key("size", "--memory", Form::TextOrInteger, size::EXPECTED),
+            key("backing", "--memory-backing", Form::Text, memory::EXPECTED_BACKING),
+            key("huge_pages", "--huge-pages", Form::Text, memory::EXPECTED_HUGE_PAGES),
+            key("prefault", "--prefault", Form::Switch, EXPECTED_SWITCH),
+            key("lock", "--lock-memory", Form::Switch, EXPECTED_SWITCH),
+            key("dump", "--dump-memory", Form::Switch, EXPECTED_SWITCH),
+        ],
+    },
     Section {
         name: "machine",
         keys: &[
@@ -250,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_key_near_to_nothing_lists_what_there_is() {
-        assert_eq!(hint("boot", "hugepages"), "the keys of [boot] are: kernel, initrd, cmdline");
+        assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
             "the sections are: boot, cpu, memory, machine, console, control, log, stats"

@@ -7,6 +7,7 @@ pub(crate) mod duration;
 mod error;
 mod file;
 mod keys;
+mod memory;
 mod parse;
 mod render;
 pub(crate) mod scheduler;
@@ -30,6 +31,7 @@ pub use cpu::{CpuConfig, CpuError};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
+pub use memory::{HugePages, MemoryBacking, MemoryConfig, MemoryError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
 pub use size::MemorySize;
@@ -81,14 +83,6 @@ pub struct BootConfig {
     /// Command line: printable ASCII, at most 2047 bytes.
     #[serde(deserialize_with = "value::cmdline")]
     pub cmdline: String,
-}
-
-/// The section `[memory]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MemoryConfig {
-    /// Size of the RAM.
-    pub size: MemorySize,
 }
 
 /// The section `[machine]`.
@@ -169,12 +163,6 @@ impl StatsConfig {
     }
 }
 
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self { size: MemorySize::DEFAULT }
-    }
-}
-
 impl Default for MachineConfig {
     fn default() -> Self {
         Self {
@@ -240,6 +228,11 @@ impl VmConfig {
         set_optional(&mut self.cpu.scheduler, args.scheduler.as_ref());
         set(&mut self.cpu.monopolize_cpus, args.monopolize_cpus.as_ref());
         set(&mut self.memory.size, args.memory.as_ref());
+        set(&mut self.memory.backing, args.memory_backing.as_ref());
+        set(&mut self.memory.huge_pages, args.huge_pages.as_ref());
+        set(&mut self.memory.prefault, args.prefault.as_ref());
+        set(&mut self.memory.lock, args.lock_memory.as_ref());
+        set(&mut self.memory.dump, args.dump_memory.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
         set(&mut self.machine.grace_time, args.grace_time.as_ref());
@@ -273,12 +266,18 @@ impl VmConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         self.cpu.validate()?;
         self.validate_irqchip()?;
-        let images = [("boot.kernel", &self.boot.kernel), ("boot.initrd", &self.boot.initrd)];
+        let memory = self.memory.backing.path();
+        let images = [
+            ("boot.kernel", self.boot.kernel.as_ref()),
+            ("boot.initrd", self.boot.initrd.as_ref()),
+            (memory::BACKING, memory),
+        ];
         for (key, image) in images {
             if let Some(path) = image {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
             }
         }
+        self.memory.validate()?;
         self.validate_outputs(&images)?;
         self.validate_sockets()
     }
@@ -311,9 +310,10 @@ impl VmConfig {
     }
 
     /// Checks that no output, a file or a socket, is an image or another output.
-    fn validate_outputs(&self, images: &[(&'static str, &Option<PathBuf>)]) -> Result<(), ConfigError> {
+    fn validate_outputs(&self, images: &[(&'static str, Option<&PathBuf>)]) -> Result<(), ConfigError> {
         let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
         let outputs = [
+            (memory::BACKING, self.memory.backing.shared_path()),
             ("console.serial", self.console.serial.path()),
             ("control.socket", self.control.socket.as_ref()),
             ("log.file", self.log.file.as_ref()),
@@ -321,8 +321,8 @@ impl VmConfig {
         ];
         let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
-            let same = |image: &&(_, &Option<PathBuf>)| {
-                image.1.as_ref().is_some_and(|image| is_same_file(image, path))
+            let same = |&&(image, other): &&(&str, Option<&PathBuf>)| {
+                image != key && other.is_some_and(|image| is_same_file(image, path))
             };
             if let Some(&(image, _)) = images.iter().find(same) {
                 return Err(ConfigError::OverwritesImage { key, path: path.clone(), image });
@@ -339,6 +339,7 @@ impl VmConfig {
         let paths = [
             ("boot.kernel", self.boot.kernel.as_mut()),
             ("boot.initrd", self.boot.initrd.as_mut()),
+            (memory::BACKING, self.memory.backing.path_mut()),
             ("console.serial", self.console.serial.path_mut()),
             ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),

@@ -25,6 +25,11 @@ impl VmConfig {
 
         out.section("memory");
         out.text("size", &self.memory.size.to_string());
+        out.text("backing", &self.memory.backing.to_string());
+        out.text("huge_pages", &choice::word(&self.memory.huge_pages));
+        out.set("prefault", self.memory.prefault);
+        out.set("lock", self.memory.lock);
+        out.set("dump", self.memory.dump);
 
         out.section("machine");
         out.text("on_reset", &choice::word(&self.machine.on_reset));
@@ -137,8 +142,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, LogConfig, MachineConfig, MemoryConfig,
-        MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, LogConfig, MachineConfig, MemoryBacking,
+        MemoryConfig, MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -203,6 +208,23 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn memory()(
+            pages in 256_u64..=1 << 28,
+            backing in prop_oneof![
+                Just(MemoryBacking::Anonymous),
+                Just(MemoryBacking::Memfd),
+                absolute_path().prop_map(MemoryBacking::SharedFile),
+                absolute_path().prop_map(MemoryBacking::PrivateFile),
+            ],
+            huge_pages in word(),
+            (prefault, lock, dump) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        ) -> MemoryConfig {
+            let size = MemorySize::try_from(pages * 4096).unwrap();
+            MemoryConfig { size, backing, huge_pages, prefault, lock, dump }
+        }
+    }
+
     fn stats() -> impl Strategy<Value = StatsConfig> {
         let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
         (prop::option::of(output), prop::option::of(word()))
@@ -212,7 +234,7 @@ mod tests {
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (cpu, pages) in (cpu(), 256_u64..=1 << 28),
+            (cpu, memory) in (cpu(), memory()),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (irqchip, pit, selftest) in (word(), any::<bool>(), any::<Option<bool>>()),
             (serial, socket) in (serial(), optional_path()),
@@ -221,7 +243,7 @@ mod tests {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
                 cpu,
-                memory: MemoryConfig { size: MemorySize::try_from(pages * 4096).unwrap() },
+                memory,
                 machine: MachineConfig {
                     on_reset,
                     on_triple_fault,
@@ -282,6 +304,11 @@ monopolize_cpus = false
 
 [memory]
 size = \"128M\"
+backing = \"anonymous\"
+huge_pages = \"none\"
+prefault = false
+lock = false
+dump = false
 
 [machine]
 on_reset = \"exit\"

@@ -1,5 +1,7 @@
 //! Configuration as a whole: file and flags together, their errors, the reference page and the examples.
 
+mod memory;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -33,6 +35,11 @@ scheduler = "fifo:10"
 monopolize_cpus = true
 [memory]
 size = "1TiB"
+backing = "private-file=images/ram"
+huge_pages = "1G"
+prefault = true
+lock = true
+dump = true
 [machine]
 on_reset = "restart"
 on_triple_fault = "reset"
@@ -108,7 +115,14 @@ fn every_key_arrives_in_its_field() {
             scheduler: Some(Scheduler::Fifo(10)),
             monopolize_cpus: true,
         },
-        memory: MemoryConfig { size: MemorySize::MAX },
+        memory: MemoryConfig {
+            size: MemorySize::MAX,
+            backing: MemoryBacking::PrivateFile("dir/images/ram".into()),
+            huge_pages: HugePages::Size1G,
+            prefault: true,
+            lock: true,
+            dump: true,
+        },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
             on_triple_fault: OnTripleFault::Reset,
@@ -141,9 +155,11 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     fs::create_dir(scratch.path("images")).unwrap();
     scratch.file("images/vmlinux", "");
     let text = FULL.replace("/abs/initrd", "images/vmlinux").replace("pit = true", "pit = false");
+    fs::File::create(scratch.path("images/ram")).unwrap().set_len(MemorySize::MAX.bytes()).unwrap();
     let file = scratch.file("vm.toml", text);
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
+    assert_eq!(config.memory.backing, MemoryBacking::PrivateFile(scratch.path("images/ram")));
     assert_eq!(config.log.file, Some(scratch.path("../vm.log")));
     assert_eq!(config.stats.output, Some(StatsOutput::File(scratch.path("stats.txt"))));
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
@@ -163,6 +179,11 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--scheduler=other",
         "--monopolize-cpus=false",
         "--memory=1G",
+        "--memory-backing=memfd",
+        "--huge-pages=2M",
+        "--prefault=false",
+        "--lock-memory=false",
+        "--dump-memory=false",
         "--on-reset=exit",
         "--on-triple-fault=crash",
         "--grace-time=2m",
@@ -193,7 +214,12 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             scheduler: Some(Scheduler::Other),
             ..Default::default()
         },
-        memory: MemoryConfig { size: "1G".parse().unwrap() },
+        memory: MemoryConfig {
+            size: "1G".parse().unwrap(),
+            backing: MemoryBacking::Memfd,
+            huge_pages: HugePages::Size2M,
+            ..MemoryConfig::default()
+        },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
             on_triple_fault: OnTripleFault::Crash,
@@ -523,7 +549,7 @@ fn every_example_is_accepted() {
             names.push(path.file_name().unwrap().to_owned());
         }
     }
-    for name in ["dedicated.toml", "linux-elf.toml", "minimal.toml", "smp.toml"] {
+    for name in ["dedicated.toml", "huge-pages.toml", "linux-elf.toml", "minimal.toml", "smp.toml"] {
         assert!(names.iter().any(|found| found == name), "{name} is missing");
     }
 }

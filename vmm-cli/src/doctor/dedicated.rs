@@ -3,10 +3,10 @@
 use vmm_core::{DisabledExits, Kvm};
 use vmm_vcpu::affinity::CpuSet;
 
-use super::files::Files;
 use super::finding::Finding;
 use super::virtualization::reload;
 use crate::config::CpuList;
+use crate::files::Files;
 use crate::host::Extension;
 use crate::processors::halt_probe::{Halt, probe};
 
@@ -274,9 +274,9 @@ fn mask(cpus: &CpuSet) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::fixture::Fixture;
     use super::super::finding::State;
     use super::*;
+    use crate::files::fixture::Fixture;
 
     /// Four cores with two threads each, CPU 0 with CPU 4 and so on.
     fn eight_cpus(more: &[(&str, &str)]) -> Fixture {

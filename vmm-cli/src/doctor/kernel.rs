@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::files::Files;
 use super::finding::Finding;
 use super::syscalls;
+use crate::files::Files;
 
 /// The release of the running kernel, such as `6.12.0-1-amd64`.
 pub(super) fn release() -> String {
@@ -169,9 +169,9 @@ fn landlock(abi: io::Result<i64>) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::fixture::Fixture;
     use super::super::finding::State;
     use super::*;
+    use crate::files::fixture::Fixture;
 
     fn refused(errno: i32) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(errno))

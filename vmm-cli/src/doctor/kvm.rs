@@ -4,10 +4,10 @@ use std::os::unix::fs::FileTypeExt;
 
 use vmm_core::{Kvm, KvmOpenError};
 
-use super::files::Files;
 use super::finding::Finding;
 use super::machine::{self, Execution};
 use crate::advice;
+use crate::files::Files;
 use crate::host::Extension;
 use crate::run::KVM;
 
@@ -92,8 +92,8 @@ pub(super) fn halt_polling(files: &Files) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::fixture::Fixture;
     use super::super::finding::State;
+    use crate::files::fixture::Fixture;
     use std::io;
 
     use super::*;

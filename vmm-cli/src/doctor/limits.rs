@@ -4,9 +4,9 @@ use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit};
 
-use super::files::Files;
 use super::finding::Finding;
 use super::memory::size;
+use crate::files::Files;
 
 /// Descriptors of a machine with one vCPU and the default devices, beside those that the process was started with.
 const MACHINE_DESCRIPTORS: u64 = 16;
@@ -95,7 +95,7 @@ fn locked_memory(limit: Rlimit) -> Finding {
     match limit.current {
         None => Finding::ok(ID, "no limit"),
         Some(bytes) => Finding::note(ID, format!("at most {}", size(bytes)))
-            .lost("later: guest memory that is locked, or given to devices of the host")
+            .lost("`--lock-memory` for more; later: guest memory that is given to devices of the host")
             .mend_by("`sudo prlimit --pid $$ --memlock=unlimited:unlimited`, in the same shell"),
     }
 }
@@ -133,9 +133,9 @@ fn count(list: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::fixture::Fixture;
     use super::super::finding::State;
     use super::*;
+    use crate::files::fixture::Fixture;
 
     fn limit(current: u64, maximum: u64) -> Rlimit {
         Rlimit { current: Some(current), maximum: Some(maximum) }

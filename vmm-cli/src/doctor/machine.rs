@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
 use vmm_core::seam::{InterruptVm, MemorySlots};
 use vmm_core::{Deferred, Kvm, Vm};
-use vmm_memory::{AddressSpace, RamRange};
+use vmm_memory::{AddressSpace, Backing, RamRange};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{ExitHandler, ThreadOptions, Vcpu, VcpuEnd, VcpuThread};
 
@@ -78,7 +78,9 @@ pub(super) fn try_out(kvm: &Kvm) -> Result<(Execution, Duration)> {
     let vm = Arc::new(Vm::create(kvm).context("no VM can be made")?);
     vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).context("KVM gets no pages for itself")?;
     let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
-    memory.map(&[RamRange { start: 0, size: 1 << 20 }]).context("the guest gets no memory")?;
+    memory
+        .map(&[RamRange { start: 0, size: 1 << 20 }], &Backing::default())
+        .context("the guest gets no memory")?;
     vm.create_irqchip().context("there are no interrupt controllers")?;
     let options = IrqOptions::of_host(kvm.capabilities(), Irqchip::Kernel);
     let router = IrqRouter::new(Arc::clone(&vm) as Arc<dyn InterruptVm>, options);

@@ -1,7 +1,12 @@
 //! Memory: how much there is for guests, and in which pages.
 
-use super::files::Files;
+use std::io;
+
 use super::finding::Finding;
+use super::syscalls::try_prefault;
+use crate::files::Files;
+use crate::memory::TRANSPARENT;
+use crate::memory::host::{self, Pool, cgroup_directories};
 
 /// The default guest with what the monitor takes, in bytes.
 const SMALL_MACHINE: u64 = 256 << 20;
@@ -12,31 +17,25 @@ pub(super) fn check(files: &Files) -> Vec<Finding> {
         available(files),
         cgroup(files),
         transparent(files),
-        huge_pages(files, "huge-pages-2m", "2 MiB", "hugepages-2048kB"),
-        huge_pages(files, "huge-pages-1g", "1 GiB", "hugepages-1048576kB"),
+        huge_pages(files, "huge-pages-2m", "2M", &Pool::SIZE_2M),
+        huge_pages(files, "huge-pages-1g", "1G", &Pool::SIZE_1G),
+        prefault(try_prefault()),
     ]
 }
 
 fn available(files: &Files) -> Finding {
     const ID: &str = "memory";
     const PATH: &str = "/proc/meminfo";
-    let bytes = match files.read(PATH) {
-        Ok(text) => mem_available(&text),
-        Err(error) => return Finding::unknown(ID, PATH, &error),
-    };
-    match bytes {
+    if let Err(error) = files.read(PATH) {
+        return Finding::unknown(ID, PATH, &error);
+    }
+    match host::available(files) {
         None => Finding::note(ID, format!("not known: {PATH} has no MemAvailable")),
         Some(bytes @ ..SMALL_MACHINE) => Finding::degraded(ID, format!("{} available", size(bytes)))
             .lost("guests that use more are killed, or other programs")
             .mend_by("end programs, or give the host more memory"),
         Some(bytes) => Finding::ok(ID, format!("{} available", size(bytes))),
     }
-}
-
-/// `MemAvailable` in bytes.
-fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn cgroup(files: &Files) -> Finding {
@@ -71,61 +70,53 @@ fn cgroup(files: &Files) -> Finding {
     }
 }
 
-/// The directories of this process's cgroup (version 2) and of those around it, from the inside to the outside.
-fn cgroup_directories(membership: &str, mounts: &str) -> Vec<String> {
-    // Fields by proc(5): 4 is the root inside the file system, 5 the mount point; the type follows a lone `-`.
-    let mount_point = mounts.lines().find_map(|line| {
-        let (mount, kind) = line.split_once(" - ")?;
-        kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4)).flatten()
-    });
-    let (Some(mount_point), Some(path)) =
-        (mount_point, membership.lines().find_map(|line| line.strip_prefix("0::/")))
-    else {
-        return Vec::new();
-    };
-    let mut parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let mut directories = Vec::new();
-    loop {
-        directories.push([&[mount_point], parts.as_slice()].concat().join("/"));
-        if parts.pop().is_none() {
-            return directories;
-        }
-    }
-}
-
 fn transparent(files: &Files) -> Finding {
     const ID: &str = "huge-pages-auto";
-    const PATH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-    let found = match files.read(PATH) {
+    let found = match files.read(TRANSPARENT) {
         Ok(text) => text,
-        Err(error) => return Finding::unknown(ID, PATH, &error),
+        Err(error) => return Finding::unknown(ID, TRANSPARENT, &error),
     };
     if found.contains("[always]") {
         return Finding::ok(ID, "transparent huge pages: always");
     }
-    let mode = if found.contains("[madvise]") { "madvise" } else { "never" };
+    let always = format!("`echo always | sudo tee {TRANSPARENT}`");
+    let (mode, mend) = if found.contains("[madvise]") {
+        ("madvise", format!("`vmm-cli run --huge-pages transparent`, or {always}"))
+    } else {
+        ("never", always)
+    };
     Finding::degraded(ID, format!("transparent huge pages: {mode}"))
         .lost("speed: guest memory is in pages of 4 KiB")
-        .mend(format!("`echo always | sudo tee {PATH}`"))
+        .mend(mend)
 }
 
-fn huge_pages(files: &Files, id: &'static str, name: &str, directory: &str) -> Finding {
-    let path = format!("/sys/kernel/mm/hugepages/{directory}");
-    let count = |name| files.number(&format!("{path}/{name}"));
-    let (total, free) = match (count("nr_hugepages"), count("free_hugepages")) {
-        (Ok(total), Ok(free)) => (total, free),
-        (Err(error), _) | (_, Err(error)) => return Finding::unknown(id, &path, &error),
+fn huge_pages(files: &Files, id: &'static str, word: &str, pool: &Pool) -> Finding {
+    let path = pool.directory();
+    let Some(state) = pool.state(files) else {
+        return Finding::note(id, format!("this host has none (no {path})"))
+            .lost(format!("`--huge-pages {word}`"));
     };
-    if free > 0 {
-        return Finding::ok(id, format!("{free} of {total} reserved pages of {name} are free"));
+    let (total, available) = (state.total, state.available);
+    if available > 0 {
+        return Finding::ok(id, format!("{available} pages can be had, {total} are set aside"));
     }
     let found = match total {
-        0 => format!("no pages of {name} are reserved"),
-        _ => format!("all {total} reserved pages of {name} are in use"),
+        0 => "no pages are set aside".to_owned(),
+        _ => format!("all {total} pages that are set aside are in use"),
     };
     Finding::note(id, found)
-        .lost("later: guest memory in reserved huge pages")
+        .lost(format!("guest memory in them: `--huge-pages {word}`"))
         .mend(format!("`echo {} | sudo tee {path}/nr_hugepages`", total + 1))
+}
+
+fn prefault(tried: io::Result<()>) -> Finding {
+    const ID: &str = "prefault";
+    match tried {
+        Ok(()) => Finding::ok(ID, "pages can be made ahead of their use"),
+        Err(error) => Finding::note(ID, format!("MADV_POPULATE_WRITE: {error}"))
+            .lost("`--prefault`")
+            .mend_by("a newer kernel (Linux 5.14)"),
+    }
 }
 
 /// `bytes` for people.
@@ -138,19 +129,12 @@ pub(super) fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::fixture::Fixture;
     use super::super::finding::State;
     use super::*;
+    use crate::files::fixture::Fixture;
 
     const MOUNTS: &str = "22 27 0:21 / /proc rw - proc proc rw\n\
                           31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
-
-    #[test]
-    fn available_memory_is_in_bytes() {
-        assert_eq!(mem_available("MemTotal: 9 kB\nMemAvailable:     300 kB\n"), Some(300 << 10));
-        assert_eq!(mem_available("MemTotal: 9 kB\n"), None);
-        assert_eq!(mem_available("MemAvailable: 99999999999999999999 kB\n"), None);
-    }
 
     #[test]
     fn little_memory_degrades_and_no_proc_is_said() {
@@ -203,17 +187,25 @@ mod tests {
     fn huge_pages_that_are_not_there_are_reserved_by_a_command() {
         let at = |name| format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
         let fixture = Fixture::new(&[(&at("nr_hugepages"), "4"), (&at("free_hugepages"), "1")]);
-        let check = || huge_pages(&fixture.files, "huge-pages-2m", "2 MiB", "hugepages-2048kB");
+        let check = || huge_pages(&fixture.files, "huge-pages-2m", "2M", &Pool::SIZE_2M);
         assert_eq!(check().state, State::Ok);
         fixture.write(&at("free_hugepages"), "0");
         assert!(check().found.starts_with("all 4 "));
         assert!(check().mend.unwrap().starts_with("`echo 5 | sudo tee "));
+        let none = huge_pages(&fixture.files, "huge-pages-1g", "1G", &Pool::SIZE_1G);
+        assert!(none.found.starts_with("this host has none"), "{none:?}");
+    }
+
+    #[test]
+    fn an_old_kernel_cannot_prefault() {
+        assert_eq!(prefault(Ok(())).state, State::Ok);
+        let old = prefault(Err(io::Error::from_raw_os_error(libc::EINVAL)));
+        assert_eq!((old.state, old.lost.as_deref()), (State::Note, Some("`--prefault`")));
     }
 
     #[test]
     fn transparent_huge_pages_are_used_only_in_the_mode_always() {
-        const PATH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-        let state = |text| transparent(&Fixture::new(&[(PATH, text)]).files).state;
+        let state = |text| transparent(&Fixture::new(&[(TRANSPARENT, text)]).files).state;
         assert_eq!(state("[always] madvise never"), State::Ok);
         assert_eq!(state("always [madvise] never"), State::Degraded);
         assert_eq!(state("always madvise [never]"), State::Degraded);

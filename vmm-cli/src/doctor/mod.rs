@@ -5,7 +5,6 @@
 
 mod capabilities;
 mod dedicated;
-mod files;
 mod finding;
 mod kernel;
 mod kvm;
@@ -23,9 +22,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
+use crate::files::Files;
 use crate::host;
 use crate::outcome::{Failure, HOST_CANNOT};
-use files::Files;
 use finding::{Finding, State};
 use virtualization::{Facts, Virtualization};
 
@@ -187,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_host_without_any_file_is_reported_all_the_same() {
-        let root = files::fixture::Fixture::new(&[]);
+        let root = crate::files::fixture::Fixture::new(&[]);
         let report = look(&root.files);
         assert_eq!((report.overall, report.virtualization), (Overall::Cannot, Virtualization::None));
         assert_eq!(report.stock_linux, None);
@@ -199,7 +198,7 @@ mod tests {
     #[test]
     fn every_check_is_on_the_users_page_and_named_once() {
         let page = include_str!("../../../docs/doctor.md");
-        let root = files::fixture::Fixture::new(&[]);
+        let root = crate::files::fixture::Fixture::new(&[]);
         let report = look(&root.files);
         let mut findings = [report.findings, report.dedicated].concat();
         findings.extend(capabilities::check(None, |_| 0));

@@ -26,6 +26,14 @@ pub(super) fn try_io_uring() -> io::Result<()> {
     descriptor(result).map(drop)
 }
 
+/// Asks for no page to be made ahead of its use (`madvise(2)`): the kernel looks at the advice first.
+pub(super) fn try_prefault() -> io::Result<()> {
+    // SAFETY:
+    // - the range is empty: nothing is touched.
+    let result = unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_POPULATE_WRITE) };
+    checked(result.into()).map(drop)
+}
+
 /// Makes a userfaultfd that serves faults of the kernel too, as those of `KVM_RUN` are, and closes it.
 pub(super) fn try_userfaultfd() -> io::Result<()> {
     // SAFETY:

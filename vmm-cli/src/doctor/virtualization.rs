@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::files::Files;
 use super::finding::Finding;
 use super::machine::Execution;
+use crate::files::Files;
 use crate::host::Extension;
 
 /// What runs the guests of this host.
@@ -195,9 +195,9 @@ fn has_flag(cpuinfo: &str, flag: &str) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::fixture::Fixture;
     use super::super::finding::State;
     use super::*;
+    use crate::files::fixture::Fixture;
 
     const CPUINFO: &str = "processor\t: 0\nflags\t\t: fpu svm_lock vme svm lm\nbugs\t\t:\n";
 

@@ -46,7 +46,7 @@ const CONVENTIONAL_END: u64 = 0x9_fc00;
 const EXTENDED_START: u64 = 0x10_0000;
 
 /// The RAM of a guest of `size` bytes: below the hole, and what does not fit there above 4 GiB.
-pub(super) fn ram(size: u64) -> Vec<RamRange> {
+pub(crate) fn ram(size: u64) -> Vec<RamRange> {
     let low = size.min(HOLE_START);
     let ranges = [RamRange { start: 0, size: low }, RamRange { start: HOLE_END, size: size - low }];
     ranges.into_iter().filter(|range| range.size != 0).collect()

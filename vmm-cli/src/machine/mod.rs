@@ -11,6 +11,7 @@ pub(crate) mod layout;
 mod power;
 mod report;
 mod reset_vector;
+mod standstill;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -30,12 +31,14 @@ use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
+use crate::memory::Ram;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
 use devices::Devices;
 use handle::Handle;
 pub use power::PowerButton;
+use standstill::Standstill;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
@@ -47,19 +50,26 @@ pub struct Machine {
     _memory: Arc<AddressSpace>,
 }
 
+/// What a machine gets of the host.
+pub struct Resources<'a> {
+    pub(crate) processors: &'a Processors,
+    pub(crate) ram: Ram,
+}
+
 impl Machine {
-    /// Builds the machine of `config` on `processors` and loads `source` into it; events go to `events`, output to `console`.
+    /// Builds the machine of `config` on `resources` and loads `source` into it; events go to `events`, output to `console`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
     pub fn build(
         kvm: &Kvm,
         config: &VmConfig,
-        processors: &Processors,
+        resources: Resources<'_>,
         source: &BootSource<'_>,
         console: &Console,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
+        let Resources { processors, ram } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -67,9 +77,10 @@ impl Machine {
         vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
         // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
         // grace period of the kernel.
-        let memory = Arc::new(AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>));
+        let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
+        let memory = Arc::new(memory.with_address_bits(cpuid.physical_address_bits()));
         let size = config.memory.size.bytes();
-        memory.map(&layout::ram(size)).map_err(Failure::host_cannot)?;
+        memory.place(ram).map_err(Failure::host_cannot)?;
         let mut devices = Devices::new(irqchip::create(kvm, &vm, config)?);
         if config.machine.irqchip == Irqchip::Split {
             devices.add_ioapic()?;
@@ -107,7 +118,9 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
-        Ok(Self { handle: Arc::new(handle), serial, _lines: lines, _memory: memory })
+        let handle = Arc::new(handle);
+        memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
+        Ok(Self { handle, serial, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.

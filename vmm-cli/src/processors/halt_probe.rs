@@ -14,7 +14,7 @@ use kvm_bindings::{KVM_EXIT_HLT, KVM_EXIT_IRQ_WINDOW_OPEN};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::seam::MemorySlots;
 use vmm_core::{Deferred, DisabledExits, Kvm, Vm};
-use vmm_memory::{AddressSpace, RamRange};
+use vmm_memory::{AddressSpace, Backing, RamRange};
 use vmm_vcpu::{ExitHandler, RunVcpu, ThreadOptions, Vcpu, VcpuEnd, VcpuThread};
 
 use crate::machine::layout;
@@ -65,7 +65,7 @@ pub(crate) fn probe(kvm: &Kvm) -> Result<Halt> {
     vm.disable_exits(DisabledExits::HLT)?;
     vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).context("KVM gets no pages for itself")?;
     let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
-    memory.map(&[PAGE]).context("the guest gets no memory")?;
+    memory.map(&[PAGE], &Backing::default()).context("the guest gets no memory")?;
     memory.memory().write_slice(&CODE, GuestAddress(RESET)).context("guest memory")?;
     let mut vcpu = Vcpu::create(kvm, &vm, 0).context("no vCPU can be made")?;
     vcpu.page().request_interrupt_window();

@@ -48,6 +48,10 @@ pub enum Bench {
     Pause,
     /// A port read served in user space with either mechanism: the experiment that led to `immediate_exit`.
     Inl,
+    /// What each backing of guest memory costs at start, and what a discard leaves.
+    Memory,
+    /// Reads of the table of guest RAM while it changes, what changes cost, and what the guest notices of them.
+    Slots,
 }
 
 /// The command line of `cargo xtask bench`.
@@ -118,6 +122,8 @@ impl Bench {
             Self::Kick => "kick",
             Self::Pause => "pause",
             Self::Inl => "inl",
+            Self::Memory => "memory",
+            Self::Slots => "slots",
         }
     }
 }
@@ -145,7 +151,7 @@ fn measure(args: &BenchArgs) -> Result<String> {
     let program = Path::new(PROGRAMS).join(format!("bench_{}", args.name.name()));
     let mut command = Command::new(&program);
     command.arg("--guests").arg(guests::OUTPUT).stdin(Stdio::null()).stderr(Stdio::inherit());
-    if args.name == Bench::Startup {
+    if matches!(args.name, Bench::Startup | Bench::Memory) {
         let programs = Path::new(PROGRAMS);
         command.arg("--raw").arg(programs.join("raw_startup")).arg("--vmm").arg(programs.join("vmm-cli"));
     }
@@ -197,7 +203,8 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_a_process_takes_no_peers() {
-        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl"] {
+        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl", "memory"]
+        {
             let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
             assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 
 /// The tree of files that the checks look at.
-pub(super) struct Files {
+pub(crate) struct Files {
     root: PathBuf,
 }
 
@@ -75,7 +75,7 @@ impl Files {
 }
 
 #[cfg(test)]
-pub(super) mod fixture {
+pub(crate) mod fixture {
     use super::*;
 
     /// A tree with these files and nothing else.

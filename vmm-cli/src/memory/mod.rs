@@ -1,0 +1,156 @@
+//! What the guest's RAM is on this host: asked for in `[memory]`, checked, and reserved.
+
+pub(crate) mod host;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use vmm_memory::{Backing, BackingError, BackingKind, HostMemory, RamRange};
+
+use crate::config::{HugePages, MemoryBacking, MemoryConfig};
+use crate::files::Files;
+use crate::outcome::Failure;
+use host::Locked;
+
+/// The setting of transparent huge pages.
+pub(crate) const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// Host memory for one life of a machine, each part with its guest-physical address.
+pub(crate) type Ram = Vec<(u64, HostMemory)>;
+
+/// Checks what `config` asks of the host, before anything is built.
+///
+/// # Errors
+/// What this host does not have or allow, with the numbers and what to do.
+pub(crate) fn check(config: &MemoryConfig) -> Result<(), Failure> {
+    let files = Files::below("/");
+    // Looked at only if it matters: every start pays for it.
+    let locked = if config.lock { Locked::look(&files) } else { Locked::default() };
+    host::check(&files, locked, config).map_err(Failure::host_cannot)?;
+    let is_off = || files.read(TRANSPARENT).is_ok_and(|mode| mode.contains("[never]"));
+    if config.huge_pages == HugePages::Transparent && is_off() {
+        tracing::warn!(
+            "memory.huge_pages: transparent huge pages are off on this host ({TRANSPARENT}): no effect"
+        );
+    }
+    Ok(())
+}
+
+/// Reserves the RAM of a machine in these ranges, all of its pages if that is asked for. `None`: `stop` was true meanwhile.
+///
+/// # Errors
+/// What the host does not give, or what is wrong with the file; nothing is left reserved.
+pub(crate) fn reserve(
+    config: &MemoryConfig,
+    ranges: &[RamRange],
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Ram>, Failure> {
+    let backing = backing(config)?;
+    let mut ram = Ram::with_capacity(ranges.len());
+    let mut before = 0;
+    for range in ranges {
+        match HostMemory::reserve_unless(&backing.further(before), range.size, stop) {
+            Ok(memory) => ram.push((range.start, memory)),
+            Err(BackingError::Stopped { .. }) => return Ok(None),
+            Err(error) => return Err(failure(error)),
+        }
+        before += range.size;
+    }
+    Ok(Some(ram))
+}
+
+fn failure(error: BackingError) -> Failure {
+    let is_about_file = error.is_about_file();
+    let error = anyhow::Error::new(error).context("the guest's memory (section [memory])");
+    if is_about_file { Failure::bad_input(error) } else { Failure::host_cannot(error) }
+}
+
+fn backing(config: &MemoryConfig) -> Result<Backing, Failure> {
+    let file = |path: &Path, shared| {
+        let file = Arc::new(open(path, shared).map_err(Failure::bad_input)?);
+        Ok::<_, Failure>(BackingKind::File { file, shared, offset: 0 })
+    };
+    let kind = match &config.backing {
+        MemoryBacking::Anonymous => BackingKind::Anonymous,
+        MemoryBacking::Memfd => BackingKind::Memfd,
+        MemoryBacking::SharedFile(path) => file(path, true)?,
+        MemoryBacking::PrivateFile(path) => file(path, false)?,
+    };
+    let MemoryConfig { huge_pages, prefault, lock, dump, .. } = *config;
+    Ok(Backing { kind, huge_pages: huge_pages.into(), prefault, lock, dump })
+}
+
+/// Opens the file without blocking, whatever it is; its kind is looked at by whoever maps it.
+fn open(path: &Path, shared: bool) -> anyhow::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).write(shared).custom_flags(flags).open(path);
+    let purpose = if shared { "for reading and writing" } else { "for reading" };
+    file.with_context(|| {
+        format!("memory.backing (--memory-backing): cannot open {} {purpose}", path.display())
+    })
+}
+
+/// What to say where a thread that was to make pages is not there any more.
+pub(crate) fn lost() -> Failure {
+    Failure::internal(anyhow!("the thread that makes the pages of guest memory panicked"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ranges() -> [RamRange; 2] {
+        [RamRange { start: 0, size: MIB }, RamRange { start: 1 << 32, size: MIB }]
+    }
+
+    #[test]
+    fn every_range_has_its_part_and_of_a_file_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ram");
+        File::create(&path).unwrap().set_len(2 * MIB).unwrap();
+        for (backing, offsets) in [
+            (MemoryBacking::Anonymous, [None, None]),
+            (MemoryBacking::Memfd, [Some(0), Some(0)]),
+            (MemoryBacking::SharedFile(path.clone()), [Some(0), Some(MIB)]),
+            (MemoryBacking::PrivateFile(path.clone()), [Some(0), Some(MIB)]),
+        ] {
+            let config = MemoryConfig { backing, ..MemoryConfig::default() };
+            let ram = reserve(&config, &ranges(), &|| false).unwrap().unwrap();
+            let found: Vec<_> =
+                ram.iter().map(|(_, memory)| memory.file().map(|(_, offset)| offset)).collect();
+            assert_eq!(found, offsets, "{config:?}");
+            assert_eq!((ram[1].0, ram[1].1.len()), (1 << 32, MIB));
+        }
+    }
+
+    #[test]
+    fn a_stop_while_pages_are_made_is_no_failure() {
+        let config = MemoryConfig { prefault: true, ..MemoryConfig::default() };
+        assert!(reserve(&config, &ranges(), &|| true).unwrap().is_none());
+    }
+
+    #[test]
+    fn fault_c3_a_file_that_became_shorter_or_is_no_file_is_the_users_to_mend() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let short = directory.path().join("short");
+        File::create(&short).unwrap().set_len(MIB).unwrap();
+        for backing in [
+            MemoryBacking::SharedFile(fifo.clone()),
+            MemoryBacking::PrivateFile(fifo),
+            MemoryBacking::SharedFile(short.clone()),
+            MemoryBacking::PrivateFile(short),
+            MemoryBacking::PrivateFile("/no-such-file".into()),
+        ] {
+            let config = MemoryConfig { backing, ..MemoryConfig::default() };
+            let failure = reserve(&config, &ranges(), &|| false).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{failure}");
+        }
+    }
+}
