@@ -11,8 +11,8 @@ use nix::time::{ClockId, clock_gettime};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_memory::{AddressSpace, Backing, GuestMemory, RamRange};
 
-use crate::bench::cpus;
 use crate::bench::slot_probe::Coming;
+use crate::cpus;
 
 /// Regions of the table, and from one to the next.
 const REGIONS: u64 = 8;

@@ -16,7 +16,6 @@ use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
 use vmm_memory::{AddressSpace, Change};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_tests::bench::buses::{Buses, Status};
-use vmm_tests::bench::cpus;
 use vmm_tests::bench::report::Ratio;
 use vmm_tests::bench::series::{BASELINE, Case, Recorder};
 use vmm_tests::bench::slot_probe::{Coming, SlotProbe, Timed};
@@ -25,6 +24,7 @@ use vmm_tests::bench::slot_reads::{
 };
 use vmm_tests::bench::stats::{median, paired_ratio};
 use vmm_tests::bench::vcpu_set::missing;
+use vmm_tests::cpus;
 use vmm_tests::small_machine::SmallMachine;
 use vmm_tests::standstill::Standstill;
 use vmm_vcpu::{ThreadOptions, VcpuThread, Vcpus};
