@@ -192,18 +192,26 @@ fn reads(
     Ok(())
 }
 
-/// A doorbell that comes and goes: a change of an I/O bus of KVM's.
+/// A doorbell that goes and comes: a change of an I/O bus of KVM's.
 struct BusChange<'a> {
     vm: &'a Vm,
     fd: EventFd,
 }
 
-impl BusChange<'_> {
+impl<'a> BusChange<'a> {
+    const ADDRESS: DoorbellAddress =
+        DoorbellAddress { space: DoorbellSpace::Mmio, address: 0xd000_0000, width: 4, datamatch: None };
+
+    fn new(vm: &'a Vm) -> Result<Self> {
+        let fd = EventFd::new(EFD_NONBLOCK)?;
+        vm.attach_doorbell(&Self::ADDRESS, &fd)?;
+        Ok(Self { vm, fd })
+    }
+
+    /// To detach waits by itself; what an attachment leaves to be waited for is for the next change of slots.
     fn make(&self) -> Result<()> {
-        let address =
-            DoorbellAddress { space: DoorbellSpace::Mmio, address: 0xd000_0000, width: 4, datamatch: None };
-        self.vm.attach_doorbell(&address, &self.fd)?;
-        Ok(self.vm.detach_doorbell(&address, &self.fd)?)
+        self.vm.detach_doorbell(&Self::ADDRESS, &self.fd)?;
+        Ok(self.vm.attach_doorbell(&Self::ADDRESS, &self.fd)?)
     }
 }
 
@@ -211,7 +219,7 @@ impl BusChange<'_> {
 fn changes(args: &Args, guest: &Path, recorder: &mut Recorder) -> Result<()> {
     let machine = SmallMachine::boot(guest, 1, 0)?;
     let (probe, space) = SlotProbe::beside(&machine.vm, None)?;
-    let bus = BusChange { vm: &machine.vm, fd: EventFd::new(EFD_NONBLOCK)? };
+    let bus = BusChange::new(&machine.vm)?;
     let memory = Coming::memory()?;
     for round in 0..=args.rounds {
         for rows in &CHANGES {
