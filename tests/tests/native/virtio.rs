@@ -8,6 +8,7 @@ use vmm_tests::harness::TestVm;
 pub fn trials() -> Vec<Trial> {
     crate::trials![
         a_guest_gets_entropy_breaks_the_ring_and_gets_it_again,
+        notifications_do_not_return_from_kvm_run,
         fault_a1_to_b6_the_worst_driver_is_served_as_soon_as_it_behaves,
         a_machine_has_no_entropy_device_unless_it_is_asked_for,
     ]
@@ -23,6 +24,20 @@ fn a_guest_gets_entropy_breaks_the_ring_and_gets_it_again() -> Result<()> {
         let expected = [&["magic 74726976", "device 00000004"], &STARTED[..], &BROKEN, &STARTED].concat();
         ensure!(said == expected, "{irqchip}: {said:?}");
     }
+    Ok(())
+}
+
+/// `virtio_rng` notifies the device as often, and acknowledges as many interrupts.
+const REQUESTS: u64 = 2 * 64 + 1;
+
+fn notifications_do_not_return_from_kvm_run() -> Result<()> {
+    let vm = TestVm::guest("virtio_rng").args("--entropy --serial null --stats - --stats-format table");
+    let vm = vm.run()?.ensure_code(0)?;
+    let text = vm.text();
+    let written = text.lines().find_map(|line| line.trim().strip_prefix("mmio_writes"));
+    let written: u64 = written.context("no mmio_writes")?.trim().parse().context(text.clone())?;
+    // The others set up the interrupt controllers and the device, twice.
+    ensure!((REQUESTS..REQUESTS + 64).contains(&written), "{written} writes for {REQUESTS} requests: {text}");
     Ok(())
 }
 
