@@ -16,6 +16,8 @@ pub mod legacy;
 mod pvpanic;
 mod reconfigure;
 pub mod selftest;
+mod sync;
+pub mod virtio;
 mod worker;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};

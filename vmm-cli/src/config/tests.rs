@@ -47,6 +47,8 @@ grace_time = "250ms"
 irqchip = "split"
 pit = true
 selftest = false
+[entropy]
+device = true
 [console]
 serial = "unix=sock"
 [control]
@@ -89,7 +91,8 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n[stats]\n").unwrap(),
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[entropy]\n[console]\n[control]\n[log]\n[stats]\n")
+            .unwrap(),
         VmConfig::default()
     );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
@@ -131,6 +134,7 @@ fn every_key_arrives_in_its_field() {
             pit: true,
             selftest: Some(false),
         },
+        entropy: EntropyConfig { device: true },
         console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
@@ -190,6 +194,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--irqchip=kernel",
         "--pit",
         "--selftest",
+        "--entropy=false",
         "--serial=file=out",
         "--api-sock=ctl",
         "--log-level=off",
@@ -228,6 +233,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             pit: true,
             selftest: Some(true),
         },
+        entropy: EntropyConfig { device: false },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
