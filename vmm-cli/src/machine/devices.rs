@@ -9,14 +9,16 @@ use vmm_devices::acpi::{GenericEvents, PowerControl};
 use vmm_devices::legacy::{
     Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, Ioapic, ResetControl, Serial,
 };
+use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
 use super::layout::{
-    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
+    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, PCI_ECAM, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
     SELFTEST_PORTS, SERIAL_LINE,
 };
+use super::pci::Pci;
 use super::power::PowerButton;
 use crate::console::Console;
 use crate::outcome::Failure;
@@ -62,9 +64,25 @@ impl Devices {
         self.port(CMOS_PORTS, "cmos", Arc::new(Mutex::new(Cmos::default())))?;
         self.port((DEBUG_CONSOLE_PORT, 1), "debug console", Arc::new(DebugConsole::new(console.output())))?;
         self.port(DEBUG_EXIT_PORTS, "debug exit", Arc::new(DebugExit::new(events.clone())))?;
-        self.port(ResetControl::PORTS, "reset control", Arc::new(ResetControl::new(events.clone())))?;
         self.mmio(FLASH, "flash", Arc::new(Flash))?;
         Ok(serial)
+    }
+
+    /// Adds the reset control register, alone.
+    pub(super) fn add_reset_control(&mut self, events: &VmEvents) -> Result<(), Failure> {
+        self.port(ResetControl::PORTS, "reset control", Arc::new(ResetControl::new(events.clone())))
+    }
+
+    /// Adds a PCI bus, whose address register has the reset control register beneath it.
+    pub(super) fn add_pci(&mut self, events: &VmEvents) -> Result<Pci, Failure> {
+        let pci = Pci::new(&self.exits.mmio, events)?;
+        let ports = ConfigurationPorts::new(Arc::clone(pci.root()));
+        let address = ConfigurationAddress::new(Arc::clone(&ports), ResetControl::new(events.clone()));
+        self.port(ConfigurationAddress::PORTS, "pci address", Arc::new(address))?;
+        self.port(ConfigurationData::PORTS, "pci data", Arc::new(ConfigurationData::new(ports)))?;
+        let ecam = Arc::new(Ecam::new(Arc::clone(pci.root())));
+        self.mmio((PCI_ECAM.into(), Ecam::LENGTH), "pci ecam", ecam)?;
+        Ok(pci)
     }
 
     /// Adds the devices that the ACPI tables describe beside the serial port; returns the power button.

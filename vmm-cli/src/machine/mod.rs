@@ -8,6 +8,7 @@ mod exits;
 mod handle;
 mod irqchip;
 pub(crate) mod layout;
+mod pci;
 mod power;
 mod report;
 mod reset_vector;
@@ -37,6 +38,7 @@ use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
 use devices::Devices;
 use handle::Handle;
+use pci::Pci;
 pub use power::PowerButton;
 use standstill::Standstill;
 
@@ -46,6 +48,7 @@ pub struct Machine {
     handle: Arc<Handle>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
+    _pci: Option<Pci>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
@@ -86,11 +89,18 @@ impl Machine {
             devices.add_ioapic()?;
         }
         let serial = devices.add_legacy(console, events)?;
+        let pci = if config.machine.pci {
+            Some(devices.add_pci(events)?)
+        } else {
+            devices.add_reset_control(events)?;
+            None
+        };
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
         let power_button = devices.add_acpi(events)?;
-        acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
+        let described = acpi::Described { vcpus: config.cpu.count.into(), pci: config.machine.pci };
+        acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
         memory
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
@@ -120,7 +130,7 @@ impl Machine {
         let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
-        Ok(Self { handle, serial, _lines: lines, _memory: memory })
+        Ok(Self { handle, serial, _pci: pci, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
