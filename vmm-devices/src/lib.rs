@@ -17,6 +17,8 @@ pub mod pci;
 mod pvpanic;
 mod reconfigure;
 pub mod selftest;
+mod sync;
+pub mod virtio;
 mod worker;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};

@@ -3,7 +3,7 @@
 //! * [`HostMemory`]: what [`Backing`] describes, mapped, with guard pages around it;
 //! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
 //! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
-//!   that holds a [`RegionPin`];
+//!   that holds a [`RegionPin`]; a device has a [`MemoryReader`];
 //! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
 //! * [`Quiesce`]: who brings the machine to a standstill, for the few changes that a running guest would notice.
 #![cfg_attr(
@@ -19,6 +19,7 @@ mod observer;
 mod pin;
 mod quiesce;
 mod range;
+mod reader;
 mod region;
 mod slot;
 mod slot_ids;
@@ -33,6 +34,7 @@ pub use observer::{MemoryObserver, ObserverError};
 pub use pin::{Leaving, PinHolder, RegionPin};
 pub use quiesce::Quiesce;
 pub use range::RamRange;
+pub use reader::MemoryReader;
 pub use region::RamRegion;
 
 /// Size of a page, the unit of memory slots, in bytes.

@@ -61,6 +61,7 @@ impl AccessWindow {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::sync::Arc;
 

@@ -107,6 +107,7 @@ impl Bar {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

@@ -226,4 +226,5 @@ fn bar_length(bar: Bar) -> usize {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

@@ -7,7 +7,7 @@
 //!
 //! Lock order: `places`, then the registers, then those of [`Msix`]. The registers are not locked while the device is called.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use vmm_core::{Deferred, InReadSection, LogLimit, Retired, deferred};
 
@@ -18,6 +18,7 @@ use super::msix::{CONTROL, Msix};
 use super::window::{BarWindow, Place, WindowError};
 use crate::bus::{Bus, BusDevice, BusError, Ranges, both};
 use crate::reconfigure::Poster;
+use crate::sync::lock;
 
 /// What is behind a function. Called by several vCPUs at a time; offsets and lengths stay inside the BAR.
 pub trait PciDevice: Send + Sync {
@@ -131,11 +132,11 @@ impl Function {
     }
 
     fn configuration(&self) -> MutexGuard<'_, Configuration> {
-        self.configuration.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.configuration)
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.places)
     }
 
     fn control(&self, configuration: &Configuration) -> Option<u16> {
@@ -322,4 +323,5 @@ impl BusDevice for Region {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

@@ -20,6 +20,7 @@ mod msix;
 mod ports;
 mod root;
 #[cfg(test)]
+#[cfg(not(loom))]
 pub(crate) mod testing;
 mod window;
 

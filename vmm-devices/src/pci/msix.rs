@@ -1,10 +1,12 @@
 //! `Msix`: the MSI-X capability of a function: its registers over a table of vectors (PCI Local Bus 3.0, section 6.8.2).
 
 use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use vmm_core::irq::{IrqError, IrqTrigger, MsiMessage, MsixTable};
+
+use crate::sync::lock;
 
 /// Message control, after the header of the capability.
 pub(super) const CONTROL: usize = 2;
@@ -111,7 +113,7 @@ impl Msix {
     /// KVM refuses the route; the row is as it was, or has the new message and its old mask.
     pub fn write_table(&self, offset: u64, data: &[u8]) -> Result<(), IrqError> {
         let Some((index, at)) = row(offset, data.len()) else { return Ok(()) };
-        let _row = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let _row = lock(&self.rows);
         let Some((message, is_masked)) = self.table.entry(index) else { return Ok(()) };
         let mut bytes = row_bytes(message, is_masked);
         for (register, byte) in bytes.iter_mut().skip(at).zip(data) {
@@ -182,6 +184,7 @@ fn row_values(bytes: [u8; 16]) -> (MsiMessage, bool) {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::sync::Arc;
 

@@ -171,4 +171,5 @@ impl PciDevice for HostBridge {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

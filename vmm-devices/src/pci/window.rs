@@ -1,9 +1,11 @@
 //! `BarWindow`: the addresses that BARs may have, and where a BAR is before anybody has moved it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
+
+use crate::sync::lock;
 
 /// Why there is no place for a BAR, or no window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,13 +60,9 @@ impl BarWindow {
 
     /// A place for a BAR of `size` bytes, at a multiple of its size.
     pub(super) fn allocate(self: &Arc<Self>, size: u64) -> Result<Place, WindowError> {
-        let place = self.lock().allocate(size, size, AllocPolicy::FirstMatch);
+        let place = lock(&self.allocator).allocate(size, size, AllocPolicy::FirstMatch);
         let range = place.map_err(|_| WindowError::Full { size })?;
         Ok(Place { window: Arc::clone(self), range })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, AddressAllocator> {
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,13 +81,14 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Err(error) = self.window.lock().free(&self.range) {
+        if let Err(error) = lock(&self.window.allocator).free(&self.range) {
             tracing::error!(start = self.start(), %error, "a place for a BAR cannot be given back");
         }
     }
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 
