@@ -218,3 +218,7 @@ impl Drop for Task {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
