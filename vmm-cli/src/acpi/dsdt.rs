@@ -8,9 +8,11 @@ use acpi_tables::aml::{
 use vmm_devices::Pvpanic;
 use vmm_devices::acpi::{GenericEvents, POWER_BUTTON, SOFT_OFF};
 use vmm_devices::legacy::Serial;
+use vmm_devices::virtio::transport::VirtioMmio;
 
 use super::{Described, pci, table, to_bytes};
 use crate::machine::layout::{COM1, EVENTS_LINE, EVENTS_PORT, PVPANIC_BASE, SERIAL_LINE};
+use crate::machine::virtio::MmioPlace;
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -19,7 +21,7 @@ const REVISION: u8 = 2;
 const BUTTON_PRESSED: u8 = 0x80;
 
 /// The table of a machine.
-pub(super) fn dsdt(machine: Described) -> Vec<u8> {
+pub(super) fn dsdt(machine: Described<'_>) -> Vec<u8> {
     let mut body = soft_off();
     let mut devices = Vec::new();
     for index in 0..machine.vcpus {
@@ -31,6 +33,9 @@ pub(super) fn dsdt(machine: Described) -> Vec<u8> {
     if machine.pci {
         devices.extend(pci::host_bridge());
         devices.extend(pci::motherboard());
+    }
+    for (index, place) in machine.virtio.iter().enumerate() {
+        devices.extend(virtio_mmio(index, *place));
     }
     body.extend(Scope::raw(Path::new("_SB_"), devices));
     table(*b"DSDT", REVISION, &body)
@@ -117,6 +122,22 @@ fn pvpanic() -> Vec<u8> {
             &Name::new(Path::new("_HID"), &"QEMU0001"),
             &Name::new(Path::new("_UID"), &ZERO),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&registers])),
+        ],
+    ))
+}
+
+/// A virtio device in MMIO space. Its accesses to memory are coherent, as all are here.
+fn virtio_mmio(index: usize, place: MmioPlace) -> Vec<u8> {
+    let registers = Memory32Fixed::new(true, place.base as u32, VirtioMmio::LENGTH as u32);
+    let interrupt = interrupt(place.line);
+    let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
+    to_bytes(&Device::new(
+        Path::new(&format!("V{index:03X}")),
+        vec![
+            &Name::new(Path::new("_HID"), &"LNRO0005"),
+            &Name::new(Path::new("_UID"), &index),
+            &Name::new(Path::new("_CCA"), &ONE),
+            &Name::new(Path::new("_CRS"), &resources),
         ],
     ))
 }

@@ -19,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 use vmm_devices::acpi::{PowerControl, RESET_VALUE};
 
 use crate::machine::layout::{ACPI_END, ACPI_START, POWER_PORTS};
+use crate::machine::virtio::MmioPlace;
 
 /// Identity of the one who made the tables.
 const OEM_ID: [u8; 6] = *b"VMMCLI";
@@ -58,15 +59,17 @@ pub(crate) const RSDP: u64 = ACPI_START;
 
 /// What of a machine differs from one to the next.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Described {
+pub(crate) struct Described<'a> {
     /// Number of vCPUs, whose APIC ids are their indices.
     pub(crate) vcpus: u32,
     /// Whether there is a PCI bus.
     pub(crate) pci: bool,
+    /// Where its virtio devices in MMIO space are.
+    pub(crate) virtio: &'a [MmioPlace],
 }
 
 /// Writes the tables of the machine into guest memory.
-pub(crate) fn write<M>(memory: &M, machine: Described) -> Result<(), AcpiError>
+pub(crate) fn write<M>(memory: &M, machine: Described<'_>) -> Result<(), AcpiError>
 where
     M: GuestMemory + ?Sized,
 {
@@ -75,7 +78,7 @@ where
 }
 
 /// The bytes from [`ACPI_START`] on: RSDP, DSDT, FADT, MADT, MCFG, XSDT.
-fn tables(machine: Described) -> Result<Vec<u8>, AcpiError> {
+fn tables(machine: Described<'_>) -> Result<Vec<u8>, AcpiError> {
     let vcpus = machine.vcpus;
     // The RSDP comes first and is known last.
     let mut bytes = vec![0; Rsdp::len()];
@@ -167,7 +170,7 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_has_a_good_checksum() {
         for vcpus in [1, 2, 254, 255, 1024] {
-            let tables = tables(Described { vcpus, pci: true }).unwrap();
+            let tables = tables(Described { vcpus, pci: true, virtio: &[] }).unwrap();
             assert_eq!(
                 (&tables[..8], sum(&tables[..20]), sum(&tables[..36])),
                 (b"RSD PTR ".as_slice(), 0, 0)
@@ -185,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_pci_has_no_table_of_it() {
-        let tables = tables(Described { vcpus: 1, pci: false }).unwrap();
+        let tables = tables(Described { vcpus: 1, pci: false, virtio: &[] }).unwrap();
         assert_eq!(table_at(&tables, word(&tables, 24)).len(), 36 + 2 * 8);
         assert!(!tables.windows(4).any(|name| name == b"MCFG" || name == b"PCI0"));
     }
@@ -193,7 +196,7 @@ mod tests {
     #[test]
     fn more_processors_than_fit_are_refused() {
         assert!(matches!(
-            tables(Described { vcpus: 4096, pci: false }),
+            tables(Described { vcpus: 4096, pci: false, virtio: &[] }),
             Err(AcpiError::TooLong { vcpus: 4096, .. })
         ));
     }

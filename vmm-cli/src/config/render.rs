@@ -44,6 +44,9 @@ impl VmConfig {
             (None, false) => out.unset("selftest", "false, as the embedded guest does not run"),
         }
 
+        out.section("entropy");
+        out.set("device", self.entropy.device);
+
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
 
@@ -143,8 +146,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, LogConfig, MachineConfig, MemoryBacking,
-        MemoryConfig, MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MachineConfig,
+        MemoryBacking, MemoryConfig, MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -238,6 +241,7 @@ mod tests {
             (cpu, memory) in (cpu(), memory()),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (irqchip, pit, pci, selftest) in (word(), any::<bool>(), any::<bool>(), any::<Option<bool>>()),
+            entropy in any::<bool>(),
             (serial, socket) in (serial(), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
         ) -> VmConfig {
@@ -254,6 +258,7 @@ mod tests {
                     pci,
                     selftest,
                 },
+                entropy: EntropyConfig { device: entropy },
                 console: ConsoleConfig { serial },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
@@ -320,6 +325,9 @@ irqchip = \"kernel\"
 pit = false
 pci = true
 # selftest is not set: true, as the embedded guest runs
+
+[entropy]
+device = false
 
 [console]
 serial = \"stdio\"

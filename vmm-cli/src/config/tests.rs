@@ -48,6 +48,8 @@ irqchip = "split"
 pit = true
 pci = false
 selftest = false
+[entropy]
+device = true
 [console]
 serial = "unix=sock"
 [control]
@@ -90,7 +92,8 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n[stats]\n").unwrap(),
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[entropy]\n[console]\n[control]\n[log]\n[stats]\n")
+            .unwrap(),
         VmConfig::default()
     );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
@@ -133,6 +136,7 @@ fn every_key_arrives_in_its_field() {
             pci: false,
             selftest: Some(false),
         },
+        entropy: EntropyConfig { device: true },
         console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
@@ -193,6 +197,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--pit",
         "--pci",
         "--selftest",
+        "--entropy=false",
         "--serial=file=out",
         "--api-sock=ctl",
         "--log-level=off",
@@ -232,6 +237,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             pci: true,
             selftest: Some(true),
         },
+        entropy: EntropyConfig { device: false },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },

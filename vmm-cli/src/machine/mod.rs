@@ -13,6 +13,7 @@ mod power;
 mod report;
 mod reset_vector;
 mod standstill;
+pub(crate) mod virtio;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,10 +21,10 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqLine;
-use vmm_core::seam::MemorySlots;
+use vmm_core::seam::{DoorbellFds, MemorySlots};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
-use vmm_memory::AddressSpace;
+use vmm_memory::{AddressSpace, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
@@ -41,6 +42,7 @@ use handle::Handle;
 use pci::Pci;
 pub use power::PowerButton;
 use standstill::Standstill;
+use virtio::VirtioDevices;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
@@ -99,7 +101,17 @@ impl Machine {
             devices.add_selftest(kvm, &vm, events)?;
         }
         let power_button = devices.add_acpi(events)?;
-        let described = acpi::Described { vcpus: config.cpu.count.into(), pci: config.machine.pci };
+        let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
+        let mut virtio =
+            VirtioDevices::new(MemoryReader::new(Arc::clone(&memory)), doorbells, events.clone());
+        if config.entropy.device {
+            devices.add_entropy(&mut virtio)?;
+        }
+        let described = acpi::Described {
+            vcpus: config.cpu.count.into(),
+            pci: config.machine.pci,
+            virtio: virtio.places(),
+        };
         acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
         memory
             .memory()

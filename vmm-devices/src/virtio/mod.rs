@@ -9,6 +9,7 @@
 //! DEVICE_NEEDS_RESET and a device that rests until it is reset.
 
 mod config;
+pub mod console;
 mod device;
 pub mod features;
 pub mod queue;
