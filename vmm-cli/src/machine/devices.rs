@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
+use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger, TriggeredBy};
 use vmm_core::seam::DoorbellFds;
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::acpi::{GenericEvents, PowerControl};
@@ -13,7 +13,7 @@ use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPor
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::rng::Rng;
-use vmm_devices::virtio::transport::VirtioMmio;
+use vmm_devices::virtio::transport::{VirtioMmio, pci};
 use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
@@ -38,13 +38,14 @@ const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
+    pub(super) pci: Option<Pci>,
     router: IrqRouter,
 }
 
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        Self { exits: Exits::new(), lines: Vec::new(), router }
+        Self { exits: Exits::new(), lines: Vec::new(), pci: None, router }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -78,7 +79,7 @@ impl Devices {
     }
 
     /// Adds a PCI bus, whose address register has the reset control register beneath it.
-    pub(super) fn add_pci(&mut self, events: &VmEvents) -> Result<Pci, Failure> {
+    pub(super) fn add_pci(&mut self, events: &VmEvents) -> Result<(), Failure> {
         let pci = Pci::new(&self.exits.mmio, events)?;
         let ports = ConfigurationPorts::new(Arc::clone(pci.root()));
         let address = ConfigurationAddress::new(Arc::clone(&ports), ResetControl::new(events.clone()));
@@ -86,7 +87,8 @@ impl Devices {
         self.port(ConfigurationData::PORTS, "pci data", Arc::new(ConfigurationData::new(ports)))?;
         let ecam = Arc::new(Ecam::new(Arc::clone(pci.root())));
         self.mmio((PCI_ECAM.into(), Ecam::LENGTH), "pci ecam", ecam)?;
-        Ok(pci)
+        self.pci = Some(pci);
+        Ok(())
     }
 
     /// Adds the devices that the ACPI tables describe beside the serial port; returns the power button.
@@ -117,13 +119,23 @@ impl Devices {
         self.add_virtio(virtio, "virtio-rng", Arc::new(device))
     }
 
-    /// Adds a virtio device in MMIO space.
+    /// Adds a virtio device: on the PCI bus, or where there is none, in MMIO space.
     fn add_virtio(
         &mut self,
         virtio: &mut VirtioDevices,
         name: &'static str,
         device: Arc<dyn VirtioDevice>,
     ) -> Result<(), Failure> {
+        if let Some(pci) = &self.pci {
+            let vectors = pci::vectors(&*device);
+            let vectors = self.router.msix_table(name, vectors, TriggeredBy::UserSpace);
+            return pci.insert(virtio.function(
+                name,
+                device,
+                pci.host(),
+                vectors.map_err(Failure::host_cannot)?,
+            )?);
+        }
         let place = virtio.take_place()?;
         let trigger = self.line(place.line, name)?;
         let device = virtio.make(name, device, place, trigger)?;

@@ -91,12 +91,11 @@ impl Machine {
             devices.add_ioapic()?;
         }
         let serial = devices.add_legacy(console, events)?;
-        let pci = if config.machine.pci {
-            Some(devices.add_pci(events)?)
+        if config.machine.pci {
+            devices.add_pci(events)?;
         } else {
             devices.add_reset_control(events)?;
-            None
-        };
+        }
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
@@ -119,7 +118,8 @@ impl Machine {
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let (exits, lines) = (Arc::new(devices.exits), devices.lines);
+        let Devices { exits, lines, pci, .. } = devices;
+        let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =

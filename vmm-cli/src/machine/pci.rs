@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vmm_core::VmEvents;
-use vmm_devices::pci::{BarWindow, Host, PciRoot};
+use vmm_devices::pci::{BarWindow, Function, Host, PciRoot};
 use vmm_devices::{Bus, Reconfigure};
 
 use super::layout::PCI_BARS;
@@ -12,6 +12,7 @@ use crate::outcome::Failure;
 /// The bus. Dropped, its functions move no more; they go with the exits.
 pub(super) struct Pci {
     root: Arc<PciRoot>,
+    host: Host,
     _reconfigure: Reconfigure,
 }
 
@@ -25,11 +26,22 @@ impl Pci {
         let window = BarWindow::new(start.into(), size.into()).map_err(Failure::internal)?;
         let host = Host { bus: Arc::downgrade(mmio), poster: reconfigure.poster(), window: Arc::new(window) };
         let root = PciRoot::new(&host).map_err(Failure::internal)?;
-        Ok(Self { root: Arc::new(root), _reconfigure: reconfigure })
+        Ok(Self { root: Arc::new(root), host, _reconfigure: reconfigure })
     }
 
     /// Which functions there are.
     pub(super) fn root(&self) -> &Arc<PciRoot> {
         &self.root
+    }
+
+    /// What functions get of the machine.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Puts a function on the bus.
+    pub(super) fn insert(&self, function: Function) -> Result<(), Failure> {
+        self.root.insert(function).map_err(Failure::bad_input)?;
+        Ok(())
     }
 }

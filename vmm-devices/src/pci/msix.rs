@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_kvm_refuses_leaves_the_function_masked() {
+    fn a_route_that_the_host_refuses_leaves_the_function_masked() {
         let (vm, msix) = msix(1);
         program(&msix, 0, 0x41);
         vm.fail_call(vm.calls().len(), libc::EINVAL);

@@ -441,7 +441,7 @@ fn a_vector_that_is_masked_keeps_its_interrupt() {
 }
 
 #[test]
-fn a_route_that_kvm_refuses_needs_a_reset() {
+fn a_route_that_the_host_refuses_needs_a_reset() {
     let machine = Machine::new(rng());
     machine.open_vectors(1, 0x60);
     machine.vm.fail_call(machine.vm.calls().len(), libc::EINVAL);
@@ -469,7 +469,7 @@ fn notification_addresses_are_where_the_bar_is_and_nowhere_else() {
 }
 
 #[test]
-fn fault_b7_a_doorbell_that_kvm_refuses_rings_by_exits() {
+fn fault_b7_a_doorbell_that_the_host_refuses_rings_by_exits() {
     let vm = Arc::new(FakeVm::default());
     let vectors = 2;
     // After the irqfds of the vectors.
