@@ -22,6 +22,7 @@ mod native {
     pub mod memory;
     pub mod outputs;
     pub mod pause;
+    pub mod pci;
     pub mod slots;
     pub mod smp;
     pub mod state;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         native::memory::trials(),
         native::outputs::trials(),
         native::pause::trials(),
+        native::pci::trials(),
         native::slots::trials(),
         native::smp::trials(),
         native::state::trials(),

@@ -13,6 +13,7 @@ pub mod acpi;
 mod bus;
 mod doorbell;
 pub mod legacy;
+pub mod pci;
 mod pvpanic;
 mod reconfigure;
 pub mod selftest;

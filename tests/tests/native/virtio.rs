@@ -18,7 +18,7 @@ fn a_guest_gets_entropy_breaks_the_ring_and_gets_it_again() -> Result<()> {
     const STARTED: [&str; 3] = ["status 0000000f", "requests 00000040", "bits ffffffff"];
     const BROKEN: [&str; 3] = ["broken 0000004f", "reset 00000000", "ready 00000000"];
     for irqchip in ["kernel", "split"] {
-        let vm = TestVm::guest("virtio_rng").args("--entropy --irqchip").arg(irqchip);
+        let vm = TestVm::guest("virtio_rng").args("--pci=false --entropy --irqchip").arg(irqchip);
         let vm = vm.run()?.ensure_code(0).with_context(|| irqchip.to_owned())?;
         let said: Vec<String> = vm.text().lines().map(|line| line.trim().to_owned()).collect();
         let expected = [&["magic 74726976", "device 00000004"], &STARTED[..], &BROKEN, &STARTED].concat();
@@ -45,7 +45,7 @@ fn notifications_do_not_return_from_kvm_run() -> Result<()> {
 const ATTACKS: usize = 28;
 
 fn fault_a1_to_b6_the_worst_driver_is_served_as_soon_as_it_behaves() -> Result<()> {
-    let vm = TestVm::guest("virtio_hostile").args("--entropy").run()?.ensure_code(0)?;
+    let vm = TestVm::guest("virtio_hostile").args("--pci=false --entropy").run()?.ensure_code(0)?;
     let text = vm.text();
     let (served, other): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with("served after "));
     ensure!(served.len() == ATTACKS, "{} of {ATTACKS} attacks: {text}", served.len());

@@ -10,7 +10,7 @@ use vmm_devices::acpi::{GenericEvents, POWER_BUTTON, SOFT_OFF};
 use vmm_devices::legacy::Serial;
 use vmm_devices::virtio::transport::VirtioMmio;
 
-use super::{table, to_bytes};
+use super::{Described, pci, table, to_bytes};
 use crate::machine::layout::{COM1, EVENTS_LINE, EVENTS_PORT, PVPANIC_BASE, SERIAL_LINE};
 use crate::machine::virtio::MmioPlace;
 
@@ -20,17 +20,21 @@ const REVISION: u8 = 2;
 /// The value with which a power button that was pressed is notified (section 4.8.3.1.2.2).
 const BUTTON_PRESSED: u8 = 0x80;
 
-/// The table of a machine with `vcpus` vCPUs and virtio devices at these places.
-pub(super) fn dsdt(vcpus: u32, virtio: &[MmioPlace]) -> Vec<u8> {
+/// The table of a machine.
+pub(super) fn dsdt(machine: Described<'_>) -> Vec<u8> {
     let mut body = soft_off();
     let mut devices = Vec::new();
-    for index in 0..vcpus {
+    for index in 0..machine.vcpus {
         devices.extend(processor(index));
     }
     for device in [serial(), power_button(), generic_events(), pvpanic()] {
         devices.extend(device);
     }
-    for (index, place) in virtio.iter().enumerate() {
+    if machine.pci {
+        devices.extend(pci::host_bridge());
+        devices.extend(pci::motherboard());
+    }
+    for (index, place) in machine.virtio.iter().enumerate() {
         devices.extend(virtio_mmio(index, *place));
     }
     body.extend(Scope::raw(Path::new("_SB_"), devices));

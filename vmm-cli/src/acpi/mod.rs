@@ -7,6 +7,7 @@
 
 mod dsdt;
 mod madt;
+mod pci;
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -56,26 +57,41 @@ pub(crate) enum AcpiError {
 /// Where a guest finds the first table.
 pub(crate) const RSDP: u64 = ACPI_START;
 
-/// Writes the tables of a machine with `vcpus` vCPUs, whose APIC ids are their indices, and with virtio devices at these places
-/// into guest memory.
-pub(crate) fn write<M>(memory: &M, vcpus: u32, virtio: &[MmioPlace]) -> Result<(), AcpiError>
+/// What of a machine differs from one to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Described<'a> {
+    /// Number of vCPUs, whose APIC ids are their indices.
+    pub(crate) vcpus: u32,
+    /// Whether there is a PCI bus.
+    pub(crate) pci: bool,
+    /// Where its virtio devices in MMIO space are.
+    pub(crate) virtio: &'a [MmioPlace],
+}
+
+/// Writes the tables of the machine into guest memory.
+pub(crate) fn write<M>(memory: &M, machine: Described<'_>) -> Result<(), AcpiError>
 where
     M: GuestMemory + ?Sized,
 {
-    let tables = tables(vcpus, virtio)?;
+    let tables = tables(machine)?;
     memory.write_slice(&tables, GuestAddress(ACPI_START)).map_err(AcpiError::Memory)
 }
 
-/// The bytes from [`ACPI_START`] on: RSDP, DSDT, FADT, MADT, XSDT.
-fn tables(vcpus: u32, virtio: &[MmioPlace]) -> Result<Vec<u8>, AcpiError> {
+/// The bytes from [`ACPI_START`] on: RSDP, DSDT, FADT, MADT, MCFG, XSDT.
+fn tables(machine: Described<'_>) -> Result<Vec<u8>, AcpiError> {
+    let vcpus = machine.vcpus;
     // The RSDP comes first and is known last.
     let mut bytes = vec![0; Rsdp::len()];
-    let dsdt = place(&mut bytes, &dsdt::dsdt(vcpus, virtio));
+    let dsdt = place(&mut bytes, &dsdt::dsdt(machine));
     let fadt = place(&mut bytes, &fadt(dsdt));
     let madt = place(&mut bytes, &madt::madt(vcpus));
+    let mcfg = machine.pci.then(|| place(&mut bytes, &pci::mcfg()));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if let Some(mcfg) = mcfg {
+        xsdt.add_entry(mcfg);
+    }
     let xsdt = place(&mut bytes, &to_bytes(&xsdt));
     bytes[..Rsdp::len()].copy_from_slice(&to_bytes(&Rsdp::new(OEM_ID, xsdt)));
     let (length, limit) = (bytes.len() as u64, ACPI_END - ACPI_START);
@@ -131,6 +147,7 @@ fn to_bytes(table: &dyn Aml) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::layout::PCI_ECAM;
 
     fn word(bytes: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
@@ -153,23 +170,35 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_has_a_good_checksum() {
         for vcpus in [1, 2, 254, 255, 1024] {
-            let tables = tables(vcpus, &[]).unwrap();
+            let tables = tables(Described { vcpus, pci: true, virtio: &[] }).unwrap();
             assert_eq!(
                 (&tables[..8], sum(&tables[..20]), sum(&tables[..36])),
                 (b"RSD PTR ".as_slice(), 0, 0)
             );
             let xsdt = table_at(&tables, word(&tables, 24));
-            assert_eq!((&xsdt[..4], xsdt.len()), (b"XSDT".as_slice(), 36 + 2 * 8));
+            assert_eq!((&xsdt[..4], xsdt.len()), (b"XSDT".as_slice(), 36 + 3 * 8));
             let (fadt, madt) = (table_at(&tables, word(xsdt, 36)), table_at(&tables, word(xsdt, 44)));
             assert_eq!((&fadt[..4], &madt[..4]), (b"FACP".as_slice(), b"APIC".as_slice()));
             let dsdt = table_at(&tables, word(fadt, 140));
             assert_eq!(&dsdt[..4], b"DSDT");
+            let mcfg = table_at(&tables, word(xsdt, 52));
+            assert_eq!((&mcfg[..4], word(mcfg, 44)), (b"MCFG".as_slice(), u64::from(PCI_ECAM)));
         }
     }
 
     #[test]
+    fn a_machine_without_pci_has_no_table_of_it() {
+        let tables = tables(Described { vcpus: 1, pci: false, virtio: &[] }).unwrap();
+        assert_eq!(table_at(&tables, word(&tables, 24)).len(), 36 + 2 * 8);
+        assert!(!tables.windows(4).any(|name| name == b"MCFG" || name == b"PCI0"));
+    }
+
+    #[test]
     fn more_processors_than_fit_are_refused() {
-        assert!(matches!(tables(4096, &[]), Err(AcpiError::TooLong { vcpus: 4096, .. })));
+        assert!(matches!(
+            tables(Described { vcpus: 4096, pci: false, virtio: &[] }),
+            Err(AcpiError::TooLong { vcpus: 4096, .. })
+        ));
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("grace_time", "--grace-time", Form::Text, duration::EXPECTED),
             key("irqchip", "--irqchip", Form::Text, "\"kernel\" or \"split\""),
             key("pit", "--pit", Form::Switch, EXPECTED_SWITCH),
+            key("pci", "--pci", Form::Switch, EXPECTED_SWITCH),
             key("selftest", "--selftest", Form::Switch, EXPECTED_SWITCH),
         ],
     },

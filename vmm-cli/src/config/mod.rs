@@ -105,6 +105,8 @@ pub struct MachineConfig {
     pub irqchip: Irqchip,
     /// Whether there is an interval timer (i8254); not with [`Irqchip::Split`].
     pub pit: bool,
+    /// Whether there is a PCI bus.
+    pub pci: bool,
     /// Whether there are devices for the self-test of the embedded guest; `None` leaves it to
     /// [`VmConfig::selftest`].
     pub selftest: Option<bool>,
@@ -181,6 +183,7 @@ impl Default for MachineConfig {
             grace_time: Duration::from_secs(5),
             irqchip: Irqchip::default(),
             pit: false,
+            pci: true,
             selftest: None,
         }
     }
@@ -248,6 +251,7 @@ impl VmConfig {
         set(&mut self.machine.grace_time, args.grace_time.as_ref());
         set(&mut self.machine.irqchip, args.irqchip.as_ref());
         set(&mut self.machine.pit, args.pit.as_ref());
+        set(&mut self.machine.pci, args.pci.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.entropy.device, args.entropy.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());

@@ -37,6 +37,7 @@ impl VmConfig {
         out.text("grace_time", &duration::render(self.machine.grace_time));
         out.text("irqchip", &choice::word(&self.machine.irqchip));
         out.set("pit", self.machine.pit);
+        out.set("pci", self.machine.pci);
         match (self.machine.selftest, self.selftest()) {
             (Some(selftest), _) => out.set("selftest", selftest),
             (None, true) => out.unset("selftest", "true, as the embedded guest runs"),
@@ -239,7 +240,7 @@ mod tests {
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
             (cpu, memory) in (cpu(), memory()),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
-            (irqchip, pit, selftest) in (word(), any::<bool>(), any::<Option<bool>>()),
+            (irqchip, pit, pci, selftest) in (word(), any::<bool>(), any::<bool>(), any::<Option<bool>>()),
             entropy in any::<bool>(),
             (serial, socket) in (serial(), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
@@ -254,6 +255,7 @@ mod tests {
                     grace_time: Duration::from_millis(milliseconds),
                     irqchip,
                     pit,
+                    pci,
                     selftest,
                 },
                 entropy: EntropyConfig { device: entropy },
@@ -321,6 +323,7 @@ on_triple_fault = \"crash\"
 grace_time = \"5s\"
 irqchip = \"kernel\"
 pit = false
+pci = true
 # selftest is not set: true, as the embedded guest runs
 
 [entropy]

@@ -46,6 +46,7 @@ on_triple_fault = "reset"
 grace_time = "250ms"
 irqchip = "split"
 pit = true
+pci = false
 selftest = false
 [entropy]
 device = true
@@ -132,6 +133,7 @@ fn every_key_arrives_in_its_field() {
             grace_time: Duration::from_millis(250),
             irqchip: Irqchip::Split,
             pit: true,
+            pci: false,
             selftest: Some(false),
         },
         entropy: EntropyConfig { device: true },
@@ -193,6 +195,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--grace-time=2m",
         "--irqchip=kernel",
         "--pit",
+        "--pci",
         "--selftest",
         "--entropy=false",
         "--serial=file=out",
@@ -231,6 +234,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             grace_time: Duration::from_secs(120),
             irqchip: Irqchip::Kernel,
             pit: true,
+            pci: true,
             selftest: Some(true),
         },
         entropy: EntropyConfig { device: false },

@@ -2,24 +2,26 @@
 
 use std::sync::{Arc, Mutex};
 
-use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
+use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger, TriggeredBy};
 use vmm_core::seam::DoorbellFds;
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::acpi::{GenericEvents, PowerControl};
 use vmm_devices::legacy::{
     Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, Ioapic, ResetControl, Serial,
 };
+use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::rng::Rng;
-use vmm_devices::virtio::transport::VirtioMmio;
+use vmm_devices::virtio::transport::{VirtioMmio, pci};
 use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
 use super::layout::{
-    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
+    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, PCI_ECAM, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
     SELFTEST_PORTS, SERIAL_LINE,
 };
+use super::pci::Pci;
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::console::Console;
@@ -36,13 +38,14 @@ const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
+    pub(super) pci: Option<Pci>,
     router: IrqRouter,
 }
 
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        Self { exits: Exits::new(), lines: Vec::new(), router }
+        Self { exits: Exits::new(), lines: Vec::new(), pci: None, router }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -66,9 +69,26 @@ impl Devices {
         self.port(CMOS_PORTS, "cmos", Arc::new(Mutex::new(Cmos::default())))?;
         self.port((DEBUG_CONSOLE_PORT, 1), "debug console", Arc::new(DebugConsole::new(console.output())))?;
         self.port(DEBUG_EXIT_PORTS, "debug exit", Arc::new(DebugExit::new(events.clone())))?;
-        self.port(ResetControl::PORTS, "reset control", Arc::new(ResetControl::new(events.clone())))?;
         self.mmio(FLASH, "flash", Arc::new(Flash))?;
         Ok(serial)
+    }
+
+    /// Adds the reset control register, alone.
+    pub(super) fn add_reset_control(&mut self, events: &VmEvents) -> Result<(), Failure> {
+        self.port(ResetControl::PORTS, "reset control", Arc::new(ResetControl::new(events.clone())))
+    }
+
+    /// Adds a PCI bus, whose address register has the reset control register beneath it.
+    pub(super) fn add_pci(&mut self, events: &VmEvents) -> Result<(), Failure> {
+        let pci = Pci::new(&self.exits.mmio, events)?;
+        let ports = ConfigurationPorts::new(Arc::clone(pci.root()));
+        let address = ConfigurationAddress::new(Arc::clone(&ports), ResetControl::new(events.clone()));
+        self.port(ConfigurationAddress::PORTS, "pci address", Arc::new(address))?;
+        self.port(ConfigurationData::PORTS, "pci data", Arc::new(ConfigurationData::new(ports)))?;
+        let ecam = Arc::new(Ecam::new(Arc::clone(pci.root())));
+        self.mmio((PCI_ECAM.into(), Ecam::LENGTH), "pci ecam", ecam)?;
+        self.pci = Some(pci);
+        Ok(())
     }
 
     /// Adds the devices that the ACPI tables describe beside the serial port; returns the power button.
@@ -99,13 +119,23 @@ impl Devices {
         self.add_virtio(virtio, "virtio-rng", Arc::new(device))
     }
 
-    /// Adds a virtio device in MMIO space.
+    /// Adds a virtio device: on the PCI bus, or where there is none, in MMIO space.
     fn add_virtio(
         &mut self,
         virtio: &mut VirtioDevices,
         name: &'static str,
         device: Arc<dyn VirtioDevice>,
     ) -> Result<(), Failure> {
+        if let Some(pci) = &self.pci {
+            let vectors = pci::vectors(&*device);
+            let vectors = self.router.msix_table(name, vectors, TriggeredBy::UserSpace);
+            return pci.insert(virtio.function(
+                name,
+                device,
+                pci.host(),
+                vectors.map_err(Failure::host_cannot)?,
+            )?);
+        }
         let place = virtio.take_place()?;
         let trigger = self.line(place.line, name)?;
         let device = virtio.make(name, device, place, trigger)?;

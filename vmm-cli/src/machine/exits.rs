@@ -1,5 +1,7 @@
 //! `Exits`: where the exits of the vCPUs meet the buses.
 
+use std::sync::Arc;
+
 use vmm_core::Deferred;
 use vmm_core::irq::IoapicPins;
 use vmm_devices::Bus;
@@ -8,14 +10,15 @@ use vmm_vcpu::ExitHandler;
 /// The two address spaces of a machine.
 pub(super) struct Exits {
     pub(super) pio: Bus,
-    pub(super) mmio: Bus,
+    /// Shared with those whose place on it changes.
+    pub(super) mmio: Arc<Bus>,
     /// The pins of an I/O APIC in user space.
     pub(super) ioapic: Option<IoapicPins>,
 }
 
 impl Exits {
     pub(super) fn new() -> Self {
-        Self { pio: Bus::new("pio"), mmio: Bus::new("mmio"), ioapic: None }
+        Self { pio: Bus::new("pio"), mmio: Arc::new(Bus::new("mmio")), ioapic: None }
     }
 }
 

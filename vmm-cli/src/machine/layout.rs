@@ -34,6 +34,12 @@ pub(super) const FLASH: (u64, u64) = (0xff00_0000, HOLE_END - 0xff00_0000);
 /// The panic device.
 pub(crate) const PVPANIC_BASE: u32 = 0xd000_1000;
 
+/// Base address registers of PCI functions: first address and length.
+pub(crate) const PCI_BARS: (u32, u32) = (0xc000_0000, 0x1000_0000);
+
+/// Configuration space of the PCI bus, 1 MiB.
+pub(crate) const PCI_ECAM: u32 = 0xe000_0000;
+
 /// The self-test device.
 pub(super) const SELFTEST_BASE: u64 = 0xd000_0000;
 pub(super) const SELFTEST_PORTS: u16 = 0xd00;

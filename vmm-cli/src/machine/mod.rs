@@ -8,6 +8,7 @@ mod exits;
 mod handle;
 mod irqchip;
 pub(crate) mod layout;
+mod pci;
 mod power;
 mod report;
 mod reset_vector;
@@ -38,6 +39,7 @@ use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
 use devices::Devices;
 use handle::Handle;
+use pci::Pci;
 pub use power::PowerButton;
 use standstill::Standstill;
 use virtio::VirtioDevices;
@@ -48,6 +50,7 @@ pub struct Machine {
     handle: Arc<Handle>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
+    _pci: Option<Pci>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
@@ -88,6 +91,11 @@ impl Machine {
             devices.add_ioapic()?;
         }
         let serial = devices.add_legacy(console, events)?;
+        if config.machine.pci {
+            devices.add_pci(events)?;
+        } else {
+            devices.add_reset_control(events)?;
+        }
         if config.selftest() {
             devices.add_selftest(kvm, &vm, events)?;
         }
@@ -98,15 +106,20 @@ impl Machine {
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
-        acpi::write(&*memory.memory(), config.cpu.count.into(), virtio.places())
-            .map_err(Failure::internal)?;
+        let described = acpi::Described {
+            vcpus: config.cpu.count.into(),
+            pci: config.machine.pci,
+            virtio: virtio.places(),
+        };
+        acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
         memory
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let (exits, lines) = (Arc::new(devices.exits), devices.lines);
+        let Devices { exits, lines, pci, .. } = devices;
+        let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
@@ -129,7 +142,7 @@ impl Machine {
         let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
-        Ok(Self { handle, serial, _lines: lines, _memory: memory })
+        Ok(Self { handle, serial, _pci: pci, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.

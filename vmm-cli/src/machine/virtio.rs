@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use vmm_core::VmEvents;
-use vmm_core::irq::IrqTrigger;
+use vmm_core::irq::{IrqTrigger, MsixTable};
 use vmm_core::seam::DoorbellFds;
 use vmm_devices::Worker;
+use vmm_devices::pci::{Function, Host};
 use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::transport::pci::{self, PciSetup};
 use vmm_devices::virtio::transport::{MmioSetup, VirtioMmio};
 use vmm_memory::MemoryReader;
 
@@ -66,6 +68,19 @@ impl VirtioDevices {
         let place = MmioPlace { base: VIRTIO_MMIO_BASE + taken as u64 * VIRTIO_MMIO_STRIDE, line };
         self.places.push(place);
         Ok(place)
+    }
+
+    /// Makes the PCI function of `device`.
+    pub(super) fn function(
+        &self,
+        name: &'static str,
+        device: Arc<dyn VirtioDevice>,
+        host: &Host,
+        vectors: MsixTable,
+    ) -> Result<Function, Failure> {
+        let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
+        let setup = PciSetup { name, host: host.clone(), memory, vectors, doorbells };
+        pci::function(device, setup).map_err(Failure::host_cannot)
     }
 
     /// Puts `device` at `place`.

@@ -60,7 +60,7 @@ impl<D: BusDeviceMut> BusDevice for Mutex<D> {
 }
 
 /// What is deferred of an access of two parts.
-pub(super) fn both(one: Option<Deferred>, other: Option<Deferred>) -> Option<Deferred> {
+pub(crate) fn both(one: Option<Deferred>, other: Option<Deferred>) -> Option<Deferred> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.and(other)),
         (one, other) => one.or(other),

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_core::{Deferred, LogLimit, Published, Retired};
 
-use device::both;
+pub(crate) use device::both;
 pub use device::{BusDevice, BusDeviceMut};
 use ranges::Range;
 pub use ranges::{BusError, Ranges};

@@ -6,6 +6,7 @@
 //! Lock order: `running`, in it `state`. Devices are started and stopped under `running`, which only writes to the status and to
 //! the enabling or reset of a queue take; the answer of a device that has stopped takes `state` alone.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex};
 
 use vmm_core::{Completer, Deferred, deferred};
@@ -179,6 +180,11 @@ impl Control {
         self.device.write_config(offset, data);
     }
 
+    /// The transport has found what only a reset mends, and says so for the device.
+    pub fn set_needs_reset(&self, reason: &dyn Error) {
+        self.shared.status.set_needs_reset(reason);
+    }
+
     /// Changes whenever the configuration has changed (section 2.5.1).
     #[must_use]
     pub fn config_generation(&self) -> u32 {
@@ -218,7 +224,7 @@ impl Control {
         device: &mut dyn QueueReset,
         features: u64,
         setup: &QueueState,
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    ) -> Result<(), Box<dyn Error>> {
         let memory = self.memory.load();
         if let Some(queue) = self.active_queue(features, setup, &memory) {
             device.start_queue(queue?)?;

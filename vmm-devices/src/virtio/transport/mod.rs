@@ -2,10 +2,12 @@
 //!
 //! * [`Registers`]: status, features and the set-up of queues, without a device behind them;
 //! * [`Control`]: the same with a device: it starts, is reset, and loses single queues;
-//! * [`VirtioMmio`]: the registers in MMIO space (virtio 1.3, section 4.2).
+//! * [`VirtioMmio`]: the registers in MMIO space (virtio 1.3, section 4.2);
+//! * [`pci`]: the device as a PCI function (section 4.1).
 
 mod control;
 mod mmio;
+pub mod pci;
 mod state;
 pub mod status;
 
