@@ -3,7 +3,7 @@
 //! * [`HostMemory`]: what [`Backing`] describes, mapped, with guard pages around it;
 //! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
 //! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
-//!   that holds a [`RegionPin`];
+//!   that holds a [`RegionPin`], or [`PinnedBuffers`] in which the kernel reads and writes;
 //! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
 //! * [`Quiesce`]: who brings the machine to a standstill, for the few changes that a running guest would notice.
 #![cfg_attr(
@@ -17,6 +17,7 @@ mod block;
 mod change;
 mod observer;
 mod pin;
+mod pinned;
 mod quiesce;
 mod range;
 mod region;
@@ -31,6 +32,7 @@ pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, 
 pub use change::{Change, ChangeError};
 pub use observer::{MemoryObserver, ObserverError};
 pub use pin::{Leaving, PinHolder, RegionPin};
+pub use pinned::{PinError, PinnedBuffers};
 pub use quiesce::Quiesce;
 pub use range::RamRange;
 pub use region::RamRegion;
