@@ -14,6 +14,7 @@ mod bus;
 mod doorbell;
 pub mod legacy;
 mod pvpanic;
+pub mod rate_limiter;
 mod reconfigure;
 pub mod selftest;
 mod worker;
