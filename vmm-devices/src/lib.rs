@@ -17,10 +17,12 @@ mod pvpanic;
 pub mod rate_limiter;
 mod reconfigure;
 pub mod selftest;
+mod timer;
 mod worker;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};
 pub use doorbell::{Doorbell, DoorbellError, IoEventFd};
 pub use pvpanic::Pvpanic;
 pub use reconfigure::{PostError, Poster, Reconfigure};
-pub use worker::{Handler, NotAwaited, Progress, Worker, WorkerError};
+pub use timer::Timer;
+pub use worker::{Handler, NotAwaited, Progress, Wakeup, Worker, WorkerError};
