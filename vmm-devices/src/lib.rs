@@ -17,7 +17,9 @@ mod pvpanic;
 pub mod rate_limiter;
 mod reconfigure;
 pub mod selftest;
+mod sync;
 mod timer;
+pub mod virtio;
 mod worker;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};

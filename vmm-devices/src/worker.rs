@@ -203,6 +203,15 @@ impl Handler {
         self.end()
     }
 
+    /// Ends it without waiting, from anywhere: no call will come. What the handler owns goes before this returns, or when the
+    /// call that is running returns, on the worker's thread.
+    pub fn retire(self) {
+        if let Some(worker) = self.worker.upgrade() {
+            let source = worker.forget(self.token);
+            drop(source);
+        }
+    }
+
     fn end(&self) -> Result<(), NotAwaited> {
         match self.worker.upgrade() {
             Some(worker) => worker.remove(self.token),

@@ -12,7 +12,7 @@ pub fn run_all(report: &mut Report) -> Result<()> {
         let mut command = cargo();
         command
             .args(["test", "--release", "--lib", "--target-dir", "target/loom"])
-            .args(["-p", "vmm-core", "-p", "vmm-memory", "-p", "vmm-vcpu", "loom"])
+            .args(["-p", "vmm-core", "-p", "vmm-devices", "-p", "vmm-memory", "-p", "vmm-vcpu", "loom"])
             .env("RUSTFLAGS", "--cfg loom")
             // Link-time optimisation of a test binary costs more than it saves here.
             .env("CARGO_PROFILE_RELEASE_LTO", "off");

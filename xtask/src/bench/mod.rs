@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_a_process_takes_no_peers() {
-        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl", "memory"] {
+        for name in ["exits", "doorbell", "dispatch", "irq", "reconfigure", "kick", "pause", "inl", "memory"]
+        {
             let args = parsed(&[name, "--peer", "firecracker=Cargo.toml"]).unwrap();
             assert!(run(&args).unwrap_err().to_string().contains("no peers"), "{name}");
         }

@@ -1,0 +1,220 @@
+//! `QueueWorkers`: the queues of a device that are served on a worker, each by a handler of its own.
+//!
+//! What a device has to write is [`ServeQueue`]: take chains, do the work, give them back, within a batch. Notifications,
+//! interrupts, a driver that breaks the ring, stop and reset of queues are done here.
+//!
+//! Lock order: `end` of a queue is innermost; nobody is called under it.
+
+use std::sync::{Arc, Mutex};
+
+use vmm_memory::{GuestMemory, MemoryReader};
+
+use super::device::{
+    ActivateError, Activation, ActiveQueue, DeviceStatus, QueueInterrupt, QueueReset, QueueStopped, Running,
+    Stopped,
+};
+use super::queue::{Queue, QueueError, QueueState};
+use crate::sync::lock;
+use crate::{Handler, Progress, Worker};
+
+/// How far a batch has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// Every chain that was available is taken: to be called when the driver notifies.
+    Empty,
+    /// The batch was full: to be called again, after others.
+    Full,
+    /// Chains are left for something that has not happened yet, and that rings the doorbell when it happens.
+    Waiting,
+}
+
+/// What a device does with the chains of one queue.
+pub trait ServeQueue: Send {
+    /// Takes chains, serves them and gives them back; no more than a batch of bounded work, without waiting.
+    ///
+    /// # Errors
+    /// Those of the queue: it is not served any more, and the device needs a reset.
+    fn serve(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Batch, QueueError>;
+}
+
+/// The queues of a running device. Dropped, they are served no more.
+pub struct QueueWorkers {
+    worker: Arc<Worker>,
+    memory: MemoryReader,
+    status: DeviceStatus,
+    servers: Box<dyn Fn(usize) -> Box<dyn ServeQueue> + Send>,
+    running: Vec<RunningQueue>,
+}
+
+struct RunningQueue {
+    index: usize,
+    handler: Handler,
+    end: Arc<Mutex<End>>,
+}
+
+/// The end of a queue: who wants to know of it, or that it has come.
+enum End {
+    NotYet,
+    Wanted(QueueStopped),
+    Come(QueueState),
+}
+
+impl QueueWorkers {
+    /// Serves the queues of `activation` on `worker`, each with what `servers` makes for its index.
+    ///
+    /// # Errors
+    /// The worker cannot take a queue; none is served then.
+    pub fn start(
+        worker: &Arc<Worker>,
+        activation: Activation,
+        servers: impl Fn(usize) -> Box<dyn ServeQueue> + Send + 'static,
+    ) -> Result<Self, ActivateError> {
+        let Activation { memory, queues, status, .. } = activation;
+        let worker = Arc::clone(worker);
+        let mut workers = Self { worker, memory, status, servers: Box::new(servers), running: Vec::new() };
+        for queue in queues {
+            workers.add(queue)?;
+        }
+        Ok(workers)
+    }
+
+    fn add(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let ActiveQueue { index, queue, doorbell, interrupt } = queue;
+        let device = self.status.name();
+        let end = Arc::new(Mutex::new(End::NotYet));
+        let mut task = Task {
+            server: (self.servers)(index),
+            queue,
+            memory: self.memory.clone(),
+            interrupt,
+            status: self.status.clone(),
+            broken: false,
+            end: Arc::clone(&end),
+        };
+        let status = self.status.clone();
+        let serve = move |_rings| task.run();
+        let failed = move || status.set_needs_reset(&Panicked);
+        let handler = self
+            .worker
+            .add(device, doorbell, serve, failed)
+            .map_err(|source| ActivateError { device, source: source.into() })?;
+        self.running.push(RunningQueue { index, handler, end });
+        Ok(())
+    }
+}
+
+impl RunningQueue {
+    /// Ends it; `done` is called when it is not touched any more.
+    fn stop(self, done: QueueStopped) {
+        let mut end = lock(&self.end);
+        if let End::Come(state) = *end {
+            drop(end);
+            done(state);
+        } else {
+            *end = End::Wanted(done);
+            drop(end);
+            self.handler.retire();
+        }
+    }
+}
+
+impl Running for QueueWorkers {
+    fn stop(self: Box<Self>, done: Stopped) {
+        // The last queue that ends drops it.
+        let all = Arc::new(All { states: Mutex::default(), done: Mutex::new(Some(done)) });
+        for queue in self.running {
+            let all = Arc::clone(&all);
+            queue.stop(Box::new(move |state| lock(&all.states).push(state)));
+        }
+    }
+
+    fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
+        Some(self)
+    }
+}
+
+impl QueueReset for QueueWorkers {
+    fn stop_queue(&mut self, index: usize, done: QueueStopped) -> bool {
+        let at = self.running.iter().position(|queue| queue.index == index);
+        if let Some(at) = at {
+            self.running.swap_remove(at).stop(done);
+        }
+        at.is_some()
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        self.add(queue)
+    }
+}
+
+/// Calls `done` when all queues have ended.
+struct All {
+    states: Mutex<Vec<QueueState>>,
+    done: Mutex<Option<Stopped>>,
+}
+
+impl Drop for All {
+    fn drop(&mut self) {
+        let done = lock(&self.done).take();
+        let states = std::mem::take(&mut *lock(&self.states));
+        if let Some(done) = done {
+            done(states);
+        }
+    }
+}
+
+/// A handler of a queue had a bug.
+#[derive(Debug, thiserror::Error)]
+#[error("the handler of a queue panicked")]
+struct Panicked;
+
+/// One queue on its worker.
+struct Task {
+    server: Box<dyn ServeQueue>,
+    queue: Queue,
+    memory: MemoryReader,
+    interrupt: QueueInterrupt,
+    status: DeviceStatus,
+    broken: bool,
+    end: Arc<Mutex<End>>,
+}
+
+impl Task {
+    fn run(&mut self) -> Progress {
+        if self.broken {
+            return Progress::Done;
+        }
+        let result = self.batch();
+        result.unwrap_or_else(|error| {
+            self.broken = true;
+            self.status.set_needs_reset(&error);
+            Progress::Done
+        })
+    }
+
+    /// One batch on one snapshot of the memory.
+    fn batch(&mut self) -> Result<Progress, QueueError> {
+        let memory = self.memory.load();
+        self.queue.busy(&memory)?;
+        let served = self.server.serve(&mut self.queue, &memory);
+        // What was used before an error is the driver's.
+        if self.queue.needs_interrupt(&memory)? {
+            self.interrupt.trigger();
+        }
+        Ok(match served? {
+            Batch::Empty if self.queue.rest(&memory)? => Progress::More,
+            Batch::Empty | Batch::Waiting => Progress::Done,
+            Batch::Full => Progress::More,
+        })
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let state = self.queue.state();
+        let before = std::mem::replace(&mut *lock(&self.end), End::Come(state));
+        if let End::Wanted(done) = before {
+            done(state);
+        }
+    }
+}
