@@ -54,7 +54,7 @@ pub struct BlockCounts {
 
 impl Counters {
     pub(super) fn ended(&self, operation: Operation, length: u64, succeeded: bool, took: Duration) {
-        let class = 64_u32.saturating_sub((took.as_micros() as u64).leading_zeros()) as usize;
+        let class = 128_u32.saturating_sub(took.as_micros().leading_zeros()) as usize;
         add(self.latency.get(class).or(self.latency.last()), 1);
         if !succeeded {
             add(Some(&self.failed), 1);

@@ -311,7 +311,7 @@ impl Shared {
             // Of discard, and then of write zeroes: the most sectors, one range a request.
             (36, &MAX_RANGE_SECTORS.to_le_bytes()),
             (40, &1_u32.to_le_bytes()),
-            (44, &(logical / sector).to_le_bytes()),
+            (44, &logical.checked_div(sector).unwrap_or(1).to_le_bytes()),
             (48, &MAX_RANGE_SECTORS.to_le_bytes()),
             // One range, and it may be unmapped.
             (52, &[1, 0, 0, 0, 1]),

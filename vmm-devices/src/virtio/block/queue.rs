@@ -21,7 +21,7 @@ use super::engine::{Completion, Engine, Operation, Request};
 use super::request::{self, Disk, Status, Verdict};
 use crate::sync::lock;
 use crate::virtio::ending::{Ending, Panicked};
-use crate::virtio::queue::{Chain, Queue, QueueError, QueueState};
+use crate::virtio::queue::{Buffers, Chain, Queue, QueueError, QueueState};
 use crate::virtio::{ActiveQueue, DeviceStatus, QueueInterrupt, QueueStopped};
 use crate::{Handler, Progress, Timer, Worker, WorkerError};
 
@@ -346,7 +346,7 @@ impl BlockQueue {
             Operation::Write => Some(request::data_out(&chain)),
             Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => None,
         };
-        let pieces = data.into_iter().flat_map(|data| data.iter());
+        let pieces = data.into_iter().flat_map(Buffers::iter);
         let pieces = pieces.map(|piece| (piece.address, u64::from(piece.length)));
         let Ok(buffers) = PinnedBuffers::pin(memory, &self.holder, pieces) else {
             self.device.counters.ended(operation, length, false, since.elapsed());

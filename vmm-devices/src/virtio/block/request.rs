@@ -13,7 +13,7 @@ use super::engine::Operation;
 use crate::virtio::queue::{AccessError, Buffers, Chain};
 
 /// Bytes of the header: type, reserved, sector.
-const HEADER: usize = 16;
+const HEADER: u32 = 16;
 /// Bytes of a range to discard or to make zero: sector, number of sectors, flags.
 const RANGE: u32 = 16;
 /// Bytes of the identification.
@@ -75,7 +75,7 @@ pub(super) fn judge(chain: &Chain, memory: &GuestMemory, disk: Disk) -> Result<V
     if chain.writable().is_empty() {
         return Ok(Verdict::Unanswerable);
     }
-    let mut header = [0; HEADER];
+    let mut header = [0; HEADER as usize];
     match chain.readable().read(memory, &mut header) {
         Err(AccessError::Short { .. }) => return Ok(Verdict::Answer(Status::IoError)),
         other => other?,
@@ -110,7 +110,7 @@ pub(super) fn status_of(chain: &Chain) -> Buffers<'_> {
 
 /// What a write takes: all that can be read but the header.
 pub(super) fn data_out(chain: &Chain) -> Buffers<'_> {
-    chain.readable().split_at(HEADER as u32).1
+    chain.readable().split_at(HEADER).1
 }
 
 fn transfer(operation: Operation, sector: u64, data: Buffers<'_>, disk: Disk) -> Result<Verdict, Status> {

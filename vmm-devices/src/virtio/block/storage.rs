@@ -11,7 +11,7 @@ use super::engine::{Operation, Request, ended_early};
 use super::image::Image;
 
 /// Zeros are written in pieces of so many bytes, where the host cannot make them.
-const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// A disk's bytes. Each call does the whole of it, or fails; which part was done then is not known.
 pub trait Storage: Send + Sync {

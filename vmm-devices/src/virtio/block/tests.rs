@@ -328,7 +328,7 @@ struct SlowSide {
 }
 
 impl Slow {
-    fn new() -> (Backend, SlowSide) {
+    fn backend() -> (Backend, SlowSide) {
         let ((called, calls), (answer, go)) = (channel(), channel());
         let slow = Self { calls: std::sync::Mutex::new(called), go: std::sync::Mutex::new(go) };
         (Backend::Other(Arc::new(slow)), SlowSide { calls, go: answer })
@@ -369,7 +369,7 @@ impl Storage for Slow {
 
 #[test]
 fn fault_c3_what_the_host_fails_is_an_io_error_and_the_next_request_goes_on() {
-    let (backend, slow) = Slow::new();
+    let (backend, slow) = Slow::backend();
     let mut bench = Bench::new(block(backend, options()));
     for errno in [libc::ENOSPC, libc::EIO, libc::EPERM] {
         slow.go.send(Err(io::Error::from_raw_os_error(errno))).unwrap();
@@ -383,7 +383,7 @@ fn fault_c3_what_the_host_fails_is_an_io_error_and_the_next_request_goes_on() {
 
 #[test]
 fn fault_a5_a_chain_that_is_available_twice_stops_the_queue_and_not_its_neighbour() {
-    let (backend, slow) = Slow::new();
+    let (backend, slow) = Slow::backend();
     let mut bench = Bench::new(block(backend, options()));
     let request = bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
     bench.driver.make_available(request.head);
@@ -399,7 +399,7 @@ fn fault_a5_a_chain_that_is_available_twice_stops_the_queue_and_not_its_neighbou
 
 #[test]
 fn fault_b6_a_device_that_is_stopped_ends_when_its_last_request_has() {
-    let (backend, slow) = Slow::new();
+    let (backend, slow) = Slow::backend();
     let mut bench = Bench::new(block(backend, options()));
     let request = bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
     bench.started.doorbells[0].ring();
@@ -416,7 +416,7 @@ fn fault_b6_a_device_that_is_stopped_ends_when_its_last_request_has() {
 
 #[test]
 fn memory_under_a_request_in_flight_goes_when_the_request_has_ended() {
-    let (backend, slow) = Slow::new();
+    let (backend, slow) = Slow::backend();
     let mut bench = Bench::new(block(backend, options()));
     bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
     bench.started.doorbells[0].ring();
@@ -493,7 +493,7 @@ fn a_queue_that_is_stopped_while_a_request_waits_for_the_limit_takes_it_again() 
 
 #[test]
 fn a_cache_that_is_turned_off_is_flushed_and_then_every_write_is_durable() {
-    let (backend, slow) = Slow::new();
+    let (backend, slow) = Slow::backend();
     let mut bench = Bench::new(block(backend, options()));
     (0..4).for_each(|_| slow.go.send(Ok(())).unwrap());
     assert_eq!((bench.write(0, &[1; 512]), slow.calls.recv().unwrap()), (OK, "write"));
@@ -512,7 +512,7 @@ fn a_cache_that_is_turned_off_is_flushed_and_then_every_write_is_durable() {
 #[test]
 fn writes_of_a_driver_that_cannot_flush_are_durable() {
     for (accepted, expected) in [(0, "durable write"), (1 << VIRTIO_BLK_F_FLUSH, "write")] {
-        let (backend, slow) = Slow::new();
+        let (backend, slow) = Slow::backend();
         let both = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_CONFIG_WCE;
         let mut bench = Bench::with(block(backend, options()), |features| features & !both | accepted);
         slow.go.send(Ok(())).unwrap();
