@@ -11,6 +11,7 @@ mod linux {
     pub mod irqchip;
     pub mod memory;
     pub mod shell;
+    pub mod virtio;
 }
 
 use std::env;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         linux::ends::trials(),
         linux::irqchip::trials(),
         linux::memory::trials(),
+        linux::virtio::trials(),
     ];
     let small = small.into_iter().flatten().map(|trial| (1, trial));
     let large = linux::dedicated::trials().into_iter().map(|trial| (2, trial));

@@ -27,6 +27,7 @@ mod native {
     pub mod state;
     pub mod stats;
     pub mod terminal;
+    pub mod virtio;
 }
 
 use std::env;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         native::state::trials(),
         native::stats::trials(),
         native::terminal::trials(),
+        native::virtio::trials(),
     ];
     let trials = trials.into_iter().flatten();
     let missing = |name| env::var_os(name).is_none();

@@ -280,6 +280,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub disk: Vec<DiskConfig>,
 
+    /// Entropy device (virtio-rng): true or false; alone it means true [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Devices", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub entropy: Option<bool>,
+
     /// Serial port: stdio, null, pty, file=PATH or unix=PATH [default: stdio]
     #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
     pub serial: Option<SerialMode>,

@@ -8,9 +8,11 @@ use acpi_tables::aml::{
 use vmm_devices::Pvpanic;
 use vmm_devices::acpi::{GenericEvents, POWER_BUTTON, SOFT_OFF};
 use vmm_devices::legacy::Serial;
+use vmm_devices::virtio::transport::VirtioMmio;
 
 use super::{table, to_bytes};
 use crate::machine::layout::{COM1, EVENTS_LINE, EVENTS_PORT, PVPANIC_BASE, SERIAL_LINE};
+use crate::machine::virtio::MmioPlace;
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -18,8 +20,8 @@ const REVISION: u8 = 2;
 /// The value with which a power button that was pressed is notified (section 4.8.3.1.2.2).
 const BUTTON_PRESSED: u8 = 0x80;
 
-/// The table of a machine with `vcpus` vCPUs.
-pub(super) fn dsdt(vcpus: u32) -> Vec<u8> {
+/// The table of a machine with `vcpus` vCPUs and virtio devices at these places.
+pub(super) fn dsdt(vcpus: u32, virtio: &[MmioPlace]) -> Vec<u8> {
     let mut body = soft_off();
     let mut devices = Vec::new();
     for index in 0..vcpus {
@@ -27,6 +29,9 @@ pub(super) fn dsdt(vcpus: u32) -> Vec<u8> {
     }
     for device in [serial(), power_button(), generic_events(), pvpanic()] {
         devices.extend(device);
+    }
+    for (index, place) in virtio.iter().enumerate() {
+        devices.extend(virtio_mmio(index, *place));
     }
     body.extend(Scope::raw(Path::new("_SB_"), devices));
     table(*b"DSDT", REVISION, &body)
@@ -113,6 +118,22 @@ fn pvpanic() -> Vec<u8> {
             &Name::new(Path::new("_HID"), &"QEMU0001"),
             &Name::new(Path::new("_UID"), &ZERO),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&registers])),
+        ],
+    ))
+}
+
+/// A virtio device in MMIO space. Its accesses to memory are coherent, as all are here.
+fn virtio_mmio(index: usize, place: MmioPlace) -> Vec<u8> {
+    let registers = Memory32Fixed::new(true, place.base as u32, VirtioMmio::LENGTH as u32);
+    let interrupt = interrupt(place.line);
+    let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
+    to_bytes(&Device::new(
+        Path::new(&format!("V{index:03X}")),
+        vec![
+            &Name::new(Path::new("_HID"), &"LNRO0005"),
+            &Name::new(Path::new("_UID"), &index),
+            &Name::new(Path::new("_CCA"), &ONE),
+            &Name::new(Path::new("_CRS"), &resources),
         ],
     ))
 }

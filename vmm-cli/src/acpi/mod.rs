@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 use vmm_devices::acpi::{PowerControl, RESET_VALUE};
 
 use crate::machine::layout::{ACPI_END, ACPI_START, POWER_PORTS};
+use crate::machine::virtio::MmioPlace;
 
 /// Identity of the one who made the tables.
 const OEM_ID: [u8; 6] = *b"VMMCLI";
@@ -55,20 +56,21 @@ pub(crate) enum AcpiError {
 /// Where a guest finds the first table.
 pub(crate) const RSDP: u64 = ACPI_START;
 
-/// Writes the tables of a machine with `vcpus` vCPUs, whose APIC ids are their indices, into guest memory.
-pub(crate) fn write<M>(memory: &M, vcpus: u32) -> Result<(), AcpiError>
+/// Writes the tables of a machine with `vcpus` vCPUs, whose APIC ids are their indices, and with virtio devices at these places
+/// into guest memory.
+pub(crate) fn write<M>(memory: &M, vcpus: u32, virtio: &[MmioPlace]) -> Result<(), AcpiError>
 where
     M: GuestMemory + ?Sized,
 {
-    let tables = tables(vcpus)?;
+    let tables = tables(vcpus, virtio)?;
     memory.write_slice(&tables, GuestAddress(ACPI_START)).map_err(AcpiError::Memory)
 }
 
 /// The bytes from [`ACPI_START`] on: RSDP, DSDT, FADT, MADT, XSDT.
-fn tables(vcpus: u32) -> Result<Vec<u8>, AcpiError> {
+fn tables(vcpus: u32, virtio: &[MmioPlace]) -> Result<Vec<u8>, AcpiError> {
     // The RSDP comes first and is known last.
     let mut bytes = vec![0; Rsdp::len()];
-    let dsdt = place(&mut bytes, &dsdt::dsdt(vcpus));
+    let dsdt = place(&mut bytes, &dsdt::dsdt(vcpus, virtio));
     let fadt = place(&mut bytes, &fadt(dsdt));
     let madt = place(&mut bytes, &madt::madt(vcpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_has_a_good_checksum() {
         for vcpus in [1, 2, 254, 255, 1024] {
-            let tables = tables(vcpus).unwrap();
+            let tables = tables(vcpus, &[]).unwrap();
             assert_eq!(
                 (&tables[..8], sum(&tables[..20]), sum(&tables[..36])),
                 (b"RSD PTR ".as_slice(), 0, 0)
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn more_processors_than_fit_are_refused() {
-        assert!(matches!(tables(4096), Err(AcpiError::TooLong { vcpus: 4096, .. })));
+        assert!(matches!(tables(4096, &[]), Err(AcpiError::TooLong { vcpus: 4096, .. })));
     }
 
     #[test]

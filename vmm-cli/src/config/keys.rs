@@ -84,6 +84,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("selftest", "--selftest", Form::Switch, EXPECTED_SWITCH),
         ],
     },
+    Section { name: "entropy", keys: &[key("device", "--entropy", Form::Switch, EXPECTED_SWITCH)] },
     Section { name: "console", keys: &[key("serial", "--serial", Form::Text, serial::EXPECTED)] },
     Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
@@ -272,7 +273,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, machine, console, control, log, stats, disk"
+            "the sections are: boot, cpu, memory, machine, entropy, console, control, log, stats, disk"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

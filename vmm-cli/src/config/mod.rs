@@ -65,6 +65,8 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// Its platform and the ways it ends.
     pub machine: MachineConfig,
+    /// Its entropy device.
+    pub entropy: EntropyConfig,
     /// Its serial port.
     pub console: ConsoleConfig,
     /// How it is controlled from outside.
@@ -113,6 +115,14 @@ pub struct MachineConfig {
     /// Whether there are devices for the self-test of the embedded guest; `None` leaves it to
     /// [`VmConfig::selftest`].
     pub selftest: Option<bool>,
+}
+
+/// The section `[entropy]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EntropyConfig {
+    /// Whether there is an entropy device.
+    pub device: bool,
 }
 
 /// The section `[console]`.
@@ -246,6 +256,7 @@ impl VmConfig {
         set(&mut self.machine.irqchip, args.irqchip.as_ref());
         set(&mut self.machine.pit, args.pit.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
+        set(&mut self.entropy.device, args.entropy.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
         set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());

@@ -43,6 +43,9 @@ impl VmConfig {
             (None, false) => out.unset("selftest", "false, as the embedded guest does not run"),
         }
 
+        out.section("entropy");
+        out.set("device", self.entropy.device);
+
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
 
@@ -162,9 +165,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, DiskFormat, LogConfig, MachineConfig,
-        MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput, keys,
-        parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, DiskFormat, EntropyConfig, LogConfig,
+        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
+        keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -275,6 +278,7 @@ mod tests {
             (cpu, memory) in (cpu(), memory()),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (irqchip, pit, selftest) in (word(), any::<bool>(), any::<Option<bool>>()),
+            entropy in any::<bool>(),
             (serial, socket) in (serial(), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
@@ -291,6 +295,7 @@ mod tests {
                     pit,
                     selftest,
                 },
+                entropy: EntropyConfig { device: entropy },
                 console: ConsoleConfig { serial },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
@@ -357,6 +362,9 @@ grace_time = \"5s\"
 irqchip = \"kernel\"
 pit = false
 # selftest is not set: true, as the embedded guest runs
+
+[entropy]
+device = false
 
 [console]
 serial = \"stdio\"

@@ -48,6 +48,8 @@ grace_time = "250ms"
 irqchip = "split"
 pit = true
 selftest = false
+[entropy]
+device = true
 [console]
 serial = "unix=sock"
 [control]
@@ -96,7 +98,8 @@ fn default_of_repeated(key: &str) -> Option<toml::Value> {
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[console]\n[control]\n[log]\n[stats]\n").unwrap(),
+        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[entropy]\n[console]\n[control]\n[log]\n[stats]\n")
+            .unwrap(),
         VmConfig::default()
     );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
@@ -138,6 +141,7 @@ fn every_key_arrives_in_its_field() {
             pit: true,
             selftest: Some(false),
         },
+        entropy: EntropyConfig { device: true },
         console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
@@ -198,6 +202,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--irqchip=kernel",
         "--pit",
         "--selftest",
+        "--entropy=false",
         "--serial=file=out",
         "--api-sock=ctl",
         "--log-level=off",
@@ -236,6 +241,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             pit: true,
             selftest: Some(true),
         },
+        entropy: EntropyConfig { device: false },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
@@ -518,6 +524,8 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
         .filter(|row: &Vec<&str>| row.len() == 5 && row[0].starts_with('`'))
         .collect();
     let mut rows = rows.iter();
+    let shown =
+        |default: Option<toml::Value>| default.map_or("not set: ".to_owned(), |value| format!("`{value}`"));
     for section in keys::SECTIONS.iter().chain(keys::REPEATED) {
         for key in section.keys {
             let row = rows.next().unwrap();
@@ -529,14 +537,14 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
                 keys::Form::TextOrWords => "string or array of strings",
                 keys::Form::Switch => "boolean",
             };
-            let default = match keys::repeated(section.name) {
-                Some(_) => default_of_repeated(key.name),
-                None => default_of(section.name, key.name),
+            let is_required = |key: &str| disk::LEAST.contains(&format!("\n{key} ="));
+            let of_repeated = |value| match value {
+                Some(_) if is_required(key.name) => "required".to_owned(),
+                value => shown(value),
             };
-            let default = match default {
-                Some(_) if disk::LEAST.contains(&format!("\n{} =", key.name)) => "required".to_owned(),
-                Some(value) => format!("`{value}`"),
-                None => "not set: ".to_owned(),
+            let default = match keys::repeated(section.name) {
+                Some(_) => of_repeated(default_of_repeated(key.name)),
+                None => shown(default_of(section.name, key.name)),
             };
             assert_eq!(row[0], format!("`{}.{}`", section.name, key.name));
             assert_eq!(row[1], format!("`{}`", key.flag), "{}", row[0]);

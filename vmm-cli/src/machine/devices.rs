@@ -10,6 +10,9 @@ use vmm_devices::legacy::{
     Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, Ioapic, ResetControl, Serial,
 };
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
+use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::rng::Rng;
+use vmm_devices::virtio::transport::VirtioMmio;
 use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
@@ -18,6 +21,7 @@ use super::layout::{
     SELFTEST_PORTS, SERIAL_LINE,
 };
 use super::power::PowerButton;
+use super::virtio::VirtioDevices;
 use crate::console::Console;
 use crate::outcome::Failure;
 
@@ -87,6 +91,25 @@ impl Devices {
         self.mmio((SELFTEST_BASE, selftest::MMIO_LENGTH), "selftest", Arc::new(device))?;
         let ports = (u64::from(SELFTEST_PORTS), selftest::PORTS);
         self.port(ports, "selftest ports", Arc::new(SelftestPorts::default()))
+    }
+
+    /// Adds the entropy device.
+    pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
+        let device = Rng::new(virtio.worker()?);
+        self.add_virtio(virtio, "virtio-rng", Arc::new(device))
+    }
+
+    /// Adds a virtio device in MMIO space.
+    fn add_virtio(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        name: &'static str,
+        device: Arc<dyn VirtioDevice>,
+    ) -> Result<(), Failure> {
+        let place = virtio.take_place()?;
+        let trigger = self.line(place.line, name)?;
+        let device = virtio.make(name, device, place, trigger)?;
+        self.mmio((place.base, VirtioMmio::LENGTH), name, Arc::new(device))
     }
 
     fn line(&mut self, gsi: u32, owner: &'static str) -> Result<IrqTrigger, Failure> {

@@ -1,5 +1,7 @@
 //! Where things are in the guest's address spaces.
 
+use std::ops::Range;
+
 use vmm_memory::RamRange;
 
 use crate::boot::{E820Entry, E820Kind};
@@ -36,6 +38,12 @@ pub(crate) const PVPANIC_BASE: u32 = 0xd000_1000;
 pub(super) const SELFTEST_BASE: u64 = 0xd000_0000;
 pub(super) const SELFTEST_PORTS: u16 = 0xd00;
 pub(super) const SELFTEST_LINE: u32 = 5;
+
+/// The places of virtio-mmio devices, a page each, and their irqchip pins, a pin each: what a PC has for ISA cards, and those
+/// beyond the ISA interrupts.
+pub(super) const VIRTIO_MMIO_BASE: u64 = 0xd001_0000;
+pub(super) const VIRTIO_MMIO_STRIDE: u64 = 0x1000;
+pub(super) const VIRTIO_MMIO_LINES: Range<u32> = 10..24;
 
 /// Pages for KVM's own use on VMX hosts, below the firmware's place at the end of the hole.
 pub(crate) const IDENTITY_MAP: u64 = 0xfffb_c000;

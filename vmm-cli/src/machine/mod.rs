@@ -12,6 +12,7 @@ mod power;
 mod report;
 mod reset_vector;
 mod standstill;
+pub(crate) mod virtio;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,10 +20,10 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqLine;
-use vmm_core::seam::MemorySlots;
+use vmm_core::seam::{DoorbellFds, MemorySlots};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
-use vmm_memory::AddressSpace;
+use vmm_memory::{AddressSpace, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
@@ -39,6 +40,7 @@ use devices::Devices;
 use handle::Handle;
 pub use power::PowerButton;
 use standstill::Standstill;
+use virtio::VirtioDevices;
 
 /// A machine that has been built: its vCPUs wait to be resumed. Dropped, it is taken apart.
 pub struct Machine {
@@ -90,7 +92,14 @@ impl Machine {
             devices.add_selftest(kvm, &vm, events)?;
         }
         let power_button = devices.add_acpi(events)?;
-        acpi::write(&*memory.memory(), config.cpu.count.into()).map_err(Failure::internal)?;
+        let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
+        let mut virtio =
+            VirtioDevices::new(MemoryReader::new(Arc::clone(&memory)), doorbells, events.clone());
+        if config.entropy.device {
+            devices.add_entropy(&mut virtio)?;
+        }
+        acpi::write(&*memory.memory(), config.cpu.count.into(), virtio.places())
+            .map_err(Failure::internal)?;
         memory
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use vmm_core::LogLimit;
 use vmm_memory::MemoryReader;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -136,6 +137,8 @@ struct Shared {
     /// Set by whoever finds it, cleared by a reset, when nobody is left who could set it for the time before.
     needs_reset: AtomicBool,
     generation: AtomicU32,
+    /// For drivers that reset and break the device over and over.
+    log: LogLimit,
 }
 
 /// What a device says about itself to its driver. Clones speak for the same device.
@@ -146,8 +149,13 @@ impl DeviceStatus {
     /// For the device `name`.
     #[must_use]
     pub fn new(name: &'static str, interrupts: Arc<dyn Interrupts>) -> Self {
-        let needs_reset = AtomicBool::new(false);
-        Self(Arc::new(Shared { name, interrupts, needs_reset, generation: AtomicU32::new(0) }))
+        Self(Arc::new(Shared {
+            name,
+            interrupts,
+            needs_reset: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            log: LogLimit::default(),
+        }))
     }
 
     /// The name of the device, for messages.
@@ -157,13 +165,15 @@ impl DeviceStatus {
     }
 
     /// The driver or the host has brought the device to where it can only be reset: sets DEVICE_NEEDS_RESET, interrupts,
-    /// and says so in the log, once a reset (virtio 1.3, section 2.1.2).
+    /// and says so in the log, at most once a reset (virtio 1.3, section 2.1.2).
     pub fn set_needs_reset(&self, reason: &dyn Error) {
         if self.0.needs_reset.swap(true, Ordering::AcqRel) {
             return;
         }
-        let causes = Causes(reason);
-        tracing::warn!(device = self.0.name, reason = %causes, "a device needs a reset");
+        if let Some(left_out) = self.0.log.permit() {
+            let (device, reason) = (self.0.name, Causes(reason));
+            tracing::warn!(device, %reason, left_out, "a device needs a reset");
+        }
         self.config_changed();
     }
 

@@ -10,6 +10,7 @@
 
 pub mod block;
 mod config;
+pub mod console;
 mod device;
 mod ending;
 pub mod features;

@@ -176,3 +176,7 @@ impl Drop for Task {
         self.end.come(self.queue.state());
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

@@ -512,7 +512,7 @@ fn any_descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
     /// Whatever is in the rings, each step ends, and what comes out of it is within the bounds.
     #[test]

@@ -5,6 +5,9 @@
 
 mod device;
 mod queue;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
 
 pub use device::Rng;
 pub use queue::REQUEST;

@@ -185,6 +185,15 @@ impl Driver {
         }
     }
 
+    /// Asks for an interrupt when the next chain is used, in both ways; whether one is used already, so that none may come.
+    #[must_use]
+    pub fn ask_for_interrupt(&self) -> bool {
+        self.set_available_flags(0);
+        self.set_used_event(self.used);
+        fence(Ordering::SeqCst);
+        self.used_index() != self.used
+    }
+
     /// The driver's index.
     #[must_use]
     pub fn available_index(&self) -> u16 {

@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 
 use vmm_memory::{AddressSpace, MemoryReader};
 
-use super::{CountedInterrupts, Driver};
+use super::{CountedInterrupts, Driver, Used};
 use crate::Doorbell;
 use crate::virtio::queue::QueueState;
 use crate::virtio::{
@@ -61,6 +61,19 @@ impl Started {
     #[must_use]
     pub fn needs_reset(&self) -> bool {
         self.status.needs_reset()
+    }
+
+    /// The next `count` chains that the device uses, of the queue of `driver`. Waits for interrupts.
+    pub fn wait_used(&self, driver: &mut Driver, count: usize) -> Vec<Used> {
+        let mut used = Vec::new();
+        while used.len() < count {
+            match driver.take_used() {
+                Some(element) => used.push(element),
+                None if driver.ask_for_interrupt() => {}
+                None => self.interrupts.wait_for_queue(),
+            }
+        }
+        used
     }
 
     /// Stops the device, waits for its answer, and returns the states of its queues.

@@ -226,3 +226,7 @@ impl BusDevice for VirtioMmio {
 fn register(offset: u64) -> Option<u32> {
     u32::try_from(offset).ok().filter(|offset| offset.is_multiple_of(4))
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

@@ -388,3 +388,7 @@ fn page(bits: u64, page: u32) -> u32 {
     };
     (shifted & 0xffff_ffff) as u32
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

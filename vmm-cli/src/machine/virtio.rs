@@ -1,0 +1,83 @@
+//! `VirtioDevices`: the virtio devices of a machine that is being built, and where its guest finds them.
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use vmm_core::VmEvents;
+use vmm_core::irq::IrqTrigger;
+use vmm_core::seam::DoorbellFds;
+use vmm_devices::Worker;
+use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::transport::{MmioSetup, VirtioMmio};
+use vmm_memory::MemoryReader;
+
+use super::layout::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_LINES, VIRTIO_MMIO_STRIDE};
+use crate::outcome::Failure;
+
+/// Where a device in MMIO space is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MmioPlace {
+    /// Its first guest-physical address.
+    pub(crate) base: u64,
+    /// Its irqchip pin.
+    pub(crate) line: u32,
+}
+
+/// What devices get of their machine, and the places that are taken.
+pub(super) struct VirtioDevices {
+    pub(super) memory: MemoryReader,
+    /// KVM's ioeventfds, where there are some.
+    pub(super) doorbells: Option<Arc<dyn DoorbellFds>>,
+    pub(super) events: VmEvents,
+    places: Vec<MmioPlace>,
+    worker: Option<Arc<Worker>>,
+}
+
+impl VirtioDevices {
+    /// None so far.
+    pub(super) fn new(
+        memory: MemoryReader,
+        doorbells: Option<Arc<dyn DoorbellFds>>,
+        events: VmEvents,
+    ) -> Self {
+        Self { memory, doorbells, events, places: Vec::new(), worker: None }
+    }
+
+    /// The places that are taken, for the ACPI tables.
+    pub(super) fn places(&self) -> &[MmioPlace] {
+        &self.places
+    }
+
+    /// The thread that serves devices which never wait; started for the first of them.
+    pub(super) fn worker(&mut self) -> Result<Arc<Worker>, Failure> {
+        if let Some(worker) = &self.worker {
+            return Ok(Arc::clone(worker));
+        }
+        let worker = Worker::spawn("virtio", self.events.clone()).map_err(Failure::host_cannot)?;
+        Ok(Arc::clone(self.worker.insert(Arc::new(worker))))
+    }
+
+    /// The next free place.
+    pub(super) fn take_place(&mut self) -> Result<MmioPlace, Failure> {
+        let taken = self.places.len();
+        let Some(line) = VIRTIO_MMIO_LINES.clone().nth(taken) else {
+            return Err(Failure::bad_input(anyhow!("a machine has at most {taken} virtio-mmio devices")));
+        };
+        let place = MmioPlace { base: VIRTIO_MMIO_BASE + taken as u64 * VIRTIO_MMIO_STRIDE, line };
+        self.places.push(place);
+        Ok(place)
+    }
+
+    /// Puts `device` at `place`.
+    pub(super) fn make(
+        &self,
+        name: &'static str,
+        device: Arc<dyn VirtioDevice>,
+        place: MmioPlace,
+        trigger: IrqTrigger,
+    ) -> Result<VirtioMmio, Failure> {
+        let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
+        let setup = MmioSetup { name, base: place.base, memory, trigger, doorbells };
+        VirtioMmio::new(device, setup).map_err(Failure::host_cannot)
+    }
+}
