@@ -7,6 +7,7 @@ mod linux {
     pub mod clock;
     pub mod console;
     pub mod dedicated;
+    pub mod disk;
     pub mod ends;
     pub mod irqchip;
     pub mod memory;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         linux::boot::trials(),
         linux::clock::trials(),
         linux::console::trials(),
+        linux::disk::trials(),
         linux::ends::trials(),
         linux::irqchip::trials(),
         linux::memory::trials(),

@@ -9,6 +9,7 @@ mod native {
     pub mod console;
     pub mod control;
     pub mod dedicated;
+    pub mod disks;
     pub mod doctor;
     pub mod doorbell;
     pub mod embed;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         native::console::trials(),
         native::control::trials(),
         native::dedicated::trials(),
+        native::disks::trials(),
         native::doctor::trials(),
         native::doorbell::trials(),
         native::embed::trials(),

@@ -9,7 +9,7 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking, MemorySize, OnReset,
+    Affinity, DiskConfig, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking, MemorySize, OnReset,
     OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, scheduler, value,
 };
 use crate::control::operations::Operation;
@@ -280,6 +280,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "BOOL", help_heading = "Machine", hide_possible_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub selftest: Option<bool>,
+
+    /// Disk, as path=PATH,format=raw and more settings; may be repeated, and goes over those of the file [default: none]
+    #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
+    pub disk: Vec<DiskConfig>,
 
     /// Entropy device (virtio-rng): true or false; alone it means true [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Devices", hide_possible_values = true)]

@@ -10,6 +10,7 @@ pub mod config;
 mod console;
 pub mod control;
 mod default_guest;
+mod disks;
 pub mod doctor;
 mod event_loop;
 mod files;

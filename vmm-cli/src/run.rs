@@ -24,7 +24,7 @@ use crate::memory::{self, Ram};
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
-use crate::{advice, default_guest, host, logging, messages, stats};
+use crate::{advice, default_guest, disks, host, logging, messages, stats};
 
 /// The device node of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
@@ -56,6 +56,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let processors = Processors::prepare(&kvm, &config.cpu)?;
     memory::check(&config.memory)?;
+    let disks = disks::open(config)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
@@ -69,7 +70,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             ControlFlow::Break(ended) => break (ended, None),
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let resources = Resources { processors: &processors, ram };
+        let resources = Resources { processors: &processors, ram, disks: &disks };
         let machine = Machine::build(&kvm, config, resources, &source, &console, &events)?;
         machine.resume();
         // Not before: a client's pause would be undone.

@@ -8,7 +8,7 @@
 //! * [`Deferred`]: a device access that ends later;
 //! * [`Published`]: the cell for tables that many threads read on every exit and one thread seldom changes;
 //! * [`VmEvents`]: the one place where the end of a machine is decided;
-//! * [`LogLimit`]: keeps a guest from flooding the log.
+//! * [`LogLimit`]: keeps a guest from flooding the log; [`file_kind`]: what messages call a file.
 //!
 //! No devices, no vCPU loop and no guest RAM live here.
 
@@ -19,6 +19,7 @@ mod error;
 mod event;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fake;
+mod file_kind;
 mod grace;
 mod ioctl;
 pub mod irq;
@@ -36,6 +37,7 @@ pub use deferred::{Completer, Deferred, deferred};
 pub use disabled_exits::DisabledExits;
 pub use error::IoctlError;
 pub use event::{VmEvent, VmEvents};
+pub use file_kind::file_kind;
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
 pub use log_limit::LogLimit;
 pub use published::{InReadSection, Published, ReadGuard, Retired, in_read_section, prepare_readers};

@@ -15,9 +15,11 @@ mod doorbell;
 pub mod legacy;
 pub mod pci;
 mod pvpanic;
+pub mod rate_limiter;
 mod reconfigure;
 pub mod selftest;
 mod sync;
+mod timer;
 pub mod virtio;
 mod worker;
 
@@ -25,4 +27,5 @@ pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};
 pub use doorbell::{Doorbell, DoorbellError, IoEventFd};
 pub use pvpanic::Pvpanic;
 pub use reconfigure::{PostError, Poster, Reconfigure};
-pub use worker::{Handler, NotAwaited, Progress, Worker, WorkerError};
+pub use timer::Timer;
+pub use worker::{Handler, NotAwaited, Progress, Wakeup, Worker, WorkerError};

@@ -1,4 +1,4 @@
-//! `Worker`: a thread that serves eventfds: one loop over epoll, with handlers that come and go while it runs.
+//! `Worker`: a thread that serves eventfds and other descriptors: one loop over epoll, with handlers that come and go while it runs.
 //!
 //! Every ready source is served once before any is served again. A handler bounds its work by a batch and says
 //! [`Progress::More`] when some is left.
@@ -59,9 +59,21 @@ struct Live {
     failed: Failed,
 }
 
+/// What a worker waits for: a descriptor that is readable when there is something to do.
+pub trait Wakeup: AsRawFd + Send + Sync {
+    /// Makes it unreadable until the next time, and says how often it was signalled; 0 if it was not. Does not block.
+    fn take(&self) -> u64;
+}
+
+impl Wakeup for EventFd {
+    fn take(&self) -> u64 {
+        self.read().unwrap_or(0)
+    }
+}
+
 struct Source {
     device: &'static str,
-    doorbell: Arc<EventFd>,
+    doorbell: Arc<dyn Wakeup>,
     live: Mutex<Option<Live>>,
 }
 
@@ -148,6 +160,20 @@ impl Worker {
         &self,
         device: &'static str,
         doorbell: Arc<EventFd>,
+        serve: impl FnMut(u64) -> Progress + Send + 'static,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> Result<Handler, WorkerError> {
+        self.watch(device, doorbell, serve, failed)
+    }
+
+    /// As [`add`](Self::add), of anything that can be waited for: `serve` gets what [`Wakeup::take`] says.
+    ///
+    /// # Errors
+    /// As of [`add`](Self::add).
+    pub fn watch(
+        &self,
+        device: &'static str,
+        doorbell: Arc<dyn Wakeup>,
         serve: impl FnMut(u64) -> Progress + Send + 'static,
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Handler, WorkerError> {
@@ -275,7 +301,7 @@ impl Shared {
         let mut live = source.lock();
         let Some(Live { serve, .. }) = &mut *live else { return Progress::Done };
         // Empty when work was left over and nobody has rung since.
-        let rings = source.doorbell.read().unwrap_or(0);
+        let rings = source.doorbell.take();
         let served = catch_unwind(AssertUnwindSafe(|| serve(rings)));
         if let Ok(progress) = served {
             return progress;

@@ -3,7 +3,8 @@
 //! * [`HostMemory`]: what [`Backing`] describes, mapped, with guard pages around it;
 //! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
 //! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
-//!   that holds a [`RegionPin`]; a device has a [`MemoryReader`];
+//!   that holds a [`RegionPin`], or [`PinnedBuffers`] in which the kernel reads and writes; a device has a
+//!   [`MemoryReader`];
 //! * [`HotplugRegion`]: RAM that is plugged and unplugged in blocks;
 //! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
 //! * [`Quiesce`]: who brings the machine to a standstill, for the few changes that a running guest would notice.
@@ -19,6 +20,7 @@ mod change;
 mod hotplug;
 mod observer;
 mod pin;
+mod pinned;
 mod quiesce;
 mod range;
 mod reader;
@@ -35,6 +37,7 @@ pub use change::{Change, ChangeError};
 pub use hotplug::{BlockState, HotplugError, HotplugLayout, HotplugRegion};
 pub use observer::{MemoryObserver, ObserverError};
 pub use pin::{Leaving, PinHolder, RegionPin};
+pub use pinned::{PinError, PinnedBuffers};
 pub use quiesce::Quiesce;
 pub use range::RamRange;
 pub use reader::MemoryReader;

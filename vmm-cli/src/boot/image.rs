@@ -3,10 +3,11 @@
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, Permissions, ReadVolatile};
+use vmm_core::file_kind;
 
 /// Why an image cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -101,9 +102,9 @@ impl Image<'static> {
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let name = path.display().to_string();
         let open_error = |source| OpenError::Open { name: name.clone(), source };
-        let regular = |kind: FileType| match kind_name(kind) {
-            None => Ok(()),
-            Some(kind) => Err(OpenError::NotAFile { name: name.clone(), kind }),
+        let regular = |kind: FileType| {
+            let refusal = || OpenError::NotAFile { name: name.clone(), kind: file_kind(kind) };
+            if kind.is_file() { Ok(()) } else { Err(refusal()) }
         };
         regular(path.metadata().map_err(open_error)?.file_type())?;
         let file = OpenOptions::new()
@@ -213,21 +214,6 @@ where
     Ok(())
 }
 
-/// What a path is, unless it is a regular file.
-fn kind_name(kind: FileType) -> Option<&'static str> {
-    if kind.is_file() {
-        None
-    } else if kind.is_dir() {
-        Some("a directory")
-    } else if kind.is_fifo() {
-        Some("a FIFO")
-    } else if kind.is_socket() {
-        Some("a socket")
-    } else {
-        Some("a device")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -274,7 +260,7 @@ mod tests {
         let socket = directory.as_path().join("socket");
         let _listener = UnixListener::bind(&socket).unwrap();
         assert_eq!(refused_as(&socket), "a socket");
-        assert_eq!(refused_as(Path::new("/dev/zero")), "a device");
+        assert_eq!(refused_as(Path::new("/dev/zero")), "a character device");
         let link = directory.as_path().join("link");
         std::os::unix::fs::symlink(&fifo, &link).unwrap();
         assert_eq!(refused_as(&link), "a FIFO");

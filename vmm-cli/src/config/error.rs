@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::cpu::CpuError;
+use super::disk::DiskError;
 use super::file::{FileError, show};
 use super::keys::{self, Hint};
 use super::memory::MemoryError;
@@ -30,12 +31,16 @@ pub enum ConfigError {
     UnknownKey { at: Place, key: String, hint: Hint },
     #[error("{at}: `{section}` is a section, not {found}: {hint}{}", at.excerpt())]
     NotASection { at: Place, section: &'static str, found: &'static str, hint: Hint },
+    #[error("{at}: `{section}` is {found}: write a table `[[{section}]]` for each{}", at.excerpt())]
+    NotTables { at: Place, section: &'static str, found: &'static str },
     #[error("{at}: {key} = {reason}{}", at.excerpt())]
     Value { at: Place, key: String, reason: String },
     #[error(transparent)]
     Cpu(#[from] CpuError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("{}", keys::with_flag(key))]
     Image {
         key: &'static str,

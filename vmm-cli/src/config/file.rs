@@ -1,11 +1,12 @@
 //! Input file: opened only if it is a regular file, read only up to a limit.
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use vmm_core::file_kind;
 
 use super::value::quote_up_to;
 
@@ -38,7 +39,7 @@ pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let failed = |source| FileError::Io { path: path.to_owned(), source };
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if !kind.is_file() {
-        return Err(FileError::NotRegular { path: path.to_owned(), kind: kind_name(kind) });
+        return Err(FileError::NotRegular { path: path.to_owned(), kind: file_kind(kind) });
     }
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(failed)
 }
@@ -63,20 +64,6 @@ pub(super) fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>, FileError
 /// `path` for a message.
 pub(super) fn show(path: &Path) -> String {
     quote_up_to(&path.to_string_lossy(), SHOWN_PATH)
-}
-
-fn kind_name(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_socket() {
-        "a socket"
-    } else if kind.is_char_device() {
-        "a character device"
-    } else {
-        "a block device"
-    }
 }
 
 #[cfg(test)]

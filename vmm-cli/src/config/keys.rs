@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{affinity, cpu, duration, memory, scheduler, serial, size, stats};
+use super::{affinity, cpu, disk, duration, memory, scheduler, serial, size, stats};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -110,7 +110,7 @@ pub(super) const SECTIONS: &[Section] = &[
     },
 ];
 
-const fn key(name: &'static str, flag: &'static str, form: Form, expected: &'static str) -> Key {
+pub(super) const fn key(name: &'static str, flag: &'static str, form: Form, expected: &'static str) -> Key {
     Key { name, flag, form, expected }
 }
 
@@ -135,6 +135,14 @@ impl Form {
     }
 }
 
+/// The tables that a file may have several of.
+pub(super) const REPEATED: &[Section] = &[disk::SECTION];
+
+/// The table called `name` of which there may be several.
+pub(super) fn repeated(name: &str) -> Option<&'static Section> {
+    REPEATED.iter().find(|section| section.name == name)
+}
+
 /// The section called `name`.
 pub(super) fn section(name: &str) -> Option<&'static Section> {
     SECTIONS.iter().find(|section| section.name == name)
@@ -148,7 +156,7 @@ pub(super) fn with_flag(dotted: &str) -> String {
 }
 
 fn every_key() -> impl Iterator<Item = (&'static Section, &'static Key)> {
-    SECTIONS.iter().flat_map(|section| section.keys.iter().map(move |key| (section, key)))
+    SECTIONS.iter().chain(REPEATED).flat_map(|section| section.keys.iter().map(move |key| (section, key)))
 }
 
 /// What to tell somebody who used a key that does not exist.
@@ -167,7 +175,8 @@ pub enum Hint {
 impl Hint {
     /// The hint for the unknown `name` in `parent`, or at the top of the file.
     pub(super) fn unknown(parent: Option<&'static Section>, name: &str) -> Self {
-        let sections = SECTIONS.iter().filter(|_| parent.is_none()).map(|s| s.name.to_owned());
+        let sections =
+            SECTIONS.iter().chain(REPEATED).filter(|_| parent.is_none()).map(|s| s.name.to_owned());
         let sections = sections.map(|section| (distance(name, &section), section));
         Self::nearest(sections.chain(keys_by_distance(parent, name)), name)
             .unwrap_or(parent.map_or(Self::Sections, |section| Self::KeysOf(section.name)))
@@ -219,12 +228,12 @@ impl fmt::Display for Hint {
             Self::Is(key) => write!(f, "the key is `{key}`"),
             Self::Near(key) => write!(f, "did you mean `{key}`?"),
             Self::KeysOf(name) => {
-                let keys = section(name).map_or(&[][..], |section| section.keys);
+                let keys = section(name).or_else(|| repeated(name)).map_or(&[][..], |section| section.keys);
                 let keys: Vec<&str> = keys.iter().map(|key| key.name).collect();
                 write!(f, "the keys of [{name}] are: {}", keys.join(", "))
             }
             Self::Sections => {
-                let names: Vec<&str> = SECTIONS.iter().map(|section| section.name).collect();
+                let names: Vec<&str> = SECTIONS.iter().chain(REPEATED).map(|section| section.name).collect();
                 write!(f, "the sections are: {}", names.join(", "))
             }
         }
@@ -265,7 +274,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, machine, entropy, console, control, log, stats"
+            "the sections are: boot, cpu, memory, machine, entropy, console, control, log, stats, disk"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

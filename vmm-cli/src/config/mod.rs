@@ -3,6 +3,7 @@
 mod affinity;
 pub(crate) mod choice;
 pub(crate) mod cpu;
+pub(crate) mod disk;
 pub(crate) mod duration;
 mod error;
 mod file;
@@ -28,6 +29,7 @@ use serde::Deserialize;
 pub use affinity::{Affinity, CpuList};
 pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use cpu::{CpuConfig, CpuError};
+pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFlagError, DiskFormat, Rate};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
@@ -43,6 +45,9 @@ use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// The key of the path of a disk.
+const DISK: &str = "disk.path";
 
 /// Most vCPUs with the irqchip in the kernel: xAPIC identifiers end at 254, 255 is the broadcast.
 const KERNEL_IRQCHIP_CPUS: u16 = 254;
@@ -70,6 +75,8 @@ pub struct VmConfig {
     pub log: LogConfig,
     /// What is written about a run.
     pub stats: StatsConfig,
+    /// Its disks, in the order in which the guest has them.
+    pub disk: Vec<DiskConfig>,
 }
 
 /// The section `[boot]`.
@@ -261,6 +268,9 @@ impl VmConfig {
         set_optional(&mut self.log.file, args.log_file.as_ref());
         set_optional(&mut self.stats.output, args.stats.as_ref());
         set_optional(&mut self.stats.format, args.stats_format.as_ref());
+        if !args.disk.is_empty() {
+            self.disk.clone_from(&args.disk);
+        }
     }
 
     fn resolve_paths(&mut self) -> Result<(), ConfigError> {
@@ -293,6 +303,9 @@ impl VmConfig {
             }
         }
         self.memory.validate()?;
+        self.disk.iter().try_for_each(DiskConfig::validate)?;
+        let read_only = self.disk.iter().filter(|disk| disk.read_only).map(|disk| (DISK, Some(&disk.path)));
+        let images: Vec<_> = images.into_iter().chain(read_only).collect();
         self.validate_outputs(&images)?;
         self.validate_sockets()
     }
@@ -334,7 +347,9 @@ impl VmConfig {
             ("log.file", self.log.file.as_ref()),
             ("stats.output", stats),
         ];
-        let outputs: Vec<_> = outputs.into_iter().filter_map(|(key, path)| Some((key, path?))).collect();
+        let disks = self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (DISK, Some(&disk.path)));
+        let outputs = outputs.into_iter().chain(disks);
+        let outputs: Vec<_> = outputs.filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
             let same = |&&(image, other): &&(&str, Option<&PathBuf>)| {
                 image != key && other.is_some_and(|image| is_same_file(image, path))
@@ -360,7 +375,8 @@ impl VmConfig {
             ("log.file", self.log.file.as_mut()),
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
-        paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)))
+        let disks = self.disk.iter_mut().map(|disk| (DISK, &mut disk.path));
+        paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path))).chain(disks)
     }
 }
 

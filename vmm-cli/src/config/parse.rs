@@ -56,6 +56,10 @@ impl Source<'_> {
     fn settings(&self, document: &DeTable<'_>) -> Result<Vec<(Range<usize>, String)>, ConfigError> {
         let mut settings = Vec::new();
         for (name, value) in in_file_order(document) {
+            if let Some(section) = keys::repeated(name.get_ref()) {
+                self.repeated(section, name, value, &mut settings)?;
+                continue;
+            }
             let section = keys::section(name.get_ref()).ok_or_else(|| ConfigError::UnknownKey {
                 at: self.place(Some(name.span())),
                 key: name.get_ref().to_string(),
@@ -72,6 +76,27 @@ impl Source<'_> {
             }
         }
         Ok(settings)
+    }
+
+    /// Checks the tables of which there may be several.
+    fn repeated(
+        &self,
+        section: &'static Section,
+        name: &Spanned<DeString<'_>>,
+        value: &Spanned<DeValue<'_>>,
+        settings: &mut Vec<(Range<usize>, String)>,
+    ) -> Result<(), ConfigError> {
+        let not_tables = || ConfigError::NotTables {
+            at: self.place(Some(name.span())),
+            section: section.name,
+            found: type_name(value.get_ref()),
+        };
+        for item in value.get_ref().as_array().ok_or_else(not_tables)? {
+            for (name, value) in in_file_order(item.get_ref().as_table().ok_or_else(not_tables)?) {
+                settings.push((value.span(), self.setting(section, name, value)?));
+            }
+        }
+        Ok(())
     }
 
     fn setting(

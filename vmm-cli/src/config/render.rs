@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::Value;
 use vmm_core::DisabledExits;
 
-use super::{Affinity, CpuConfig, VmConfig, choice, duration, scheduler};
+use super::{Affinity, CpuConfig, DiskConfig, VmConfig, choice, duration, scheduler};
 
 impl VmConfig {
     /// Writes every setting with its value. One that has none is a comment that says what then happens.
@@ -67,6 +67,7 @@ impl VmConfig {
             Some(format) => out.text("format", &choice::word(format)),
             None => out.unset("format", "table on standard output, json in a file"),
         }
+        self.disk.iter().for_each(|disk| out.disk(disk));
         out.0
     }
 }
@@ -130,6 +131,25 @@ impl Writer {
         self.set("monopolize_cpus", cpu.monopolize_cpus);
     }
 
+    fn disk(&mut self, disk: &DiskConfig) {
+        self.0 += "\n[[disk]]\n";
+        self.text("path", &disk.path.to_string_lossy());
+        self.text("format", &choice::word(&disk.format));
+        self.set("read_only", disk.read_only);
+        self.set("direct", disk.direct);
+        self.text("engine", &choice::word(&disk.engine));
+        match disk.queues {
+            Some(queues) => self.set("queues", queues),
+            None => self.unset("queues", "one for each vCPU, at most 8"),
+        }
+        for (key, rate) in [("bandwidth", disk.bandwidth), ("operations", disk.operations)] {
+            match rate {
+                Some(rate) => self.text(key, &rate.to_string()),
+                None => self.unset(key, "unlimited"),
+            }
+        }
+    }
+
     fn unset(&mut self, key: &str, meaning: &str) {
         self.0 += &format!("# {key} is not set: {meaning}\n");
     }
@@ -146,8 +166,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MachineConfig,
-        MemoryBacking, MemoryConfig, MemorySize, SerialMode, StatsConfig, StatsOutput, keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, DiskFormat, EntropyConfig, LogConfig,
+        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
+        keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -229,6 +250,23 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn disk()(
+            path in absolute_path(),
+            (read_only, direct) in (any::<bool>(), any::<bool>()),
+            engine in word(),
+            queues in prop::option::of(1..=1024_u16),
+            rates in prop::array::uniform2(prop::option::of((1..u64::MAX, 1..3_600_000_u64, any::<u64>()))),
+        ) -> DiskConfig {
+            let rate = |rate: Option<(u64, u64, u64)>| rate.map(|(amount, milliseconds, burst)| {
+                Rate { amount, time: Duration::from_millis(milliseconds), burst }
+            });
+            let [bandwidth, operations] = rates.map(rate);
+            let format = DiskFormat::Raw;
+            DiskConfig { path, format, read_only, direct, engine, queues, bandwidth, operations }
+        }
+    }
+
     fn stats() -> impl Strategy<Value = StatsConfig> {
         let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
         (prop::option::of(output), prop::option::of(word()))
@@ -244,6 +282,7 @@ mod tests {
             entropy in any::<bool>(),
             (serial, socket) in (serial(), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
+            disk in prop::collection::vec(disk(), 0..3),
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
@@ -263,6 +302,7 @@ mod tests {
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
+                disk,
             }
         }
     }

@@ -80,6 +80,12 @@ impl FromStr for MemorySize {
     }
 }
 
+/// A number of bytes of any size, with or without a unit.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    let (digits, unit) = split_number(text, EXPECTED).ok()?;
+    digits.parse::<u64>().ok()?.checked_mul(factor(unit)?)
+}
+
 fn factor(unit: &str) -> Option<u64> {
     match unit.to_ascii_uppercase().as_str() {
         "" => Some(1),

@@ -1,5 +1,6 @@
 //! Configuration as a whole: file and flags together, their errors, the reference page and the examples.
 
+mod disk;
 mod memory;
 
 use std::ffi::OsStr;
@@ -88,6 +89,12 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
     defaults[section].get(key).cloned()
 }
 
+/// The same of a table of which there may be several.
+fn default_of_repeated(key: &str) -> Option<toml::Value> {
+    let written: toml::Table = parse(disk::LEAST).unwrap().to_toml().parse().unwrap();
+    written["disk"][0].get(key).cloned()
+}
+
 #[test]
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
@@ -148,6 +155,7 @@ fn every_key_arrives_in_its_field() {
             output: Some(StatsOutput::File("dir/stats.txt".into())),
             format: Some(StatsFormat::Table),
         },
+        disk: Vec::new(),
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();
@@ -245,6 +253,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             output: Some(StatsOutput::File(here.join("stats"))),
             format: Some(StatsFormat::Json),
         },
+        disk: Vec::new(),
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
@@ -480,10 +489,13 @@ fn every_setting_has_its_flag_and_every_flag_its_setting() {
             .get_arguments()
             .filter_map(|arg| arg.get_long().map(|name| format!("--{name}")))
             .collect();
+        let sections = keys::SECTIONS.iter().chain(keys::REPEATED);
         let mut known: Vec<&str> =
-            keys::SECTIONS.iter().flat_map(|section| section.keys.iter().map(|key| key.flag)).collect();
+            sections.flat_map(|section| section.keys.iter().map(|key| key.flag)).collect();
         flags.sort_unstable();
         known.sort_unstable();
+        // One flag is a whole table.
+        known.dedup();
         assert_eq!(flags, known);
     }
 }
@@ -516,7 +528,9 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
         .filter(|row: &Vec<&str>| row.len() == 5 && row[0].starts_with('`'))
         .collect();
     let mut rows = rows.iter();
-    for section in keys::SECTIONS {
+    let shown =
+        |default: Option<toml::Value>| default.map_or("not set: ".to_owned(), |value| format!("`{value}`"));
+    for section in keys::SECTIONS.iter().chain(keys::REPEATED) {
         for key in section.keys {
             let row = rows.next().unwrap();
             let form = match key.form {
@@ -527,8 +541,15 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
                 keys::Form::TextOrWords => "string or array of strings",
                 keys::Form::Switch => "boolean",
             };
-            let default = default_of(section.name, key.name);
-            let default = default.map_or("not set: ".to_owned(), |value| format!("`{value}`"));
+            let is_required = |key: &str| disk::LEAST.contains(&format!("\n{key} ="));
+            let of_repeated = |value| match value {
+                Some(_) if is_required(key.name) => "required".to_owned(),
+                value => shown(value),
+            };
+            let default = match keys::repeated(section.name) {
+                Some(_) => of_repeated(default_of_repeated(key.name)),
+                None => shown(default_of(section.name, key.name)),
+            };
             assert_eq!(row[0], format!("`{}.{}`", section.name, key.name));
             assert_eq!(row[1], format!("`{}`", key.flag), "{}", row[0]);
             assert_eq!(row[2], form, "{}", row[0]);

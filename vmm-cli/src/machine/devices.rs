@@ -25,6 +25,7 @@ use super::pci::Pci;
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::console::Console;
+use crate::disks::Disk;
 use crate::outcome::Failure;
 
 /// Ports, as on a PC.
@@ -117,6 +118,12 @@ impl Devices {
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
         self.add_virtio(virtio, "virtio-rng", Arc::new(device))
+    }
+
+    /// Adds a disk.
+    pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: &Disk) -> Result<(), Failure> {
+        let device = disk.device(&virtio.events)?;
+        self.add_virtio(virtio, "virtio-blk", Arc::new(device))
     }
 
     /// Adds a virtio device: on the PCI bus, or where there is none, in MMIO space.

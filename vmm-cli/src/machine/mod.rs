@@ -33,6 +33,7 @@ use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
+use crate::disks::Disk;
 use crate::memory::Ram;
 use crate::outcome::Failure;
 use crate::processors::Processors;
@@ -59,6 +60,7 @@ pub struct Machine {
 pub struct Resources<'a> {
     pub(crate) processors: &'a Processors,
     pub(crate) ram: Ram,
+    pub(crate) disks: &'a [Disk],
 }
 
 impl Machine {
@@ -74,7 +76,7 @@ impl Machine {
         console: &Console,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram } = resources;
+        let Resources { processors, ram, disks } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -103,6 +105,9 @@ impl Machine {
         let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
         let mut virtio =
             VirtioDevices::new(MemoryReader::new(Arc::clone(&memory)), doorbells, events.clone());
+        for disk in disks {
+            devices.add_disk(&mut virtio, disk)?;
+        }
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }

@@ -8,9 +8,11 @@
 //! Nothing that a driver writes ends the process, stops a worker or touches another device. A driver that breaks a ring finds
 //! DEVICE_NEEDS_RESET and a device that rests until it is reset.
 
+pub mod block;
 mod config;
 pub mod console;
 mod device;
+mod ending;
 pub mod features;
 pub mod queue;
 pub mod rng;

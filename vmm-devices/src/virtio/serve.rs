@@ -2,10 +2,8 @@
 //!
 //! What a device has to write is [`ServeQueue`]: take chains, do the work, give them back, within a batch. Notifications,
 //! interrupts, a driver that breaks the ring, stop and reset of queues are done here.
-//!
-//! Lock order: `end` of a queue is innermost; nobody is called under it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vmm_memory::{GuestMemory, MemoryReader};
 
@@ -13,8 +11,8 @@ use super::device::{
     ActivateError, Activation, ActiveQueue, DeviceStatus, QueueInterrupt, QueueReset, QueueStopped, Running,
     Stopped,
 };
-use super::queue::{Queue, QueueError, QueueState};
-use crate::sync::lock;
+use super::ending::{AllStopped, Ending, Panicked};
+use super::queue::{Queue, QueueError};
 use crate::{Handler, Progress, Worker};
 
 /// How far a batch has come.
@@ -49,14 +47,7 @@ pub struct QueueWorkers {
 struct RunningQueue {
     index: usize,
     handler: Handler,
-    end: Arc<Mutex<End>>,
-}
-
-/// The end of a queue: who wants to know of it, or that it has come.
-enum End {
-    NotYet,
-    Wanted(QueueStopped),
-    Come(QueueState),
+    end: Arc<Ending>,
 }
 
 impl QueueWorkers {
@@ -81,7 +72,7 @@ impl QueueWorkers {
     fn add(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
         let ActiveQueue { index, queue, doorbell, interrupt } = queue;
         let device = self.status.name();
-        let end = Arc::new(Mutex::new(End::NotYet));
+        let end = Ending::new();
         let mut task = Task {
             server: (self.servers)(index),
             queue,
@@ -106,13 +97,7 @@ impl QueueWorkers {
 impl RunningQueue {
     /// Ends it; `done` is called when it is not touched any more.
     fn stop(self, done: QueueStopped) {
-        let mut end = lock(&self.end);
-        if let End::Come(state) = *end {
-            drop(end);
-            done(state);
-        } else {
-            *end = End::Wanted(done);
-            drop(end);
+        if self.end.want(done) {
             self.handler.retire();
         }
     }
@@ -120,11 +105,9 @@ impl RunningQueue {
 
 impl Running for QueueWorkers {
     fn stop(self: Box<Self>, done: Stopped) {
-        // The last queue that ends drops it.
-        let all = Arc::new(All { states: Mutex::default(), done: Mutex::new(Some(done)) });
+        let all = AllStopped::new(done);
         for queue in self.running {
-            let all = Arc::clone(&all);
-            queue.stop(Box::new(move |state| lock(&all.states).push(state)));
+            queue.stop(all.one());
         }
     }
 
@@ -147,27 +130,6 @@ impl QueueReset for QueueWorkers {
     }
 }
 
-/// Calls `done` when all queues have ended.
-struct All {
-    states: Mutex<Vec<QueueState>>,
-    done: Mutex<Option<Stopped>>,
-}
-
-impl Drop for All {
-    fn drop(&mut self) {
-        let done = lock(&self.done).take();
-        let states = std::mem::take(&mut *lock(&self.states));
-        if let Some(done) = done {
-            done(states);
-        }
-    }
-}
-
-/// A handler of a queue had a bug.
-#[derive(Debug, thiserror::Error)]
-#[error("the handler of a queue panicked")]
-struct Panicked;
-
 /// One queue on its worker.
 struct Task {
     server: Box<dyn ServeQueue>,
@@ -176,7 +138,7 @@ struct Task {
     interrupt: QueueInterrupt,
     status: DeviceStatus,
     broken: bool,
-    end: Arc<Mutex<End>>,
+    end: Arc<Ending>,
 }
 
 impl Task {
@@ -211,11 +173,7 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        let state = self.queue.state();
-        let before = std::mem::replace(&mut *lock(&self.end), End::Come(state));
-        if let End::Wanted(done) = before {
-            done(state);
-        }
+        self.end.come(self.queue.state());
     }
 }
 

@@ -1,11 +1,11 @@
 //! The descriptor behind guest memory: memfds that are made here, and files that are checked before they are mapped.
 
-use std::fs::{File, FileType, read_link, read_to_string};
+use std::fs::{File, read_link, read_to_string};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
 
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fstatfs, memfd_create};
+use vmm_core::file_kind;
 
 use super::{BackingError, HugePages};
 use crate::PAGE;
@@ -49,7 +49,7 @@ pub(super) fn check(file: &File, part: Part, huge_pages: HugePages) -> Result<u6
     let look = |source: io::Error| BackingError::Look { name: name(file), source };
     let metadata = file.metadata().map_err(look)?;
     if !metadata.is_file() {
-        return Err(BackingError::NotRegular { name: name(file), kind: kind(metadata.file_type()) });
+        return Err(BackingError::NotRegular { name: name(file), kind: file_kind(metadata.file_type()) });
     }
     check_access(file, shared)?;
     let page_size = page_size(file).map_err(look)?;
@@ -91,20 +91,6 @@ fn page_size(file: &File) -> io::Result<u64> {
 pub(super) fn name(file: &File) -> String {
     read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .map_or_else(|_| format!("file descriptor {}", file.as_raw_fd()), |path| format!("{path:?}"))
-}
-
-fn kind(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_socket() {
-        "a socket"
-    } else if kind.is_char_device() {
-        "a character device"
-    } else {
-        "a block device"
-    }
 }
 
 /// How many huge pages of this size nobody has or has reserved, with those that the host would make on demand; 0 where the

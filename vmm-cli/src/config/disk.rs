@@ -1,0 +1,332 @@
+//! The tables `[[disk]]`: block devices of the guest, and what is behind them on the host.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use thiserror::Error;
+use vmm_devices::rate_limiter::Limit;
+
+use super::file::show;
+use super::keys::{Form, Key, Section, key};
+use super::value::{self, EXPECTED_SWITCH, ValueError};
+use super::{choice, duration, size};
+
+/// The flag that stands for a whole table.
+const FLAG: &str = "--disk";
+
+/// Most queues of one disk, as many as there are vCPUs.
+const MAX_QUEUES: u16 = 1024;
+
+const EXPECTED_FORMAT: &str = "\"raw\"";
+const EXPECTED_ENGINE: &str = "one of \"auto\", \"io-uring\", \"threads\"";
+const EXPECTED_QUEUES: &str = "a whole number from 1 to 1024";
+const EXPECTED_BANDWIDTH: &str =
+    "a size and a duration, and perhaps a size that passes once, such as \"100M/1s\" or \"100M/1s+1G\"";
+const EXPECTED_OPERATIONS: &str =
+    "a number and a duration, and perhaps a number that passes once, such as \"1000/1s\" or \"1000/1s+5000\"";
+const EXPECTED_DISK: &str =
+    "settings with commas between, such as \"path=disk.img,format=raw,read_only=true\"";
+
+/// The keys of a table.
+pub(super) const SECTION: Section = Section {
+    name: "disk",
+    keys: &[
+        key("path", FLAG, Form::Text, value::EXPECTED_PATH),
+        key("format", FLAG, Form::Text, EXPECTED_FORMAT),
+        key("read_only", FLAG, Form::Switch, EXPECTED_SWITCH),
+        key("direct", FLAG, Form::Switch, EXPECTED_SWITCH),
+        key("engine", FLAG, Form::Text, EXPECTED_ENGINE),
+        key("queues", FLAG, Form::Integer, EXPECTED_QUEUES),
+        key("bandwidth", FLAG, Form::Text, EXPECTED_BANDWIDTH),
+        key("operations", FLAG, Form::Text, EXPECTED_OPERATIONS),
+    ],
+};
+
+/// What is in an image. It is never guessed: the contents are the guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DiskFormat {
+    /// The sectors, one after the other
+    Raw,
+}
+
+/// How requests reach the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DiskEngine {
+    /// io_uring where the host has it, else threads
+    #[default]
+    Auto,
+    /// io_uring, or nothing
+    IoUring,
+    /// Threads
+    Threads,
+}
+
+impl From<DiskEngine> for vmm_devices::virtio::block::EngineChoice {
+    fn from(engine: DiskEngine) -> Self {
+        match engine {
+            DiskEngine::Auto => Self::Auto,
+            DiskEngine::IoUring => Self::Uring,
+            DiskEngine::Threads => Self::Threads,
+        }
+    }
+}
+
+/// One table `[[disk]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The image: a regular file or a block device.
+    #[serde(deserialize_with = "path")]
+    pub path: PathBuf,
+    /// What is in it.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub format: DiskFormat,
+    /// Whether the guest may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whether the host's page cache is passed by.
+    #[serde(default)]
+    pub direct: bool,
+    /// How requests reach the host.
+    #[serde(default, deserialize_with = "choice::deserialize")]
+    pub engine: DiskEngine,
+    /// Number of queues; `None` leaves it to [`DiskConfig::queues`].
+    #[serde(default, deserialize_with = "queues")]
+    pub queues: Option<u16>,
+    /// Bytes that may pass in a time.
+    #[serde(default, deserialize_with = "bandwidth")]
+    pub bandwidth: Option<Rate>,
+    /// Requests that may pass in a time.
+    #[serde(default, deserialize_with = "operations")]
+    pub operations: Option<Rate>,
+}
+
+impl DiskConfig {
+    /// Queues of a disk for which none are configured: one a vCPU, but not more than this.
+    const DEFAULT_QUEUES: u16 = 8;
+
+    /// The number of queues beside `vcpus` vCPUs.
+    #[must_use]
+    pub fn queues(&self, vcpus: u16) -> u16 {
+        self.queues.unwrap_or(vcpus.min(Self::DEFAULT_QUEUES))
+    }
+}
+
+/// What may pass in which time; see [`Limit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub(super) amount: u64,
+    pub(super) time: Duration,
+    pub(super) burst: u64,
+}
+
+impl Rate {
+    /// Reads `AMOUNT/DURATION` or `AMOUNT/DURATION+BURST`, amounts by `number`.
+    fn parse(
+        text: &str,
+        number: fn(&str) -> Option<u64>,
+        expected: &'static str,
+    ) -> Result<Self, ValueError> {
+        let malformed = || ValueError::Malformed { value: text.to_owned(), expected };
+        let (amount, rest) = text.split_once('/').ok_or_else(malformed)?;
+        let (time, burst) = rest.split_once('+').map_or((rest, None), |(time, burst)| (time, Some(burst)));
+        let rate = Self {
+            amount: number(amount).ok_or_else(malformed)?,
+            time: duration::parse(time)?,
+            burst: burst.map_or(Some(0), number).ok_or_else(malformed)?,
+        };
+        // What makes no limit says why.
+        rate.limit().map(|_| rate).map_err(|_| malformed())
+    }
+
+    /// The limit of a device.
+    ///
+    /// # Errors
+    /// Nothing may pass, or in no time; no rate that was read is like that.
+    pub fn limit(&self) -> Result<Limit, vmm_devices::rate_limiter::LimitError> {
+        Limit::new(self.amount, self.time, self.burst)
+    }
+}
+
+/// Writes what both readers read: amounts without units.
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.amount, duration::render(self.time))?;
+        if self.burst == 0 { Ok(()) } else { write!(f, "+{}", self.burst) }
+    }
+}
+
+fn decimal(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn bandwidth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Rate::parse(&text, size::bytes, EXPECTED_BANDWIDTH).map(Some).map_err(D::Error::custom)
+}
+
+fn operations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Rate::parse(&text, decimal, EXPECTED_OPERATIONS).map(Some).map_err(D::Error::custom)
+}
+
+fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let value = i64::deserialize(deserializer)?;
+    let queues = u16::try_from(value).ok().filter(|queues| (1..=MAX_QUEUES).contains(queues));
+    let refusal = || ValueError::Malformed { value: value.to_string(), expected: EXPECTED_QUEUES };
+    queues.map(Some).ok_or_else(|| D::Error::custom(refusal()))
+}
+
+fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    value::parse_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// Why the text of a flag is no disk.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
+pub enum DiskFlagError {
+    #[error("{} is none of {}; expected {EXPECTED_DISK}", value::quote(name), names())]
+    UnknownKey { name: String },
+    #[error("{name} is there twice")]
+    Twice { name: String },
+    #[error("{name} has no value; expected {expected}")]
+    NoValue { name: String, expected: &'static str },
+    #[error("{name} = {} is not {expected}", value::quote(text))]
+    NotOfForm { name: String, text: String, expected: &'static str },
+    #[error("{0}")]
+    Table(String),
+}
+
+fn names() -> String {
+    SECTION.keys.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Reads settings with commas between, which therefore cannot be in a path. A switch alone is true.
+impl FromStr for DiskConfig {
+    type Err = DiskFlagError;
+
+    fn from_str(text: &str) -> Result<Self, DiskFlagError> {
+        let mut table = toml::Table::new();
+        for setting in text.split(',') {
+            let (name, text) = setting.split_once('=').map_or((setting, None), |(n, text)| (n, Some(text)));
+            let known = SECTION.keys.iter().find(|key| key.name == name);
+            let key = known.ok_or_else(|| DiskFlagError::UnknownKey { name: name.to_owned() })?;
+            let value = setting_value(key, text)?;
+            if table.insert(name.to_owned(), value).is_some() {
+                return Err(DiskFlagError::Twice { name: name.to_owned() });
+            }
+        }
+        Self::deserialize(table).map_err(|error| DiskFlagError::Table(error.message().to_owned()))
+    }
+}
+
+fn setting_value(key: &Key, text: Option<&str>) -> Result<toml::Value, DiskFlagError> {
+    let (name, expected) = (key.name.to_owned(), key.expected);
+    let text = match (key.form, text) {
+        (Form::Switch, None) => return Ok(true.into()),
+        (_, None) => return Err(DiskFlagError::NoValue { name, expected }),
+        (_, Some(text)) => text,
+    };
+    let not_of_form = || DiskFlagError::NotOfForm { name, text: text.to_owned(), expected };
+    match key.form {
+        Form::Switch => text.parse::<bool>().map(Into::into).map_err(|_| not_of_form()),
+        Form::Integer => text.parse::<i64>().map(Into::into).map_err(|_| not_of_form()),
+        _ => Ok(text.into()),
+    }
+}
+
+/// Two disks, or a disk and another file, that do not go together.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
+pub enum DiskError {
+    #[error("disk.path ({FLAG}): {} cannot be looked at", show(path))]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl DiskConfig {
+    /// Checks that there is something at the path; what it is, is checked when it is opened.
+    pub(super) fn validate(&self) -> Result<(), DiskError> {
+        let looked = self.path.metadata();
+        looked.map(drop).map_err(|source| DiskError::Look { path: self.path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        text.parse::<DiskConfig>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_flag_takes_what_a_table_takes() {
+        let disk: DiskConfig = "path=a=b.img,format=raw".parse().unwrap();
+        assert_eq!((disk.path.to_str(), disk.engine), (Some("a=b.img"), DiskEngine::Auto));
+        assert!(!disk.read_only && !disk.direct);
+        assert_eq!((disk.queues(3), disk.queues(200)), (3, 8));
+        let text = "path=x,format=raw,read_only,direct=true,engine=io-uring,queues=2,bandwidth=10M/100ms+1G,\
+                    operations=500/1s";
+        let disk: DiskConfig = text.parse().unwrap();
+        assert!(disk.read_only && disk.direct);
+        assert_eq!((disk.engine, disk.queues(9)), (DiskEngine::IoUring, 2));
+        let bandwidth = Rate { amount: 10 << 20, time: Duration::from_millis(100), burst: 1 << 30 };
+        assert_eq!(
+            (disk.bandwidth, bandwidth.to_string().as_str()),
+            (Some(bandwidth), "10485760/100ms+1073741824")
+        );
+        assert_eq!(disk.operations.unwrap().to_string(), "500/1s");
+    }
+
+    #[test]
+    fn fault_c5_a_format_is_never_guessed() {
+        assert!(refusal("path=x").contains("missing field `format`"));
+        assert!(refusal("path=x,format=vmdk").contains("vmdk is not one of raw"));
+        assert!(refusal("format=raw").contains("missing field `path`"));
+    }
+
+    #[test]
+    fn a_flag_that_is_no_disk_says_why() {
+        for (text, message) in [
+            ("", "\"\" is none of path, format"),
+            ("path=x,format=raw,cache=none", "cache is none of path, format"),
+            ("path=x,format=raw,path=y", "path is there twice"),
+            ("path=x,format", "format has no value; expected \"raw\""),
+            ("path=x,format=raw,read_only=yes", "read_only = yes is not true or false"),
+            ("path=x,format=raw,queues=two", "queues = two is not a whole number"),
+            ("path=x,format=raw,queues=0", "0 is not a whole number from 1 to 1024"),
+            ("path=x,format=raw,queues=1025", "1025 is not a whole number from 1 to 1024"),
+            ("path=x,format=raw,engine=aio", "aio is not one of auto, io-uring, threads"),
+            ("path=,format=raw", "\"\" is empty; expected a path"),
+        ] {
+            let error = refusal(text);
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn fault_b15_a_rate_that_is_no_limit_is_refused() {
+        for rate in
+            ["", "1", "1/", "/1s", "0/1s", "1/0s", "1/1s+", "-1/1s", "1/1", "1.5/1s", "1X/1s", "+1/1s"]
+        {
+            for key in ["bandwidth", "operations"] {
+                let error = refusal(&format!("path=x,format=raw,{key}={rate}"));
+                assert!(error.contains("expected") || error.contains(" is not "), "{key} = {rate}: {error}");
+            }
+        }
+        assert!(
+            refusal("path=x,format=raw,operations=1K/1s").contains("1K/1s is not a number and a duration")
+        );
+        assert!("path=x,format=raw,bandwidth=18446744073709551615/60m".parse::<DiskConfig>().is_ok());
+        assert!(refusal("path=x,format=raw,bandwidth=18446744073709551616/60m").contains("is not a size"));
+    }
+}

@@ -1,0 +1,70 @@
+//! Disks in files and flags.
+
+use super::*;
+
+/// A disk with what is required, and nothing else.
+pub(super) const LEAST: &str = "[[disk]]\npath = 'disk.img'\nformat = 'raw'\n";
+
+#[test]
+fn disks_are_in_the_order_of_the_file_and_below_its_directory() {
+    let text = format!("{LEAST}[[disk]]\nformat = 'raw'\npath = '/dev/sdx'\nread_only = true\nqueues = 4\n");
+    let config = parse(&text).unwrap();
+    let [one, other] = &config.disk[..] else { panic!("{config:?}") };
+    assert_eq!((one.path.to_str(), one.read_only, one.queues), (Some("dir/disk.img"), false, None));
+    assert_eq!((other.path.to_str(), other.read_only, other.queues), (Some("/dev/sdx"), true, Some(4)));
+    let text = parse_toml(&text, Path::new("/abs/vm.toml")).unwrap();
+    assert_eq!(parse_toml(&text.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), text);
+}
+
+#[test]
+fn flags_go_over_the_disks_of_the_file() {
+    let scratch = Scratch::new();
+    let (image, other) = (scratch.file("disk.img", ""), scratch.file("other.img", ""));
+    let file = scratch.file("vm.toml", LEAST);
+    assert_eq!(load([&file]).unwrap().disk[0].path, image);
+    let flag = |path: &Path| format!("--disk=path={},format=raw", path.display());
+    let config = load([file.clone().into_os_string(), flag(&other).into(), flag(&image).into()]).unwrap();
+    let paths: Vec<_> = config.disk.iter().map(|disk| &disk.path).collect();
+    assert_eq!(paths, [&other, &image]);
+}
+
+#[test]
+fn fault_c5_a_disk_without_a_format_is_refused_at_its_place() {
+    let error = message(parse("[[disk]]\npath = 'disk.img'\n").unwrap_err());
+    assert!(error.starts_with("dir/vm.toml:1:") && error.contains("missing field `format`"), "{error}");
+    let error = message(parse("[[disk]]\npath = 'x'\nformat = 'vmdk'\n").unwrap_err());
+    assert!(error.contains(":3:10: disk.format = vmdk is not one of raw"), "{error}");
+}
+
+#[test]
+fn what_is_no_table_of_a_disk_says_how_to_write_one() {
+    for (text, found) in
+        [("disk = 'disk.img'", "a string"), ("[disk]\npath = 'x'", "a table"), ("disk = [1]", "an array")]
+    {
+        let error = message(parse(text).unwrap_err());
+        let expected = format!("`disk` is {found}: write a table `[[disk]]` for each");
+        assert!(error.contains(&expected), "{error}");
+    }
+    let error = message(parse(&format!("{LEAST}readonly = true")).unwrap_err());
+    assert!(error.contains("unknown key `disk.readonly`: did you mean `disk.read_only`?"), "{error}");
+    let error = message(parse(&format!("{LEAST}queues = 'two'")).unwrap_err());
+    assert!(error.contains("disk.queues = 'two' is a string; expected a whole number"), "{error}");
+}
+
+#[test]
+fn a_disk_that_is_also_something_else_is_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.file("disk.img", "x");
+    let disk = |more: &str| format!("--disk=path={},format=raw{more}", image.display());
+    let with = |flag: &str| vec![disk(""), format!("--{flag}={}", image.display())];
+    let error = message(load(with("kernel")).unwrap_err());
+    assert!(error.contains("is also boot.kernel (--kernel), and would be written over"), "{error}");
+    for flags in [with("log-file"), vec![disk(""), disk("")]] {
+        let error = message(load(flags).unwrap_err());
+        assert!(error.contains("; choose a path for each"), "{error}");
+    }
+    // Only read, it may be there twice.
+    load([disk(",read_only"), disk(",read_only")]).unwrap();
+    let error = message(load(["--disk=path=/nowhere/disk,format=raw"]).unwrap_err());
+    assert!(error.starts_with("disk.path (--disk): /nowhere/disk cannot be looked at"), "{error}");
+}

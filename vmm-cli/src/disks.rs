@@ -1,0 +1,72 @@
+//! The images of the disks: opened and locked before the machine is built, and kept through its restarts.
+
+use std::sync::Arc;
+
+use vmm_core::VmEvents;
+use vmm_devices::rate_limiter::{Limit, Limits};
+use vmm_devices::virtio::block::{Backend, Block, BlockError, BlockOptions, Image, ImageError, ImageOptions};
+
+use crate::config::{DiskConfig, Rate, VmConfig};
+use crate::outcome::Failure;
+
+/// One disk: what is behind it, and how it is configured.
+pub(crate) struct Disk {
+    image: Arc<Image>,
+    config: DiskConfig,
+    /// What messages call it, and the guest can ask for.
+    name: String,
+    queues: u16,
+}
+
+/// Opens and locks the images of all disks.
+///
+/// # Errors
+/// The first one that cannot be had, by whose it is to mend.
+pub(crate) fn open(config: &VmConfig) -> Result<Vec<Disk>, Failure> {
+    let open = |(index, disk): (usize, &DiskConfig)| {
+        let options = ImageOptions { read_only: disk.read_only, direct: disk.direct };
+        let image = Image::open(&disk.path, options).map_err(image_failure)?;
+        Ok(Disk {
+            image: Arc::new(image),
+            config: disk.clone(),
+            name: format!("disk{index}"),
+            queues: disk.queues(config.cpu.count),
+        })
+    };
+    config.disk.iter().enumerate().map(open).collect()
+}
+
+/// What is in use, or not possible on this file system, is not a mistake of the configuration.
+fn image_failure(error: ImageError) -> Failure {
+    match error {
+        ImageError::InUse { .. } | ImageError::Lock { .. } | ImageError::NotDirect { .. } => {
+            Failure::host_cannot(error)
+        }
+        _ => Failure::bad_input(error),
+    }
+}
+
+impl Disk {
+    /// The device of one life of the machine.
+    ///
+    /// # Errors
+    /// The host does not give what it takes.
+    pub(crate) fn device(&self, events: &VmEvents) -> Result<Block, Failure> {
+        let options = BlockOptions {
+            name: self.name.clone(),
+            read_only: self.config.read_only,
+            queues: self.queues,
+            engine: self.config.engine.into(),
+            limits: Limits {
+                bytes: limit(self.config.bandwidth)?,
+                operations: limit(self.config.operations)?,
+            },
+        };
+        let made = Block::new(Backend::Raw(Arc::clone(&self.image)), options, events.clone());
+        made.map_err(|error: BlockError| Failure::host_cannot(error))
+    }
+}
+
+fn limit(rate: Option<Rate>) -> Result<Option<Limit>, Failure> {
+    rate.map(|rate| rate.limit()).transpose().map_err(Failure::internal)
+}

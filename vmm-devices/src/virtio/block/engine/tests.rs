@@ -1,0 +1,353 @@
+//! What every engine does, and what each does with a host that is slow, fails or goes away.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_core::fake::FakeVm;
+use vmm_memory::{AddressSpace, Backing, PinHolder, RamRange};
+
+use super::super::image::{Image, ImageOptions};
+use super::super::pool::Pool;
+use super::super::storage::Storage;
+use super::super::uring::Uring;
+use super::*;
+
+const DEPTH: u16 = 16;
+
+/// A guest of two regions with a hole between them.
+struct Guest {
+    memory: AddressSpace,
+    holder: Arc<PinHolder>,
+}
+
+const HIGH: u64 = 0x10_0000;
+
+impl Guest {
+    fn new() -> Self {
+        let memory = AddressSpace::new(Arc::new(FakeVm::default()));
+        for start in [0, HIGH] {
+            memory.map(&[RamRange { start, size: 0x1_0000 }], &Backing::default()).unwrap();
+        }
+        Self { memory, holder: PinHolder::new("engine", |_| ()) }
+    }
+
+    fn request(&self, token: u16, operation: Operation, offset: u64, buffers: &[(u64, u64)]) -> Request {
+        let pieces = buffers.iter().map(|(address, length)| (GuestAddress(*address), *length));
+        let buffers = PinnedBuffers::pin(&self.memory.memory(), &self.holder, pieces).unwrap();
+        Request { token, operation, durable: false, offset, length: buffers.len(), buffers }
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) {
+        self.memory.memory().write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    fn read(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.memory().read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+}
+
+fn range(token: u16, operation: Operation, offset: u64, length: u64) -> Request {
+    Request { token, operation, durable: true, offset, length, buffers: PinnedBuffers::none() }
+}
+
+fn image(length: u64) -> (tempfile::NamedTempFile, Arc<Image>) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(length).unwrap();
+    let image = Image::open(file.path(), ImageOptions::default()).unwrap();
+    (file, Arc::new(image))
+}
+
+/// Both engines; that of io_uring only where the host has it.
+fn engines(image: &Arc<Image>) -> Vec<Box<dyn Engine>> {
+    let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Pool::new(image.clone()).unwrap())];
+    match Uring::new(Arc::clone(image), DEPTH) {
+        Ok(uring) => engines.push(Box::new(uring)),
+        Err(error) => eprintln!("not tested here, as the host has no io_uring: {error}"),
+    }
+    engines
+}
+
+/// Waits until so many have ended, as a worker does.
+fn wait(engine: &mut dyn Engine, count: usize) -> Vec<Completion> {
+    let mut ended = Vec::new();
+    engine.submit().unwrap();
+    engine.reap(&mut ended);
+    let wakeup = engine.wakeup();
+    while ended.len() < count {
+        wait_readable(&*wakeup);
+        wakeup.take();
+        engine.reap(&mut ended);
+    }
+    assert_eq!(engine.in_flight(), 0);
+    ended
+}
+
+fn wait_readable(wakeup: &dyn Wakeup) {
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+    let epoll = Epoll::new().unwrap();
+    epoll.ctl(ControlOperation::Add, wakeup.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    let mut events = [EpollEvent::default()];
+    while epoll.wait(-1, &mut events).is_err() {}
+}
+
+fn one(engine: &mut dyn Engine, request: Request) -> io::Result<()> {
+    engine.push(request);
+    wait(engine, 1).remove(0).result
+}
+
+#[test]
+fn what_was_written_is_read_back_from_scattered_buffers() {
+    let guest = Guest::new();
+    let (file, image) = image(1 << 16);
+    for mut engine in engines(&image) {
+        guest.write(0x100, b"one, ");
+        guest.write(HIGH, b"two, three.");
+        let write = guest.request(0, Operation::Write, 512, &[(0x100, 5), (HIGH, 11)]);
+        one(&mut *engine, write).unwrap();
+        one(&mut *engine, range(1, Operation::Flush, 0, 0)).unwrap();
+        let mut bytes = [0; 16];
+        file.as_file().read_exact_at(&mut bytes, 512).unwrap();
+        assert_eq!(&bytes, b"one, two, three.");
+        let read = guest.request(2, Operation::Read, 512, &[(HIGH + 0x800, 3), (0x2000, 13)]);
+        one(&mut *engine, read).unwrap();
+        assert_eq!(
+            (guest.read(HIGH + 0x800, 3), guest.read(0x2000, 13)),
+            (b"one".to_vec(), b", two, three.".to_vec())
+        );
+    }
+}
+
+#[test]
+fn requests_end_each_with_its_token() {
+    let guest = Guest::new();
+    let (file, image) = image(1 << 16);
+    for block in 0..DEPTH {
+        file.as_file().write_all_at(&[block as u8; 512], u64::from(block) * 512).unwrap();
+    }
+    for mut engine in engines(&image) {
+        for round in 0..20 {
+            for token in 0..DEPTH {
+                let address = 0x1000 + u64::from(token) * 512;
+                let offset = u64::from((token + round) % DEPTH) * 512;
+                engine.push(guest.request(token, Operation::Read, offset, &[(address, 512)]));
+            }
+            let ended = wait(&mut *engine, DEPTH.into());
+            let mut tokens: Vec<_> = ended.iter().map(|completion| completion.token).collect();
+            tokens.sort_unstable();
+            assert_eq!(tokens, (0..DEPTH).collect::<Vec<_>>());
+            for token in 0..DEPTH {
+                let expected = vec![((token + round) % DEPTH) as u8; 512];
+                assert_eq!(guest.read(0x1000 + u64::from(token) * 512, 512), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn ranges_that_are_zeroed_or_discarded_read_as_zero() {
+    let guest = Guest::new();
+    let (file, image) = image(1 << 16);
+    for mut engine in engines(&image) {
+        file.as_file().write_all_at(&[0xaa; 1 << 16], 0).unwrap();
+        let operations = [
+            Operation::WriteZeroes { unmap: false },
+            Operation::WriteZeroes { unmap: true },
+            Operation::Discard,
+        ];
+        for (token, operation) in (0..).zip(operations) {
+            let offset = 512 + u64::from(token) * 8192;
+            one(&mut *engine, range(token, operation, offset, 4096)).unwrap();
+            one(&mut *engine, guest.request(9, Operation::Read, offset - 512, &[(0, 5120)])).unwrap();
+            let bytes = guest.read(0, 5120);
+            assert_eq!((bytes[511], bytes[4608]), (0xaa, 0xaa));
+            let is_zero = bytes[512..4608].iter().all(|byte| *byte == 0);
+            // A file system without holes keeps what is discarded.
+            assert!(is_zero || operation == Operation::Discard);
+        }
+        assert_eq!(image.length().unwrap(), 1 << 16);
+    }
+}
+
+#[test]
+fn fault_c3_an_image_that_was_truncated_fails_reads_beyond_its_end() {
+    let guest = Guest::new();
+    let (file, image) = image(1 << 16);
+    file.as_file().write_all_at(&[1; 1 << 16], 0).unwrap();
+    for mut engine in engines(&image) {
+        file.as_file().set_len(0x1200).unwrap();
+        let read = |offset| guest.request(0, Operation::Read, offset, &[(0, 0x1000), (HIGH, 0x1000)]);
+        for offset in [0, 0x1000, 0x8000] {
+            let error = one(&mut *engine, read(offset)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset:#x}: {error}");
+        }
+        one(&mut *engine, guest.request(1, Operation::Read, 0x1000, &[(0, 0x200)])).unwrap();
+        file.as_file().set_len(1 << 16).unwrap();
+    }
+}
+
+#[test]
+fn fault_c3_what_the_host_refuses_is_an_error_of_that_request_only() {
+    let guest = Guest::new();
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("sealed", flags).unwrap());
+    file.set_len(1 << 16).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let image = Arc::new(Image::open(&path, ImageOptions::default()).unwrap());
+    fcntl_add_seals(&file, SealFlags::WRITE).unwrap();
+    for mut engine in engines(&image) {
+        let write = guest.request(0, Operation::Write, 0, &[(0, 4096)]);
+        assert_eq!(one(&mut *engine, write).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let discard = range(1, Operation::Discard, 0, 4096);
+        assert_eq!(one(&mut *engine, discard).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        one(&mut *engine, guest.request(2, Operation::Read, 0, &[(0, 4096)])).unwrap();
+    }
+}
+
+#[test]
+fn direct_images_take_aligned_and_unaligned_requests() {
+    let guest = Guest::new();
+    let file = tempfile::NamedTempFile::new_in(".").unwrap();
+    file.as_file().set_len(1 << 16).unwrap();
+    let options = ImageOptions { read_only: false, direct: true };
+    let image = match Image::open(file.path(), options) {
+        Ok(image) => Arc::new(image),
+        Err(error) => return eprintln!("not tested here: {error}"),
+    };
+    for (seed, mut engine) in (1..).zip(engines(&image)) {
+        guest.write(0x1000, &[seed; 4096]);
+        one(&mut *engine, guest.request(0, Operation::Write, 8192, &[(0x1000, 4096)])).unwrap();
+        guest.write(0x3003, &[seed + 100; 512]);
+        one(&mut *engine, guest.request(1, Operation::Write, 8192 + 512, &[(0x3003, 512)])).unwrap();
+        one(&mut *engine, guest.request(2, Operation::Read, 8192, &[(0x4000, 4096)])).unwrap();
+        assert_eq!(guest.read(0x4000, 1024), [[seed; 512], [seed + 100; 512]].concat());
+        one(&mut *engine, guest.request(3, Operation::Read, 8192 + 511, &[(0x5001, 2)])).unwrap();
+        assert_eq!(guest.read(0x5001, 2), [seed, seed + 100]);
+    }
+}
+
+/// A disk that takes a request only when it is let, and says whether it has begun.
+struct Slow {
+    begun: Mutex<Sender<u64>>,
+    go: Mutex<Receiver<io::Result<()>>>,
+}
+
+impl Storage for Slow {
+    fn read(&self, mut buffers: PinnedBuffers, offset: u64) -> io::Result<()> {
+        self.begun.lock().unwrap().send(offset).unwrap();
+        let answer = self.go.lock().unwrap().recv().unwrap();
+        answer.inspect(|()| {
+            buffers.fill_from(b"slow");
+        })
+    }
+
+    fn write(&self, _: PinnedBuffers, _: u64, _: bool) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOSPC))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        panic!("a bug of a format")
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(1 << 16)
+    }
+}
+
+fn slow() -> (Pool, Receiver<u64>, Sender<io::Result<()>>) {
+    let ((begun, is_begun), (let_go, go)) = (channel(), channel());
+    let storage = Slow { begun: Mutex::new(begun), go: Mutex::new(go) };
+    (Pool::new(Arc::new(storage)).unwrap(), is_begun, let_go)
+}
+
+#[test]
+fn fault_c3_errors_and_panics_of_a_storage_are_errors_of_their_requests() {
+    let guest = Guest::new();
+    let (mut pool, _, _) = slow();
+    let code = |result: io::Result<()>| result.unwrap_err().raw_os_error();
+    let write = guest.request(0, Operation::Write, 0, &[(0, 512)]);
+    assert_eq!(code(one(&mut pool, write)), Some(libc::ENOSPC));
+    assert_eq!(code(one(&mut pool, range(1, Operation::Flush, 0, 0))), Some(libc::EIO));
+    assert!(
+        one(&mut pool, range(2, Operation::Discard, 0, 512)).unwrap_err().to_string().contains("panicked")
+    );
+    // Not durable, as it cannot be flushed.
+    let zeroes = range(3, Operation::WriteZeroes { unmap: false }, 0, 512);
+    assert_eq!(code(one(&mut pool, zeroes)), Some(libc::EIO));
+}
+
+#[test]
+fn fault_b6_what_has_not_begun_is_cancelled_and_the_rest_ends_by_itself() {
+    let guest = Guest::new();
+    let (mut pool, begun, go) = slow();
+    pool.push(guest.request(0, Operation::Read, 7, &[(0, 4)]));
+    pool.submit().unwrap();
+    assert_eq!(begun.recv().unwrap(), 7);
+    pool.push(guest.request(1, Operation::Read, 8, &[(8, 4)]));
+    pool.cancel(&|request| request.token == 1);
+    let mut ended = Vec::new();
+    pool.reap(&mut ended);
+    assert_eq!((ended.len(), ended[0].token, pool.in_flight()), (1, 1, 1));
+    assert_eq!(ended[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+    go.send(Ok(())).unwrap();
+    assert!(wait(&mut pool, 1)[0].result.is_ok());
+    assert_eq!((guest.read(0, 4), guest.read(8, 4)), (b"slow".to_vec(), vec![0; 4]));
+}
+
+#[test]
+fn a_request_in_flight_keeps_its_memory_and_gives_it_back_when_it_is_cancelled() {
+    let guest = Guest::new();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let image = Arc::new(Image::of(File::from(std::os::fd::OwnedFd::from(reader))));
+    let Ok(mut uring) = Uring::new(image, DEPTH) else { return eprintln!("not tested here: no io_uring") };
+    uring.push(guest.request(3, Operation::Read, 0, &[(HIGH, 4096)]));
+    uring.push(guest.request(4, Operation::Read, 0, &[(0, 4096)]));
+    uring.submit().unwrap();
+    let mut ended = Vec::new();
+    uring.reap(&mut ended);
+    assert_eq!((ended.len(), uring.in_flight()), (0, 2));
+    // Somebody unmaps the upper region: only what is in it is asked for.
+    let range = RamRange { start: HIGH, size: 0x1_0000 };
+    std::thread::scope(|scope| {
+        let unmapping = scope.spawn(|| guest.memory.apply([vmm_memory::Change::Unmap(range)]));
+        while ended.is_empty() {
+            uring.cancel(&|request| request.buffers.is_leaving());
+            uring.reap(&mut ended);
+            std::thread::yield_now();
+        }
+        unmapping.join().unwrap().unwrap();
+    });
+    assert_eq!((ended[0].token, uring.in_flight()), (3, 1));
+    assert_eq!(ended[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+    // The other one ends with the ring, which then has nothing in flight.
+    drop(uring);
+    let low = RamRange { start: 0, size: 0x1_0000 };
+    guest.memory.apply([vmm_memory::Change::Unmap(low)]).unwrap();
+}
+
+#[test]
+fn more_than_the_ring_was_made_for_is_refused_and_nothing_is_lost() {
+    let (_file, image) = image(1 << 16);
+    let Ok(mut uring) = Uring::new(image, 2) else { return eprintln!("not tested here: no io_uring") };
+    for token in 0..3 {
+        uring.push(range(token, Operation::Flush, 0, 0));
+    }
+    let ended = wait(&mut uring, 3);
+    let refused: Vec<_> = ended.iter().filter(|completion| completion.result.is_err()).collect();
+    assert_eq!((refused.len(), refused[0].token), (1, 2));
+}

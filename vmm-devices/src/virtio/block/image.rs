@@ -1,0 +1,227 @@
+//! `Image`: the file or block device behind a disk, opened, checked and locked once.
+//!
+//! Its format is what the configuration says. It is never looked for in the contents, which are the guest's: a guest that
+//! writes the header of another format gets it back as data, at the next start too.
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, ioctl_blkpbszget, ioctl_blksszget, statx,
+};
+use vmm_core::file_kind;
+
+use super::SECTOR;
+use super::lock::{LockHolder, LockRefusal, lock};
+
+/// What unaligned direct I/O is assumed to need where the kernel does not say it (before Linux 6.1).
+const ASSUMED_ALIGNMENT: u64 = 4096;
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// It is only read. Others may read it too.
+    pub read_only: bool,
+    /// The host's page cache is passed by, for requests that are aligned as the host needs it.
+    pub direct: bool,
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
+pub enum ImageError {
+    #[error("cannot open {path:?} for {purpose}")]
+    Open {
+        path: PathBuf,
+        purpose: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path:?} is {kind}; a disk is a regular file or a block device")]
+    NotADisk { path: PathBuf, kind: &'static str },
+    #[error("{path:?} has become another file while it was opened")]
+    Replaced { path: PathBuf },
+    #[error("{path:?} has {length} bytes, not even a sector of {SECTOR}; make it larger: `truncate -s SIZE`")]
+    TooSmall { path: PathBuf, length: u64 },
+    #[error(
+        "{path:?} cannot be opened without the host's page cache (O_DIRECT), which its file system does not support"
+    )]
+    NotDirect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path:?} is in use by {holder}, which excludes {purpose}")]
+    InUse { path: PathBuf, holder: LockHolder, purpose: &'static str },
+    #[error("{path:?} cannot be locked, so that nobody else writes to it")]
+    Lock {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot look at {path:?}")]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Sizes of blocks, in bytes, of which each is a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// What the guest takes for a block: partition tables count in it. A sector, but for block devices with larger ones.
+    pub logical: u32,
+    /// What the host writes as a whole.
+    pub physical: u32,
+}
+
+/// What direct I/O needs.
+#[derive(Clone, Copy, Debug)]
+struct Alignment {
+    memory: u64,
+    offset: u64,
+}
+
+/// An open and locked image. The lock ends with it.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    file: File,
+    /// For what is not aligned, where `file` is direct. The kernel keeps both in step.
+    cached: Option<(File, Alignment)>,
+    blocks: Blocks,
+    read_only: bool,
+}
+
+impl Image {
+    /// Opens `path`. What is neither a regular file nor a block device is refused without being opened: a FIFO would
+    /// wait, a device may act.
+    ///
+    /// # Errors
+    /// Any [`ImageError`].
+    pub fn open(path: &Path, options: ImageOptions) -> Result<Self, ImageError> {
+        let look = |source| ImageError::Look { path: path.to_owned(), source };
+        let purpose = if options.read_only { "reading" } else { "reading and writing" };
+        let open = |flags| open_as(path, options.read_only, flags);
+        let failed = |source| ImageError::Open { path: path.to_owned(), purpose, source };
+        check_kind(path, path.metadata().map_err(failed)?.file_type())?;
+        let file = open(OFlags::empty()).map_err(failed)?;
+        let metadata = file.metadata().map_err(look)?;
+        check_kind(path, metadata.file_type())?;
+        lock(&file, !options.read_only).map_err(|refusal| match refusal {
+            LockRefusal::Held(holder) => ImageError::InUse { path: path.to_owned(), holder, purpose },
+            LockRefusal::System(source) => ImageError::Lock { path: path.to_owned(), source },
+        })?;
+        let blocks = blocks(&file, metadata.file_type().is_block_device()).map_err(look)?;
+        let mut image =
+            Self { path: path.to_owned(), file, cached: None, blocks, read_only: options.read_only };
+        if options.direct {
+            let direct = open(OFlags::DIRECT)
+                .map_err(|source| ImageError::NotDirect { path: path.to_owned(), source })?;
+            let same = direct.metadata().map_err(look)?;
+            if (same.dev(), same.ino()) != (metadata.dev(), metadata.ino()) {
+                return Err(ImageError::Replaced { path: path.to_owned() });
+            }
+            let alignment = alignment(&direct);
+            // The lock stays with the one that was opened first.
+            let cached = std::mem::replace(&mut image.file, direct);
+            image.cached = Some((cached, alignment));
+        }
+        match image.length().map_err(look)? {
+            length if length < SECTOR => Err(ImageError::TooSmall { path: path.to_owned(), length }),
+            _ => Ok(image),
+        }
+    }
+
+    /// Any file, unchecked.
+    #[cfg(test)]
+    pub(super) fn of(file: File) -> Self {
+        let blocks = Blocks { logical: 512, physical: 512 };
+        Self { path: PathBuf::new(), file, cached: None, blocks, read_only: false }
+    }
+
+    /// Its path, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it must not be written to.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Its blocks.
+    #[must_use]
+    pub fn blocks(&self) -> Blocks {
+        self.blocks
+    }
+
+    /// Its length in bytes now.
+    ///
+    /// # Errors
+    /// The host cannot say it.
+    pub fn length(&self) -> io::Result<u64> {
+        // Of a block device, metadata has none. The position is used by nobody.
+        (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// Its descriptors: the first for what [`is_aligned`](Self::is_aligned), the second for the rest.
+    pub(super) fn files(&self) -> [&File; 2] {
+        [&self.file, self.cached.as_ref().map_or(&self.file, |(file, _)| file)]
+    }
+
+    /// Whether a request can go past the page cache; always, of an image that does not.
+    pub(super) fn is_aligned(&self, offset: u64, buffers: impl IntoIterator<Item = (u64, u64)>) -> bool {
+        let Some((_, Alignment { memory, offset: unit })) = &self.cached else { return true };
+        let is_aligned =
+            |(address, length): (u64, u64)| address.is_multiple_of(*memory) && length.is_multiple_of(*unit);
+        offset.is_multiple_of(*unit) && buffers.into_iter().all(is_aligned)
+    }
+}
+
+fn check_kind(path: &Path, kind: FileType) -> Result<(), ImageError> {
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(ImageError::NotADisk { path: path.to_owned(), kind: file_kind(kind) })
+}
+
+/// Opens without waiting, should the path have become a FIFO meanwhile.
+fn open_as(path: &Path, read_only: bool, flags: OFlags) -> io::Result<File> {
+    let wait_not = OFlags::NONBLOCK | OFlags::NOCTTY | flags;
+    #[expect(clippy::cast_possible_wrap, reason = "flags")]
+    let custom = wait_not.bits() as i32;
+    let file = OpenOptions::new().read(true).write(!read_only).custom_flags(custom).open(path)?;
+    // Reads and writes of io_uring are to wait for a block device.
+    fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::NONBLOCK))?;
+    Ok(file)
+}
+
+fn blocks(file: &File, is_device: bool) -> io::Result<Blocks> {
+    if is_device {
+        return Ok(Blocks { logical: ioctl_blksszget(file)?, physical: ioctl_blkpbszget(file)? });
+    }
+    let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
+    let whole = u32::try_from(file.metadata()?.blksize()).unwrap_or(sector);
+    let physical = if whole.is_power_of_two() { whole.clamp(sector, 1 << 16) } else { sector };
+    Ok(Blocks { logical: sector, physical })
+}
+
+fn alignment(direct: &File) -> Alignment {
+    let found = statx(direct, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
+    let known = found
+        .filter(|found| found.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && found.stx_dio_offset_align != 0);
+    known.map_or(Alignment { memory: ASSUMED_ALIGNMENT, offset: ASSUMED_ALIGNMENT }, |found| Alignment {
+        memory: found.stx_dio_mem_align.max(1).into(),
+        offset: found.stx_dio_offset_align.into(),
+    })
+}

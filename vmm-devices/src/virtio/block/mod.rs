@@ -1,0 +1,29 @@
+//! Block devices: disk images, the engines that read and write them, and the virtio device (virtio 1.3, section 5.2).
+//!
+//! * [`Image`]: a raw file or block device, opened, checked and locked; [`Storage`]: any format, in calls that block;
+//! * [`Engine`]: how requests reach the host: io_uring, or threads;
+//! * [`Block`]: the device.
+
+mod counters;
+mod device;
+mod engine;
+mod image;
+mod lock;
+mod pool;
+mod queue;
+mod request;
+mod storage;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+mod uring;
+
+pub use counters::{BlockCounts, LATENCY_CLASSES};
+pub use device::{Backend, Block, BlockError, BlockOptions, EngineChoice};
+pub use engine::{Completion, Engine, Operation, Request};
+pub use image::{Blocks, Image, ImageError, ImageOptions};
+pub use lock::LockHolder;
+pub use storage::Storage;
+
+/// Bytes of a sector, the unit of the driver's requests whatever the size of a block.
+pub const SECTOR: u64 = 512;

@@ -1,0 +1,484 @@
+//! `BlockQueue`: one queue of a block device, served on the worker of its disk.
+//!
+//! Whatever wakes it (the doorbell, the engine, the timer of the rate limiter, or the control) it takes a turn: gives back what
+//! has ended, takes what is available, gives that to the engine in one system call, interrupts once. While it is at work the
+//! driver need not notify.
+//!
+//! Lock order: the queue itself, in it the device's rate limiter, or `ending` or `handlers` of the control; those are innermost.
+//! Whoever stops a queue does not lock the queue, which may be in a system call.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vmm_memory::{GuestMemory, MemoryReader, PinHolder, PinnedBuffers};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::device::Shared;
+use super::engine::{Completion, Engine, Operation, Request};
+use super::request::{self, Disk, Status, Verdict};
+use crate::sync::lock;
+use crate::virtio::ending::{Ending, Panicked};
+use crate::virtio::queue::{Buffers, Chain, Queue, QueueError, QueueState};
+use crate::virtio::{ActiveQueue, DeviceStatus, QueueInterrupt, QueueStopped};
+use crate::{Handler, Progress, Timer, Worker, WorkerError};
+
+/// Chains that are taken in one turn at most.
+const BATCH: usize = 64;
+
+/// When what the kernel did not take is offered again, if nothing ends meanwhile.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// The token of a flush that no chain asked for; no descriptor has this index.
+const OWN_FLUSH: u16 = u16::MAX;
+
+/// What a queue is asked for from outside, bit by bit.
+const CANCEL: u8 = 1;
+const FLUSH: u8 = 2;
+
+/// What others do with a queue that runs.
+pub(super) struct Control {
+    /// Rung after anything here has changed.
+    bell: Arc<EventFd>,
+    asked: AtomicU8,
+    ending: Arc<Ending>,
+    /// Those of the queue, which keep it alive.
+    handlers: Mutex<Vec<Handler>>,
+}
+
+impl Control {
+    fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+            asked: AtomicU8::new(0),
+            ending: Ending::new(),
+            handlers: Mutex::default(),
+        }))
+    }
+
+    /// Ends the queue when what is in flight has ended; `done` is called then, or at once if it has ended already.
+    pub(super) fn stop(&self, done: QueueStopped) {
+        if self.ending.want(done) {
+            self.ring();
+        }
+    }
+
+    /// Has requests end soon whose memory is to go.
+    fn cancel(&self) {
+        self.ask(CANCEL);
+    }
+
+    /// Makes durable what has been written so far.
+    pub(super) fn flush(&self) {
+        self.ask(FLUSH);
+    }
+
+    fn ask(&self, what: u8) {
+        self.asked.fetch_or(what, Ordering::Release);
+        self.ring();
+    }
+
+    /// Has the queue take a turn.
+    pub(super) fn ring(&self) {
+        // Its counter cannot be full.
+        let _ = self.bell.write(1);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.ending.is_wanted()
+    }
+
+    /// Ends the handlers without waiting. The queue goes with the last call that is running.
+    fn retire(&self) {
+        let handlers = std::mem::take(&mut *lock(&self.handlers));
+        handlers.into_iter().for_each(Handler::retire);
+    }
+
+    /// Ends the handlers, and waits for a call that is running if that can be.
+    pub(super) fn remove(&self) {
+        let handlers = std::mem::take(&mut *lock(&self.handlers));
+        for handler in handlers {
+            // Refused: it ends all the same.
+            let _ = handler.remove();
+        }
+    }
+}
+
+/// A chain that the engine works on.
+struct InFlight {
+    chain: Chain,
+    operation: Operation,
+    length: u64,
+    since: Instant,
+}
+
+/// A chain that waits for the rate limiter.
+struct Throttled {
+    chain: Chain,
+    operation: Operation,
+    offset: u64,
+    length: u64,
+    since: Instant,
+}
+
+/// One queue and all that serves it.
+pub(super) struct BlockQueue {
+    device: Arc<Shared>,
+    control: Arc<Control>,
+    memory: MemoryReader,
+    status: DeviceStatus,
+    queue: Queue,
+    interrupt: QueueInterrupt,
+    features: u64,
+    engine: Box<dyn Engine>,
+    holder: Arc<PinHolder>,
+    /// By the first descriptor of the chain.
+    in_flight: Vec<Option<InFlight>>,
+    throttled: Option<Throttled>,
+    timer: Arc<Timer>,
+    ended: Vec<Completion>,
+    /// The driver has broken the ring: nothing is taken or given back any more.
+    broken: bool,
+    /// A flush that no chain asked for is in flight.
+    own_flush: bool,
+    /// Behind the engine, which ends first.
+    last: Last,
+}
+
+/// Says that a queue has ended, when it is dropped.
+struct Last {
+    ending: Arc<Ending>,
+    state: Option<QueueState>,
+}
+
+/// What a queue is made of, beside the [`ActiveQueue`].
+pub(super) struct Parts {
+    pub(super) device: Arc<Shared>,
+    pub(super) memory: MemoryReader,
+    pub(super) status: DeviceStatus,
+    pub(super) features: u64,
+}
+
+impl BlockQueue {
+    /// Serves `active` on `worker`, until the control that comes back ends it.
+    ///
+    /// # Errors
+    /// No descriptors, no memory.
+    pub(super) fn start(worker: &Worker, parts: Parts, active: ActiveQueue) -> io::Result<Arc<Control>> {
+        let Parts { device, memory, status, features } = parts;
+        let ActiveQueue { index, queue, doorbell, interrupt } = active;
+        let control = Control::new()?;
+        let holder = PinHolder::new(format!("{}, queue {index}", device.name()), {
+            let control = Arc::downgrade(&control);
+            move |_| control.upgrade().iter().for_each(|control| control.cancel())
+        });
+        let engine = device.engine(queue.size().saturating_add(1))?;
+        let timer = Arc::new(Timer::new()?);
+        let wakeups = [engine.wakeup(), timer.clone(), control.bell.clone(), doorbell];
+        let name = status.name();
+        let failed = (status.clone(), Arc::downgrade(&control));
+        let queue = Arc::new(Mutex::new(Self {
+            in_flight: (0..queue.size()).map(|_| None).collect(),
+            control: Arc::clone(&control),
+            throttled: None,
+            ended: Vec::new(),
+            broken: false,
+            own_flush: false,
+            last: Last { ending: Arc::clone(&control.ending), state: None },
+            device,
+            memory,
+            status,
+            queue,
+            interrupt,
+            features,
+            engine,
+            holder,
+            timer,
+        }));
+        for wakeup in wakeups {
+            let queue = Arc::clone(&queue);
+            let (status, control_of_failed) = failed.clone();
+            let end = move || {
+                status.set_needs_reset(&Panicked);
+                control_of_failed.upgrade().iter().for_each(|control| control.retire());
+            };
+            let added = worker.watch(name, wakeup, move |_| lock(&queue).turn(), end);
+            let handler = added.map_err(|WorkerError { source, .. }| source);
+            match handler {
+                Ok(handler) => lock(&control.handlers).push(handler),
+                Err(error) => {
+                    control.remove();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(control)
+    }
+
+    /// One turn. What it returns tells whether another one is due without a wake-up.
+    fn turn(&mut self) -> Progress {
+        let reader = self.memory.clone();
+        let memory = reader.load();
+        if self.control.is_stopping() {
+            return self.finish(&memory);
+        }
+        if self.broken {
+            self.submit();
+            self.discard_ended();
+            return Progress::Done;
+        }
+        let result = self.serve(&memory);
+        // What was used before an error is the driver's.
+        if self.queue.needs_interrupt(&memory).unwrap_or(false) {
+            self.interrupt.trigger();
+        }
+        result.unwrap_or_else(|error| {
+            self.broken = true;
+            self.status.set_needs_reset(&error);
+            Progress::Done
+        })
+    }
+
+    fn serve(&mut self, memory: &GuestMemory) -> Result<Progress, QueueError> {
+        self.queue.busy(memory)?;
+        let asked = self.control.asked.swap(0, Ordering::Acquire);
+        if asked & CANCEL != 0 {
+            self.engine.cancel(&|request| request.buffers.is_leaving());
+        }
+        if asked & FLUSH != 0 {
+            if std::mem::replace(&mut self.own_flush, true) {
+                // One at a time: again when it has ended.
+                self.control.asked.fetch_or(FLUSH, Ordering::Relaxed);
+            } else {
+                self.push_own_flush();
+            }
+        }
+        self.give_back(memory)?;
+        let taken = self.take(memory);
+        self.submit();
+        // What was in the page cache has ended already.
+        self.give_back(memory)?;
+        Ok(match taken? {
+            ControlFlow::Break(()) if self.throttled.is_some() => Progress::Done,
+            ControlFlow::Break(()) => Progress::More,
+            ControlFlow::Continue(()) if self.queue.rest(memory)? => Progress::More,
+            ControlFlow::Continue(()) => Progress::Done,
+        })
+    }
+
+    /// Takes chains and gives them to the engine. `Break`: some may be left.
+    fn take(&mut self, memory: &GuestMemory) -> Result<ControlFlow<()>, QueueError> {
+        if let Some(Throttled { chain, operation, offset, length, since }) = self.throttled.take() {
+            let waits = self.perform(memory, InFlight { chain, operation, length, since }, offset)?;
+            if waits.is_break() {
+                return Ok(waits);
+            }
+        }
+        for _ in 0..BATCH {
+            let Some(chain) = self.queue.pop(memory)? else { return Ok(ControlFlow::Continue(())) };
+            if self.begin(memory, chain)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Break(()))
+    }
+
+    /// Judges a chain and does what comes of it. `Break`: it waits for the rate limiter.
+    fn begin(&mut self, memory: &GuestMemory, chain: Chain) -> Result<ControlFlow<()>, QueueError> {
+        let since = Instant::now();
+        match request::judge(&chain, memory, self.disk())? {
+            Verdict::Unanswerable => {
+                self.device.counters.refused();
+                self.queue.push(memory, chain, 0)?;
+            }
+            Verdict::Answer(status) => {
+                if status != Status::Ok {
+                    self.device.counters.refused();
+                }
+                self.answer(memory, chain, status, 0)?;
+            }
+            Verdict::Identify => {
+                let data = request::data_in(&chain);
+                let id = self.device.id();
+                let id = id.get(..(data.len() as usize).min(id.len())).unwrap_or_default();
+                data.write(memory, id)?;
+                // Beyond the identification nothing was written: the status is not in one piece with it.
+                let whole = data.len() as usize == id.len();
+                let written = if whole { data.len() } else { 0 };
+                self.answer(memory, chain, Status::Ok, written)?;
+            }
+            Verdict::Perform { operation, offset, length } => {
+                return self.perform(memory, InFlight { chain, operation, length, since }, offset);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn disk(&self) -> Disk {
+        use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
+        let accepted = |bit: u32| self.features & (1 << bit) != 0;
+        Disk {
+            capacity: self.device.capacity(),
+            read_only: self.device.is_read_only(),
+            discard: accepted(VIRTIO_BLK_F_DISCARD),
+            write_zeroes: accepted(VIRTIO_BLK_F_WRITE_ZEROES),
+        }
+    }
+
+    fn perform(
+        &mut self,
+        memory: &GuestMemory,
+        begun: InFlight,
+        offset: u64,
+    ) -> Result<ControlFlow<()>, QueueError> {
+        let InFlight { chain, operation, length, since } = begun;
+        let bytes = if matches!(operation, Operation::Read | Operation::Write) { length } else { 0 };
+        if let Err(wait) = self.device.admit(bytes) {
+            self.device.counters.throttled();
+            self.wake_in(wait);
+            self.throttled = Some(Throttled { chain, operation, offset, length, since });
+            return Ok(ControlFlow::Break(()));
+        }
+        let data = match operation {
+            Operation::Read => Some(request::data_in(&chain)),
+            Operation::Write => Some(request::data_out(&chain)),
+            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => None,
+        };
+        let pieces = data.into_iter().flat_map(Buffers::iter);
+        let pieces = pieces.map(|piece| (piece.address, u64::from(piece.length)));
+        let Ok(buffers) = PinnedBuffers::pin(memory, &self.holder, pieces) else {
+            self.device.counters.ended(operation, length, false, since.elapsed());
+            self.answer(memory, chain, Status::IoError, 0)?;
+            return Ok(ControlFlow::Continue(()));
+        };
+        let token = chain.head();
+        let durable = !self.device.is_writeback();
+        if let Some(place) = self.in_flight.get_mut(usize::from(token)) {
+            *place = Some(InFlight { chain, operation, length, since });
+        }
+        self.engine.push(Request { token, operation, durable, offset, length, buffers });
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn push_own_flush(&mut self) {
+        self.engine.push(Request {
+            token: OWN_FLUSH,
+            operation: Operation::Flush,
+            durable: false,
+            offset: 0,
+            length: 0,
+            buffers: PinnedBuffers::none(),
+        });
+    }
+
+    fn submit(&mut self) {
+        if let Err(error) = self.engine.submit() {
+            tracing::debug!(disk = self.device.name(), %error, "the host takes no requests for the moment");
+            self.wake_in(RETRY);
+        }
+    }
+
+    /// What has ended in a queue that gives nothing back any more.
+    fn discard_ended(&mut self) {
+        self.engine.reap(&mut self.ended);
+        self.ended.clear();
+    }
+
+    /// Gives back the chains whose requests have ended.
+    fn give_back(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+        self.engine.reap(&mut self.ended);
+        let mut ended = std::mem::take(&mut self.ended);
+        for Completion { token, result } in ended.drain(..) {
+            if token == OWN_FLUSH {
+                self.own_flush_ended(result);
+                continue;
+            }
+            let Some(begun) = self.in_flight.get_mut(usize::from(token)).and_then(Option::take) else {
+                continue;
+            };
+            let InFlight { chain, operation, length, since } = begun;
+            self.device.counters.ended(operation, length, result.is_ok(), since.elapsed());
+            let (status, written) = match result {
+                Ok(()) if operation == Operation::Read => (Status::Ok, request::data_in(&chain).len()),
+                Ok(()) => (Status::Ok, 0),
+                Err(error) => {
+                    self.device.report(operation, &error);
+                    (Status::IoError, 0)
+                }
+            };
+            self.answer(memory, chain, status, written)?;
+        }
+        self.ended = ended;
+        Ok(())
+    }
+
+    fn own_flush_ended(&mut self, result: io::Result<()>) {
+        self.own_flush = false;
+        if let Err(error) = result {
+            self.device.report(Operation::Flush, &error);
+        }
+        if self.control.asked.load(Ordering::Relaxed) & FLUSH != 0 {
+            self.control.ring();
+        }
+    }
+
+    /// Writes the status behind `written` bytes of data, and gives the chain back.
+    fn answer(
+        &mut self,
+        memory: &GuestMemory,
+        chain: Chain,
+        status: Status,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        request::status_of(&chain).write(memory, &[status.byte()])?;
+        // What is said to be written begins at the first byte: the status counts if nothing is missing before it.
+        let whole = request::data_in(&chain).len() == written;
+        self.queue.push(memory, chain, if whole { written.saturating_add(1) } else { 0 })
+    }
+
+    fn wake_in(&self, delay: Duration) {
+        if let Err(error) = self.timer.set(delay) {
+            // Cannot be, and is not to be waited for: a turn sets it again.
+            tracing::error!(disk = self.device.name(), %error, "a timer cannot be set");
+            self.control.ring();
+        }
+    }
+
+    /// A turn of a queue that is to end: what is in flight ends and is given back, nothing is taken. Nothing is cancelled
+    /// either: a queue that stops may go on elsewhere, and its driver is not to see errors.
+    fn finish(&mut self, memory: &GuestMemory) -> Progress {
+        self.submit();
+        if self.broken || self.give_back(memory).is_err() {
+            self.broken = true;
+            self.discard_ended();
+        } else if self.queue.needs_interrupt(memory).unwrap_or(false) {
+            self.interrupt.trigger();
+        }
+        if self.engine.in_flight() == 0 {
+            // The last share of this queue goes when this call returns.
+            self.control.retire();
+        }
+        Progress::Done
+    }
+}
+
+impl Drop for BlockQueue {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        // The chain that waits for the rate limiter is to be taken again.
+        if self.throttled.is_some() {
+            state.next_available = state.next_available.wrapping_sub(1);
+        }
+        self.last.state = Some(state);
+    }
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if let Some(state) = self.state {
+            self.ending.come(state);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! `Uring`: the engine of io_uring. One ring a queue; its files are registered.
+//!
+//! A system call gives all that was pushed to the kernel. What it can do at once, from the page cache for example, has ended
+//! when the call returns. The worker waits for the ring itself, which is readable while there are completions: an eventfd
+//! would be signalled for those too that were reaped without waiting.
+#![expect(unsafe_code, reason = "hands guest memory to io_uring")]
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{IoUring, opcode, squeue};
+
+use super::engine::{Completion, Engine, Operation, Request, ended_early};
+use super::image::Image;
+use super::storage::{Storage, discard_mode, is_unsupported, zero_mode};
+use crate::worker::Wakeup;
+
+/// The user data of what cancels the others; none of theirs.
+const CANCEL: u64 = u64::MAX;
+
+/// What the kernel is doing with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// What it asks for.
+    Act,
+    /// It was done, and is made durable.
+    Sync,
+}
+
+/// A request that the kernel has. Its buffers stay here until the kernel is done with them.
+struct Flight {
+    request: Request,
+    stage: Stage,
+    /// It is to end, and not to go on where it was interrupted.
+    cancelled: bool,
+}
+
+/// A descriptor of the ring, to wait for.
+struct RingFd(OwnedFd);
+
+impl AsRawFd for RingFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Wakeup for RingFd {
+    fn take(&self) -> u64 {
+        1
+    }
+}
+
+/// An engine of io_uring. Dropped, it cancels what is in flight and waits for its end.
+pub struct Uring {
+    ring: IoUring,
+    image: Arc<Image>,
+    /// By user data.
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    /// Ended without the kernel, or in a way that is not in the completion queue.
+    ended: Vec<Completion>,
+    /// Of the completion queue, while they are looked at.
+    answers: Vec<(u64, i32)>,
+    wakeup: Arc<RingFd>,
+}
+
+impl Uring {
+    /// A ring for as many requests as `depth` at a time.
+    ///
+    /// # Errors
+    /// The kernel has no io_uring, forbids it, or lacks memory or descriptors.
+    pub fn new(image: Arc<Image>, depth: u16) -> io::Result<Self> {
+        // One for each request, and one that cancels it.
+        let entries = u32::from(depth).saturating_mul(2).next_power_of_two();
+        let ring = IoUring::builder().build(entries)?;
+        ring.submitter().register_files(&image.files().map(AsRawFd::as_raw_fd))?;
+        // SAFETY:
+        // - the ring has this descriptor open, and lives longer than the borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        let wakeup = Arc::new(RingFd(fd.try_clone_to_owned()?));
+        Ok(Self {
+            ring,
+            image,
+            flights: (0..depth).map(|_| None).collect(),
+            free: (0..depth.into()).rev().collect(),
+            ended: Vec::new(),
+            answers: Vec::new(),
+            wakeup,
+        })
+    }
+
+    /// Puts the next step of a request into the submission queue. It has room: each request has at most one entry there.
+    fn enter(&mut self, slot: usize) {
+        let Some(flight) = self.flights.get(slot).and_then(Option::as_ref) else { return };
+        let entry = flight.entry(&self.image).user_data(slot as u64);
+        // SAFETY:
+        // - the iovecs and the guest memory they lead to belong to the flight, which stays in its slot, unmoved on the
+        //   heap and pinned, until the completion of this entry was seen, or this ring has none in flight any more;
+        // - guest memory is no Rust object: what the kernel writes there meets volatile accesses only.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            self.end(slot, Err(io::Error::from_raw_os_error(libc::EBUSY)));
+        }
+    }
+
+    fn end(&mut self, slot: usize, result: io::Result<()>) {
+        if let Some(flight) = self.flights.get_mut(slot).and_then(Option::take) {
+            self.free.push(slot);
+            self.ended.push(Completion { token: flight.request.token, result });
+        }
+    }
+
+    /// Takes note of what the kernel says about a request; it may need another step.
+    fn note(&mut self, slot: usize, answer: i32) {
+        let Some(flight) = self.flights.get_mut(slot).and_then(Option::as_mut) else { return };
+        match flight.next(answer, &self.image) {
+            Next::Again => self.enter(slot),
+            Next::End(result) => self.end(slot, result),
+        }
+    }
+
+    /// Enters entries until the kernel has all, or takes no more.
+    fn submit_all(&mut self) -> io::Result<()> {
+        while !self.ring.submission().is_empty() {
+            match self.ring.submit() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(0) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a request after an answer of the kernel.
+enum Next {
+    Again,
+    End(io::Result<()>),
+}
+
+impl Flight {
+    fn entry(&self, image: &Image) -> squeue::Entry {
+        let Request { operation, durable, offset, length, buffers, .. } = &self.request;
+        let file = Fixed(u32::from(!image.is_aligned(*offset, buffers.pieces())));
+        let iovecs = buffers.iovecs();
+        let count = u32::try_from(iovecs.len()).unwrap_or(u32::MAX);
+        let sync = opcode::Fsync::new(Fixed(0)).flags(FsyncFlags::DATASYNC);
+        if self.stage == Stage::Sync {
+            return sync.build();
+        }
+        let allocate = |mode: rustix::fs::FallocateFlags| {
+            #[expect(clippy::cast_possible_wrap, reason = "flags")]
+            let mode = mode.bits() as i32;
+            opcode::Fallocate::new(Fixed(1), *length).offset(*offset).mode(mode).build()
+        };
+        match operation {
+            Operation::Read => opcode::Readv::new(file, iovecs.as_ptr(), count).offset(*offset).build(),
+            Operation::Write => {
+                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                let write = opcode::Writev::new(file, iovecs.as_ptr(), count);
+                write.offset(*offset).rw_flags(flags).build()
+            }
+            Operation::Flush => sync.build(),
+            Operation::Discard => allocate(discard_mode()),
+            Operation::WriteZeroes { unmap } => allocate(zero_mode(*unmap)),
+        }
+    }
+
+    fn next(&mut self, answer: i32, image: &Image) -> Next {
+        let request = &mut self.request;
+        let Ok(count) = u64::try_from(answer) else {
+            let error = io::Error::from_raw_os_error(answer.saturating_neg());
+            return match error.raw_os_error() {
+                Some(libc::EINTR) if !self.cancelled => Next::Again,
+                _ => self.failed(error, image),
+            };
+        };
+        match request.operation {
+            Operation::Read | Operation::Write if count == 0 && !request.buffers.is_empty() => {
+                Next::End(Err(ended_early(request.operation, request.offset)))
+            }
+            Operation::Read | Operation::Write => {
+                if request.operation == Operation::Read {
+                    request.buffers.advance_written(count);
+                } else {
+                    request.buffers.advance(count);
+                }
+                request.offset = request.offset.saturating_add(count);
+                match request.buffers.is_empty() {
+                    true => Next::End(Ok(())),
+                    false if self.cancelled => Next::End(Err(io::Error::from_raw_os_error(libc::ECANCELED))),
+                    false => Next::Again,
+                }
+            }
+            Operation::Discard | Operation::WriteZeroes { .. }
+                if request.durable && self.stage == Stage::Act =>
+            {
+                self.stage = Stage::Sync;
+                Next::Again
+            }
+            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => Next::End(Ok(())),
+        }
+    }
+
+    /// What the file system cannot do is advice, or is done otherwise.
+    fn failed(&mut self, error: io::Error, image: &Image) -> Next {
+        if self.stage == Stage::Sync || !is_unsupported(&error) {
+            return Next::End(Err(error));
+        }
+        match self.request.operation {
+            Operation::Discard => Next::End(Ok(())),
+            Operation::WriteZeroes { unmap } => {
+                // Rare, and blocks this disk only.
+                let zeroed = image.write_zeroes(self.request.offset, self.request.length, unmap);
+                let durable = self.request.durable;
+                Next::End(zeroed.and_then(|()| if durable { image.flush() } else { Ok(()) }))
+            }
+            Operation::Read | Operation::Write | Operation::Flush => Next::End(Err(error)),
+        }
+    }
+}
+
+impl Engine for Uring {
+    fn push(&mut self, request: Request) {
+        let Some(slot) = self.free.pop() else {
+            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            self.ended.push(Completion { token: request.token, result });
+            return;
+        };
+        if let Some(place) = self.flights.get_mut(slot) {
+            *place = Some(Flight { request, stage: Stage::Act, cancelled: false });
+        }
+        self.enter(slot);
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.submit_all()
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Completion>) {
+        let mut answers = std::mem::take(&mut self.answers);
+        loop {
+            answers.extend(self.ring.completion().map(|answer| (answer.user_data(), answer.result())));
+            if answers.is_empty() {
+                break;
+            }
+            for (slot, answer) in answers.drain(..) {
+                if let Ok(slot) = usize::try_from(slot) {
+                    self.note(slot, answer);
+                }
+            }
+            // What needs another step; if it cannot be submitted now, with the next requests.
+            if self.submit_all().is_err() {
+                break;
+            }
+        }
+        self.answers = answers;
+        ended.append(&mut self.ended);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flights.len().saturating_sub(self.free.len()).saturating_add(self.ended.len())
+    }
+
+    fn cancel(&mut self, concerned: &dyn Fn(&Request) -> bool) {
+        for (slot, flight) in self.flights.iter_mut().enumerate() {
+            let Some(flight) = flight.as_mut().filter(|flight| concerned(&flight.request)) else { continue };
+            if std::mem::replace(&mut flight.cancelled, true) {
+                continue;
+            }
+            let entry = opcode::AsyncCancel::new(slot as u64).build().user_data(CANCEL);
+            // SAFETY:
+            // - the entry refers to no memory.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            // There is room for each, unless earlier ones were never submitted.
+            if pushed.is_err() {
+                break;
+            }
+        }
+        if let Err(error) = self.submit_all() {
+            tracing::debug!(%error, "requests cannot be cancelled, and are waited for");
+        }
+    }
+
+    fn wakeup(&self) -> Arc<dyn Wakeup> {
+        self.wakeup.clone()
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        self.cancel(&|_| true);
+        let mut ended = Vec::new();
+        self.reap(&mut ended);
+        while self.in_flight() != 0 {
+            if let Err(error) = self.ring.submit_and_wait(1)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "requests in flight cannot be waited for: their memory is kept");
+                std::mem::forget(std::mem::take(&mut self.flights));
+                return;
+            }
+            self.reap(&mut ended);
+        }
+        // The kernel takes a ring apart some time after it was closed, and until then the image would stay locked.
+        if let Err(error) = self.ring.submitter().unregister_files() {
+            tracing::debug!(%error, "an image stays open until its ring is gone");
+        }
+    }
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
