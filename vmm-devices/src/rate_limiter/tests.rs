@@ -1,3 +1,5 @@
+//! The buckets against a naive model, over any settings, clocks and costs.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -25,7 +25,7 @@ pub(super) struct Counters {
     latency: [AtomicU64; LATENCY_CLASSES],
 }
 
-/// [`Counters`] at a moment.
+/// What was counted of a disk, at a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockCounts {
     /// Reads that succeeded.

@@ -1,3 +1,5 @@
+//! What may be an image, who may have it, and what is said of one that is not.
+
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
