@@ -1,3 +1,5 @@
+//! The buckets against a naive model, and at the numbers where arithmetic goes wrong.
+
 use proptest::prelude::*;
 
 use super::*;

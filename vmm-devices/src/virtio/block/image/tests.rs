@@ -1,3 +1,5 @@
+//! What is opened as an image, what is refused, and who is kept away.
+
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
