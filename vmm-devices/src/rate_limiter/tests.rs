@@ -1,4 +1,4 @@
-//! The buckets against a naive model, over any settings, clocks and costs.
+//! The buckets against a naive model, and at the numbers where arithmetic goes wrong.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What may be an image, who may have it, and what is said of one that is not.
+//! What is opened as an image, what is refused, and who is kept away.
 
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
