@@ -90,7 +90,7 @@ fn guest_in(packages: &Packages, version: Version) -> Result<PathBuf> {
     let init = fs::read(GUEST_INIT).with_context(|| format!("cannot read {GUEST_INIT}"))?;
     let release = release(&package)?;
     let stamp = directory.join("stamp");
-    let inputs = format!("{release} {:016x}\n", hash(&init));
+    let inputs = format!("{release} {:016x} {}\n", hash(&init), GUEST_MODULES.join(" "));
     if fs::read_to_string(&stamp).is_ok_and(|made| made == inputs) {
         return Ok(directory);
     }
