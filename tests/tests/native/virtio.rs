@@ -31,7 +31,8 @@ fn a_guest_gets_entropy_breaks_the_ring_and_gets_it_again() -> Result<()> {
 const REQUESTS: u64 = 2 * 64 + 1;
 
 fn notifications_do_not_return_from_kvm_run() -> Result<()> {
-    let vm = TestVm::guest("virtio_rng").args("--pci=false --entropy --serial null --stats - --stats-format table");
+    let vm = TestVm::guest("virtio_rng")
+        .args("--pci=false --entropy --serial null --stats - --stats-format table");
     let vm = vm.run()?.ensure_code(0)?;
     let text = vm.text();
     let written = text.lines().find_map(|line| line.trim().strip_prefix("mmio_writes"));
