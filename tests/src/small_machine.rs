@@ -95,13 +95,12 @@ impl SmallMachine {
     ///
     /// Whatever the parts refuse.
     pub fn restored(from: &AddressSpace, states: &[VcpuState]) -> anyhow::Result<Self> {
-        let from = from.memory();
-        let size = from.last_addr().0 + 1;
+        let size = from.memory().last_addr().0 + 1;
         let machine = Self::empty(&Kvm::open(Path::new("/dev/kvm"))?, size, u32::try_from(states.len())?)?;
         let (start, length) = (GuestAddress(0), usize::try_from(size)?);
-        let (old, new) = (from.get_slice(start, length)?, machine.memory.memory());
-        old.copy_to_volatile_slice(new.get_slice(start, length)?);
-        drop(new);
+        let (old, new) = (from.memory(), machine.memory.memory());
+        old.get_slice(start, length)?.copy_to_volatile_slice(new.get_slice(start, length)?);
+        drop((old, new));
         for (vcpu, state) in machine.vcpus.iter().zip(states) {
             vcpu.restore(state)?;
         }
