@@ -363,9 +363,12 @@ impl VirtioDevice for Block {
 
     fn start(&self, activation: Activation) -> Result<Box<dyn Running>, ActivateError> {
         let Activation { features, memory, queues, status } = activation;
-        // Without the toggle: as section 5.2.6.2 has it, writeback if the driver can flush.
-        if features & (1 << VIRTIO_BLK_F_CONFIG_WCE) == 0 {
-            self.shared.writeback.store(features & (1 << VIRTIO_BLK_F_FLUSH) != 0, Ordering::Release);
+        // Without the toggle: as section 5.2.6.2 has it, writeback if the driver can flush. One that cannot has no use for the
+        // toggle: it gets each write back when it is durable.
+        let accepted = |bit: u32| features & (1 << bit) != 0;
+        let flushes = accepted(VIRTIO_BLK_F_FLUSH);
+        if !flushes || !accepted(VIRTIO_BLK_F_CONFIG_WCE) {
+            self.shared.writeback.store(flushes, Ordering::Release);
         }
         *lock(&self.shared.status) = Some(status.clone());
         let shared = Arc::clone(&self.shared);

@@ -334,7 +334,11 @@ impl BlockQueue {
         offset: u64,
     ) -> Result<ControlFlow<()>, QueueError> {
         let InFlight { chain, operation, length, since } = begun;
-        let bytes = if matches!(operation, Operation::Read | Operation::Write) { length } else { 0 };
+        // Zeroes are written too, by the host.
+        let bytes = match operation {
+            Operation::Read | Operation::Write | Operation::WriteZeroes { .. } => length,
+            Operation::Flush | Operation::Discard => 0,
+        };
         if let Err(wait) = self.device.admit(bytes) {
             self.device.counters.throttled();
             self.wake_in(wait);

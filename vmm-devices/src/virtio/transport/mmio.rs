@@ -157,7 +157,9 @@ impl VirtioMmio {
             VIRTIO_MMIO_STATUS => {
                 // Bits beyond the eighth are none that a driver may set.
                 self.control.set_status(u8::try_from(value).unwrap_or(u8::MAX));
-                return self.control.reset_end().filter(|_| value == 0);
+                if value == 0 {
+                    return self.control.reset_end();
+                }
             }
             VIRTIO_MMIO_QUEUE_READY if value == 1 => self.control.enable_queue(),
             QUEUE_RESET if value == 1 => self.control.reset_queue(),
