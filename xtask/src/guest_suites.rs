@@ -83,7 +83,7 @@ const BENCH_PROGRAMS: [&str; 7] = [
 const FULL: &str = "VMM_FULL";
 
 /// Seconds that one suite may take in the nested host, and those that it may take then.
-const NESTED_SECONDS: u32 = 1800;
+const NESTED_SECONDS: u32 = 3000;
 const NESTED_FULL_SECONDS: u32 = 12 * 3600;
 
 impl GuestArgs {
