@@ -4,7 +4,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vmm_cli::control::wire::{Lines, MAX_REQUEST, RequestError, parse, request};
+use vmm_cli::control::lines::Lines;
+use vmm_cli::control::wire::{MAX_REQUEST, RequestError, parse, request};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&size, bytes)) = bytes.split_first() else { return };

@@ -10,7 +10,14 @@ use vmm_core::seam::{MemorySlot, MemorySlots};
 #[must_use]
 pub fn existing_slots(vm: &Vm, numbers: Range<u32>) -> Vec<u32> {
     let was_there = |id: &u32| {
-        let none = MemorySlot { id: *id, guest_address: 0, size: 0, host_address: 0, read_only: false };
+        let none = MemorySlot {
+            id: *id,
+            guest_address: 0,
+            size: 0,
+            host_address: 0,
+            read_only: false,
+            log_dirty: false,
+        };
         // SAFETY:
         // - a slot of size 0 refers to no memory.
         unsafe { vm.set_memory_slot(&none) }.is_ok()

@@ -8,9 +8,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_cli::boot::{self, BootSource, E820Entry, E820Kind, Image, Platform};
 use vmm_core::irq::{IrqOptions, IrqRouter, Irqchip};
-use vmm_core::seam::{InterruptVm, MemorySlots};
-use vmm_core::{Kvm, Vm};
-use vmm_memory::{AddressSpace, Backing, RamRange};
+use vmm_core::seam::{DirtyLog, InterruptVm, MemorySlots};
+use vmm_core::{DirtyMechanism, Kvm, Vm};
+use vmm_memory::{AddressSpace, Backing, DirtyTracker, RamRange};
 use vmm_vcpu::Vcpu;
 use vmm_vcpu::x86_64::{CpuidTemplate, VcpuState};
 
@@ -73,6 +73,28 @@ impl SmallMachine {
         machine.loaded(&kvm, guest, started)
     }
 
+    /// As [`boot_in`](Self::boot_in), of vCPUs that all begin, with `more` RAM besides. Writes can be tracked by `mechanism`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the parts refuse.
+    pub fn boot_tracked(
+        (size, more): (u64, RamRange),
+        guest: &Path,
+        count: u32,
+        mechanism: DirtyMechanism,
+    ) -> anyhow::Result<(Self, Arc<DirtyTracker>)> {
+        let kvm = Kvm::open(Path::new("/dev/kvm"))?;
+        let vm = Arc::new(Vm::create(&kvm)?);
+        vm.set_dirty_mechanism(mechanism)?;
+        let (memory, tracker) = DirtyTracker::track(Arc::clone(&vm) as Arc<dyn DirtyLog>)?;
+        memory.map(&[RamRange { start: 0, size }], &Backing::default())?;
+        let machine = Self::around((vm, memory), &kvm, count, Irqchip::Kernel, |vm| vm)?;
+        let machine = machine.loaded(&kvm, guest, count)?;
+        machine.memory.map(&[more], &Backing::default())?;
+        Ok((machine, tracker))
+    }
+
     /// Loads `guest`, so that the first `started` vCPUs are about to run it.
     fn loaded(self, kvm: &Kvm, guest: &Path, started: u32) -> anyhow::Result<Self> {
         let source = BootSource { kernel: Image::open(guest)?, initrd: None, cmdline: "" };
@@ -124,9 +146,20 @@ impl SmallMachine {
         watched: impl FnOnce(Arc<dyn InterruptVm>) -> Arc<dyn InterruptVm>,
     ) -> anyhow::Result<Self> {
         let vm = Arc::new(Vm::create(kvm)?);
-        vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
         let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
         memory.map(&[RamRange { start: 0, size }], &Backing::default())?;
+        Self::around((vm, memory), kvm, count, irqchip, watched)
+    }
+
+    /// What else there is around a VM and its memory.
+    fn around(
+        (vm, memory): (Arc<Vm>, AddressSpace),
+        kvm: &Kvm,
+        count: u32,
+        irqchip: Irqchip,
+        watched: impl FnOnce(Arc<dyn InterruptVm>) -> Arc<dyn InterruptVm>,
+    ) -> anyhow::Result<Self> {
+        vm.set_vmx_pages(TSS, IDENTITY_MAP)?;
         match irqchip {
             Irqchip::Kernel => vm.create_irqchip()?,
             Irqchip::Split => {

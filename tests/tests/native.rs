@@ -9,6 +9,7 @@ mod native {
     pub mod console;
     pub mod control;
     pub mod dedicated;
+    pub mod dirty;
     pub mod disks;
     pub mod doctor;
     pub mod doorbell;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         native::console::trials(),
         native::control::trials(),
         native::dedicated::trials(),
+        native::dirty::trials(),
         native::disks::trials(),
         native::doctor::trials(),
         native::doorbell::trials(),

@@ -9,8 +9,9 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, DiskConfig, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking, MemorySize, OnReset,
-    OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, scheduler, value,
+    Affinity, DirtyLogKind, DiskConfig, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
+    MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, scheduler,
+    value,
 };
 use crate::control::operations::Operation;
 use crate::control::wire;
@@ -90,7 +91,7 @@ pub struct CtlArgs {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// How long to wait for the answer: 0s to 60m [default: 10s, and for `pause` its limit in addition]
+    /// How long to wait for the answer: 0s to 60m [default: 10s, and for `pause` and `dirty-rate` their time in addition]
     #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
     #[arg(value_parser = duration::parse)]
     pub timeout: Option<Duration>,
@@ -118,6 +119,13 @@ pub enum CtlVerb {
     Quit,
     /// Say what has been counted
     Stats,
+    /// Count the pages of RAM that the guest and its devices write to, while they go on
+    DirtyRate {
+        /// For how long: 0s to 1m
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+        #[arg(default_value = "1s", value_parser = wire::parse_time)]
+        time: Duration,
+    },
 }
 
 impl CtlVerb {
@@ -133,6 +141,7 @@ impl CtlVerb {
             Self::Quit => Operation::Quit,
             Self::Stats if for_programs => Operation::Stats { format: StatsFormat::Json },
             Self::Stats => Operation::Stats { format: StatsFormat::Table },
+            Self::DirtyRate { time } => Operation::DirtyRate { time },
         }
     }
 }
@@ -243,6 +252,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "BOOL", help_heading = "Processors and memory", hide_possible_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub dump_memory: Option<bool>,
+
+    /// How KVM logs the pages that the guest writes to, when that is asked for: auto, bitmap or ring [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Processors and memory")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub dirty_log: Option<DirtyLogKind>,
 
     /// When the guest resets: exit (end with 0) or restart (in this process) [default: exit]
     #[arg(long, value_name = "ACTION", help_heading = "Machine")]

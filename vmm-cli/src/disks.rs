@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use vmm_core::VmEvents;
 use vmm_devices::rate_limiter::{Limit, Limits};
-use vmm_devices::virtio::block::{Backend, Block, BlockError, BlockOptions, Image, ImageError, ImageOptions};
+use vmm_devices::virtio::block::{
+    Backend, Block, BlockError, BlockOptions, Image, ImageError, ImageOptions, Throttle,
+};
 
 use crate::config::{DiskConfig, Rate, VmConfig};
 use crate::outcome::Failure;
@@ -16,6 +18,8 @@ pub(crate) struct Disk {
     /// What messages call it, and the guest can ask for.
     name: String,
     queues: u16,
+    /// What one life of the machine has used of it, the next one has not.
+    throttle: Arc<Throttle>,
 }
 
 /// Opens and locks the images of all disks.
@@ -25,12 +29,14 @@ pub(crate) struct Disk {
 pub(crate) fn open(config: &VmConfig) -> Result<Vec<Disk>, Failure> {
     let open = |(index, disk): (usize, &DiskConfig)| {
         let options = ImageOptions { read_only: disk.read_only, direct: disk.direct };
+        let limits = Limits { bytes: limit(disk.bandwidth)?, operations: limit(disk.operations)? };
         let image = Image::open(&disk.path, options).map_err(image_failure)?;
         Ok(Disk {
             image: Arc::new(image),
             config: disk.clone(),
             name: format!("disk{index}"),
             queues: disk.queues(config.cpu.count),
+            throttle: Throttle::new(limits),
         })
     };
     config.disk.iter().enumerate().map(open).collect()
@@ -57,10 +63,7 @@ impl Disk {
             read_only: self.config.read_only,
             queues: self.queues,
             engine: self.config.engine.into(),
-            limits: Limits {
-                bytes: limit(self.config.bandwidth)?,
-                operations: limit(self.config.operations)?,
-            },
+            throttle: Arc::clone(&self.throttle),
         };
         let made = Block::new(Backend::Raw(Arc::clone(&self.image)), options, events.clone());
         made.map_err(|error: BlockError| Failure::host_cannot(error))

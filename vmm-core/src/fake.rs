@@ -1,6 +1,7 @@
 //! `FakeVm`: the seams without KVM. Records every call, keeps the tables that KVM keeps, and fails the calls that a test
 //! names.
 
+mod dirty;
 mod interrupts;
 mod slots;
 
@@ -13,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::IoctlError;
 use crate::irq::MsiMessage;
 use crate::seam::{DoorbellAddress, DoorbellFds, MemorySlot};
+use dirty::Dirty;
 use interrupts::Interrupts;
 use slots::Slots;
 
@@ -21,6 +23,12 @@ use slots::Slots;
 pub enum FakeCall {
     /// [`MemorySlots::set_memory_slot`](crate::seam::MemorySlots::set_memory_slot).
     SetSlot(MemorySlot),
+    /// [`DirtyLog::dirty_log`](crate::seam::DirtyLog::dirty_log) of this slot.
+    DirtyLog(u32),
+    /// [`DirtyLog::clear_dirty_log`](crate::seam::DirtyLog::clear_dirty_log) of this slot, from this page on.
+    ClearDirtyLog(u32, u64),
+    /// [`DirtyLog::collect_rings`](crate::seam::DirtyLog::collect_rings).
+    CollectRings,
     /// [`DoorbellFds::attach_doorbell`].
     AttachDoorbell(DoorbellAddress),
     /// [`DoorbellFds::detach_doorbell`].
@@ -45,6 +53,7 @@ struct State {
     failures: Vec<(usize, i32)>,
     interrupts: Interrupts,
     slots: Slots,
+    dirty: Dirty,
     doorbells: Vec<(DoorbellAddress, RawFd)>,
 }
 

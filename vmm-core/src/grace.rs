@@ -176,6 +176,11 @@ impl Readers {
         Self { lists: Mutex::new(Lists::default()), left: Condvar::new(), barrier }
     }
 
+    /// The fence between readers and writers.
+    pub(crate) fn barrier(&self) -> &Barrier {
+        &self.barrier
+    }
+
     /// A reader for a thread that has none.
     pub(crate) fn join(&self) -> &'static Reader {
         let mut lists = lock(&self.lists);

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_HALT_POLL, KVM_CAP_X86_DISABLE_EXITS,
-    KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    CpuId, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+    KVM_CAP_HALT_POLL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_DIRTY_LOG_INITIALLY_SET, KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS,
 };
 use kvm_ioctls::{Cap, VmFd};
 
@@ -77,6 +79,10 @@ pub struct Capabilities {
     pub disable_exits: DisabledExits,
     /// `KVM_CAP_HALT_POLL`: a VM can have its own limit of halt polling.
     pub halt_poll: bool,
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: pages are cleared in parts; whether they can all be dirty at first.
+    pub manual_dirty_log: Option<bool>,
+    /// Most bytes of a dirty ring (`KVM_CAP_DIRTY_LOG_RING`); 0: there are none.
+    pub dirty_ring: u32,
 }
 
 /// An open `/dev/kvm`. Clones share the descriptor.
@@ -124,6 +130,8 @@ impl Kvm {
             binary_stats: value(&fd, KVM_CAP_BINARY_STATS_FD) != 0,
             disable_exits: DisabledExits::from_mask(value(&fd, KVM_CAP_X86_DISABLE_EXITS)),
             halt_poll: value(&fd, KVM_CAP_HALT_POLL) != 0,
+            manual_dirty_log: manual_dirty_log(&fd),
+            dirty_ring: dirty_ring(&fd),
         };
         Ok(Self { fd: Arc::new(fd), capabilities })
     }
@@ -169,6 +177,16 @@ impl Kvm {
             }
         }
     }
+}
+
+fn manual_dirty_log(fd: &kvm_ioctls::Kvm) -> Option<bool> {
+    let flags = value(fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+    (flags != 0).then_some(flags & KVM_DIRTY_LOG_INITIALLY_SET != 0)
+}
+
+/// The second capability is for processors that reorder stores; those of an x86 have both or, before Linux 6.1, the first.
+fn dirty_ring(fd: &kvm_ioctls::Kvm) -> u32 {
+    value(fd, KVM_CAP_DIRTY_LOG_RING).max(value(fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL))
 }
 
 /// What `KVM_CHECK_EXTENSION` says about a capability; 0 if it is missing.

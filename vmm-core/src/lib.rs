@@ -3,6 +3,8 @@
 //! * [`Kvm`] and [`Capabilities`]: what the host offers, read once;
 //! * [`Vm`]: the VM descriptor; its ioctl families are the small traits of [`seam`], which `FakeVm` (feature
 //!   `test-util`) implements too, so that everything above can be tested without KVM;
+//! * [`DirtyMechanism`]: how KVM says what a guest has written to, and the rings in which it may;
+//! * [`LightFence`]: half of a fence between many and one;
 //! * [`irq`]: who owns which GSI, and the triggers that raise them;
 //! * [`stats`]: what the kernel counts about a VM and its vCPUs;
 //! * [`Deferred`]: a device access that ends later;
@@ -14,11 +16,13 @@
 
 mod barrier;
 mod deferred;
+mod dirty;
 mod disabled_exits;
 mod error;
 mod event;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fake;
+mod fence;
 mod file_kind;
 mod grace;
 mod ioctl;
@@ -34,9 +38,13 @@ mod sync;
 mod vm;
 
 pub use deferred::{Completer, Deferred, deferred};
+pub use dirty::{
+    DirtyMechanism, DirtyRings, RingCollector, RingEntry, RingFullError, RingItem, RingMapping, RingPage,
+};
 pub use disabled_exits::DisabledExits;
 pub use error::IoctlError;
 pub use event::{VmEvent, VmEvents};
+pub use fence::{LightFence, heavy_fence};
 pub use file_kind::file_kind;
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
 pub use log_limit::LogLimit;

@@ -4,10 +4,12 @@
 //! where a test wants it. What is built on the seams (slots, doorbells, interrupt lines) is RAII: creating registers,
 //! dropping deregisters.
 
+use std::sync::Weak;
+
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::IoctlError;
 use crate::irq::MsiMessage;
+use crate::{DirtyMechanism, IoctlError, RingCollector, RingItem};
 
 /// A KVM memory slot: host memory that the guest sees at a guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct MemorySlot {
     pub host_address: u64,
     /// Guest writes become MMIO exits.
     pub read_only: bool,
+    /// KVM tracks the pages that the guest writes to. May change while the slot exists.
+    pub log_dirty: bool,
 }
 
 /// The memory slots of a VM (`KVM_SET_USER_MEMORY_REGION`).
@@ -36,6 +40,23 @@ pub trait MemorySlots: Send + Sync {
     /// memory that the slot names: it must stay mapped and must hold nothing but guest RAM.
     #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
     unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError>;
+}
+
+/// What KVM tracks of slots with [`log_dirty`](MemorySlot::log_dirty).
+pub trait DirtyLog: MemorySlots {
+    /// How it does so.
+    fn dirty_mechanism(&self) -> DirtyMechanism;
+    /// The pages of `slot` that were written to, a bit each (`KVM_GET_DIRTY_LOG`). They are clean then, unless the mechanism
+    /// is [`DirtyMechanism::ManualProtect`]. Not with rings.
+    fn dirty_log(&self, slot: &MemorySlot) -> Result<Vec<u64>, IoctlError>;
+    /// Makes the pages of `slot` clean that have a bit in `pages`, whose first bit is page `first`, a multiple of 64
+    /// (`KVM_CLEAR_DIRTY_LOG`). Bits beyond the slot mean nothing.
+    fn clear_dirty_log(&self, slot: &MemorySlot, first: u64, pages: &[u64]) -> Result<(), IoctlError>;
+    /// Calls `each` with all that is in the rings, empties the rings and has the pages tracked again
+    /// (`KVM_RESET_DIRTY_RINGS`). `each` must not look at a page.
+    fn collect_rings(&self, each: &mut dyn FnMut(RingItem)) -> Result<(), IoctlError>;
+    /// Says who is to be called when a vCPU cannot go on because its ring is full.
+    fn set_ring_collector(&self, collector: Weak<dyn RingCollector>);
 }
 
 /// Which guest writes ring a doorbell.

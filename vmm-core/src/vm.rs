@@ -1,15 +1,18 @@
 //! `Vm`: the VM descriptor and the ioctls that are issued on it.
 
+mod dirty;
+
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
     KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_DISABLE_EXITS,
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap, kvm_ioeventfd,
-    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
-    kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irqchip, kvm_msi,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap,
+    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    kvm_irqchip, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -19,18 +22,20 @@ use crate::seam::{
     DoorbellAddress, DoorbellFds, DoorbellSpace, IrqFds, IrqInjection, IrqRoute, IrqRoutes, IrqTarget,
     MemorySlot, MemorySlots,
 };
-use crate::{DisabledExits, IoctlError, Kvm, ioctl};
+use crate::{DirtyMechanism, DirtyRings, DisabledExits, IoctlError, Kvm, ioctl};
 
 /// A VM of KVM. It ends when this value and every descriptor made from it, of vCPUs and of statistics, are dropped.
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
+    dirty: OnceLock<DirtyMechanism>,
+    rings: Arc<DirtyRings>,
 }
 
 impl Vm {
     /// Makes a VM without memory, vCPUs or interrupt controller.
     pub fn create(kvm: &Kvm) -> Result<Self, IoctlError> {
-        Ok(Self { fd: kvm.create_vm()? })
+        Ok(Self { fd: kvm.create_vm()?, dirty: OnceLock::new(), rings: Arc::default() })
     }
 
     /// Gives KVM the guest-physical pages that VMX without unrestricted guest needs for itself: three pages at
@@ -111,9 +116,10 @@ impl MemorySlots for Vm {
 
     #[expect(unsafe_code, reason = "the guest writes to the memory behind a slot")]
     unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError> {
+        let flag = |wanted, flag| if wanted { flag } else { 0 };
         let region = kvm_userspace_memory_region {
             slot: slot.id,
-            flags: if slot.read_only { KVM_MEM_READONLY } else { 0 },
+            flags: flag(slot.read_only, KVM_MEM_READONLY) | flag(slot.log_dirty, KVM_MEM_LOG_DIRTY_PAGES),
             guest_phys_addr: slot.guest_address,
             memory_size: slot.size,
             userspace_addr: slot.host_address,

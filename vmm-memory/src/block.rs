@@ -59,6 +59,11 @@ impl RamBlock {
         self.size
     }
 
+    /// The byte of its mapping with which it begins.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     pub(crate) fn memory(&self) -> &HostMemory {
         &self.memory
     }

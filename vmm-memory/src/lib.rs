@@ -7,6 +7,8 @@
 //!   [`MemoryReader`];
 //! * [`HotplugRegion`]: RAM that is plugged and unplugged in blocks;
 //! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
+//! * [`DirtyTracker`]: which pages have been written to, by the guest and by devices;
+//! * [`FaultObserver`]: registers guest RAM with whoever brings pages at their first touch;
 //! * [`Quiesce`]: who brings the machine to a standstill, for the few changes that a running guest would notice.
 #![cfg_attr(
     not(test),
@@ -17,6 +19,8 @@ mod address_space;
 mod backing;
 mod block;
 mod change;
+mod dirty;
+mod faults;
 mod hotplug;
 mod observer;
 mod pin;
@@ -34,6 +38,8 @@ mod unmap_loom;
 pub use address_space::AddressSpace;
 pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages};
 pub use change::{Change, ChangeError};
+pub use dirty::{DirtyError, DirtyMap, DirtyPages, DirtyTracker};
+pub use faults::{FaultObserver, FaultRanges};
 pub use hotplug::{BlockState, HotplugError, HotplugLayout, HotplugRegion};
 pub use observer::{MemoryObserver, ObserverError};
 pub use pin::{Leaving, PinHolder, RegionPin};
@@ -41,7 +47,7 @@ pub use pinned::{PinError, PinnedBuffers};
 pub use quiesce::Quiesce;
 pub use range::RamRange;
 pub use reader::MemoryReader;
-pub use region::RamRegion;
+pub use region::{RamRegion, RamSlice};
 
 /// Size of a page, the unit of memory slots, in bytes.
 pub(crate) const PAGE: u64 = 4096;

@@ -17,6 +17,7 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use crate::block::RamBlock;
 use crate::range::RamRange;
 use crate::region::RamRegion;
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, lock};
@@ -206,10 +207,7 @@ impl RegionPin {
         holder: &Arc<PinHolder>,
     ) -> Result<Self, Leaving> {
         let block = region.block();
-        let unit_of = |byte: u64| usize::try_from(byte.checked_div(block.unit()).unwrap_or(0)).ok();
-        let last = offset.saturating_add(length.saturating_sub(1)).min(block.len().saturating_sub(1));
-        let first = unit_of(offset.min(last)).unwrap_or(0);
-        let end = unit_of(last).map_or(usize::MAX, |unit| unit.saturating_add(1));
+        let Range { start: first, end } = units(block, offset, length);
         // Those that it has so far go with it if one cannot be had.
         let mut pin = Self { region: region.clone(), units: first..first, holder: Arc::clone(holder) };
         for pins in block.pins().get(first..end).unwrap_or_default() {
@@ -225,9 +223,23 @@ impl RegionPin {
         self.pins().iter().any(|pins| pins.is_leaving())
     }
 
+    /// Whether it keeps these bytes of `region` in place.
+    pub(crate) fn covers(&self, region: &RamRegion, offset: u64, length: u64) -> bool {
+        let Range { start, end } = units(region.block(), offset, length);
+        Arc::ptr_eq(self.region.block(), region.block()) && self.units.start <= start && end <= self.units.end
+    }
+
     fn pins(&self) -> &[Arc<Pins>] {
         self.region.block().pins().get(self.units.clone()).unwrap_or_default()
     }
+}
+
+/// The units of `block` that have one of `length` bytes from `offset` on.
+fn units(block: &RamBlock, offset: u64, length: u64) -> Range<usize> {
+    let unit_of = |byte: u64| usize::try_from(byte.checked_div(block.unit()).unwrap_or(0)).ok();
+    let last = offset.saturating_add(length.saturating_sub(1)).min(block.len().saturating_sub(1));
+    let first = unit_of(offset.min(last)).unwrap_or(0);
+    first..unit_of(last).map_or(usize::MAX, |unit| unit.saturating_add(1))
 }
 
 impl Deref for RegionPin {

@@ -7,10 +7,11 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::GuestMemory;
 use crate::pin::{Leaving, PinHolder, RegionPin};
+use crate::region::RamSlice;
 
 /// Most pieces that one system call takes: `UIO_MAXIOV`.
 const MOST_PIECES: usize = 1024;
@@ -36,7 +37,7 @@ pub struct PinnedBuffers {
 }
 
 // SAFETY:
-// - the pointers lead into the pinned regions, which stay mapped as long as the pins, owned here too;
+// - the pointers lead into the pinned parts of regions, which stay mapped as long as the pins, owned here too;
 // - guest RAM is accessed by volatile accesses and by the kernel only, from any thread.
 unsafe impl Send for PinnedBuffers {}
 
@@ -79,8 +80,9 @@ impl PinnedBuffers {
             let bytes = usize::try_from(there).map_err(|_| absent)?;
             let slice = region.get_slice(offset, bytes).map_err(|_| absent)?;
             let base = slice.ptr_guard_mut().as_ptr().cast();
-            if !self.pins.iter().any(|pin| pin.host_address() == region.host_address()) {
-                self.pins.push(region.pin(holder)?);
+            // Buffers that follow each other are mostly in the same part.
+            if !self.pins.iter().rev().any(|pin| pin.covers(region, offset.0, there)) {
+                self.pins.push(region.pin_part(offset.0, there, holder)?);
             }
             self.pieces.push(libc::iovec { iov_base: base, iov_len: bytes });
             at = at.saturating_add(there);
@@ -165,7 +167,7 @@ impl PinnedBuffers {
     }
 
     /// Calls `act` with each piece of the first `count` bytes, and with how many come before it.
-    fn for_each_slice(&self, count: u64, mut act: impl FnMut(&VolatileSlice<'_>, usize)) {
+    fn for_each_slice(&self, count: u64, mut act: impl FnMut(&RamSlice<'_>, usize)) {
         let mut at = 0_usize;
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         for piece in self.pieces.get(self.done..).unwrap_or_default() {
@@ -234,7 +236,7 @@ mod tests {
     use vmm_core::fake::FakeVm;
 
     use super::*;
-    use crate::{AddressSpace, Backing, PAGE, RamRange};
+    use crate::{AddressSpace, Backing, HotplugLayout, HotplugRegion, PAGE, RamRange};
 
     /// Two regions that touch, and one apart.
     fn memory() -> AddressSpace {
@@ -322,6 +324,34 @@ mod tests {
         assert_eq!(buffers.iovecs().len(), 1024);
         buffers.advance(1024);
         assert_eq!(buffers.iovecs().len(), 476);
+    }
+
+    #[test]
+    fn of_memory_that_is_plugged_only_the_blocks_of_the_buffers_are_pinned() {
+        const BLOCK: u64 = 4 * PAGE;
+        let space = Arc::new(AddressSpace::new(Arc::new(FakeVm::default())));
+        let range = RamRange { start: 0x10_0000, size: 8 * BLOCK };
+        let layout = HotplugLayout { range, block_size: BLOCK, chunk_size: 8 * BLOCK };
+        let region = HotplugRegion::reserve(&space, layout, &Backing::default()).unwrap();
+        region.plug(range).unwrap();
+        let block = |index: u64| range.start + index * BLOCK;
+        let pieces = [(block(1), 8), (block(1) + 8, 8), (block(4) - 8, 16), (block(3), 8)];
+        let mut buffers = pin(&space, &pieces).unwrap();
+        assert_eq!(buffers.pins.len(), 2);
+        let unplug = |index| region.unplug(RamRange { start: block(index), size: BLOCK });
+        for index in [1, 3, 4] {
+            assert!(unplug(index).unwrap_err().is_busy(), "block {index}");
+        }
+        for index in [0, 2, 5] {
+            unplug(index).unwrap();
+        }
+        // What is around has become another region, and the bytes are where they were.
+        assert_eq!(buffers.fill_from(b"0123456789abcdef0123456789ABCDEF++++++++"), 40);
+        let mut back = [0; 16];
+        space.memory().read_slice(&mut back, GuestAddress(block(4) - 8)).unwrap();
+        assert_eq!(&back, b"0123456789ABCDEF");
+        drop(buffers);
+        unplug(3).unwrap();
     }
 
     #[test]

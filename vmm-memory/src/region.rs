@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::bitmap::BS;
+use vm_memory::bitmap::{BS, Bitmap};
 use vm_memory::guest_memory::Result;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
@@ -12,8 +12,12 @@ use vm_memory::{
 
 use crate::PAGE;
 use crate::block::RamBlock;
+use crate::dirty::DirtyMap;
 use crate::pin::{Leaving, PinHolder, RegionPin};
 use crate::range::RamRange;
+
+/// Bytes of guest RAM; what is written through it is tracked.
+pub type RamSlice<'a> = VolatileSlice<'a, BS<'a, DirtyMap>>;
 
 /// A contiguous range of guest RAM and the host memory behind it, which it keeps mapped.
 ///
@@ -78,7 +82,13 @@ impl RamRegion {
         &self.block
     }
 
-    fn bytes(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
+    /// Where writes from `offset` on are marked.
+    fn marks(&self, offset: usize) -> BS<'_, DirtyMap> {
+        let first = usize::try_from(self.block.offset()).unwrap_or(usize::MAX);
+        self.block.memory().dirty().slice_at(first.saturating_add(offset))
+    }
+
+    fn bytes(&self, offset: usize, count: usize) -> Option<RamSlice<'_>> {
         let end = u64::try_from(offset.checked_add(count)?).ok()?;
         (end <= self.block.len()).then(|| {
             // SAFETY:
@@ -88,7 +98,7 @@ impl RamRegion {
             // - `count` bytes from there are inside the block, as `end` is;
             // - the mapping lives as long as the block, which `self` owns a share of;
             // - guest RAM is accessed by volatile accesses only, here as everywhere.
-            unsafe { VolatileSlice::with_bitmap(start, count, (), None) }
+            unsafe { VolatileSlice::with_bitmap(start, count, self.marks(offset), None) }
         })
     }
 
@@ -109,7 +119,7 @@ impl RamRegion {
 }
 
 impl GuestMemoryRegion for RamRegion {
-    type B = ();
+    type B = DirtyMap;
 
     fn len(&self) -> GuestUsize {
         self.range.size
@@ -119,7 +129,9 @@ impl GuestMemoryRegion for RamRegion {
         GuestAddress(self.range.start)
     }
 
-    fn bitmap(&self) -> BS<'_, ()> {}
+    fn bitmap(&self) -> BS<'_, DirtyMap> {
+        self.marks(0)
+    }
 
     fn get_host_address(&self, address: MemoryRegionAddress) -> Result<*mut u8> {
         let offset = usize::try_from(address.0).ok();
@@ -135,7 +147,7 @@ impl GuestMemoryRegion for RamRegion {
         Some(self.block.memory().page_size() != PAGE)
     }
 
-    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>> {
+    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<RamSlice<'_>> {
         let offset = usize::try_from(offset.0).ok();
         offset.and_then(|offset| self.bytes(offset, count)).ok_or(GuestMemoryError::InvalidBackendAddress)
     }

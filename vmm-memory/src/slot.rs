@@ -76,6 +76,8 @@ impl Slot {
             size,
             host_address: self.region.host_address() as u64,
             read_only: self.region.is_read_only(),
+            // A tracker that stands before the VM decides that.
+            log_dirty: false,
         }
     }
 }

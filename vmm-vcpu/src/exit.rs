@@ -6,8 +6,8 @@
 use std::mem::offset_of;
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
-    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run,
     kvm_run__bindgen_ty_1__bindgen_ty_2 as FailEntry, kvm_run__bindgen_ty_1__bindgen_ty_4 as Io,
     kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio, kvm_run__bindgen_ty_1__bindgen_ty_13 as Internal,
 };
@@ -57,6 +57,8 @@ pub enum VcpuExit<'a> {
         /// The interrupt's vector.
         vector: u8,
     },
+    /// The vCPU cannot go on before somebody has read its dirty ring.
+    DirtyRingFull,
     /// A signal arrived and KVM reported it as an exit.
     Interrupted,
     /// The guest can execute nothing more: a triple fault.
@@ -89,6 +91,7 @@ impl<'a> VcpuExit<'a> {
             KVM_EXIT_MMIO => Self::mmio(page),
             // The union is `eoi` then, whose only member is the vector.
             KVM_EXIT_IOAPIC_EOI => Self::EndOfInterrupt { vector: page.field(DATA) },
+            KVM_EXIT_DIRTY_RING_FULL => Self::DirtyRingFull,
             KVM_EXIT_INTR => Self::Interrupted,
             KVM_EXIT_SHUTDOWN => Self::Shutdown,
             KVM_EXIT_FAIL_ENTRY => Self::FailEntry {

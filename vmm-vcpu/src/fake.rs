@@ -6,8 +6,9 @@ use std::mem::offset_of;
 use std::time::Duration;
 
 use kvm_bindings::{
-    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_4 as Io, kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_4 as Io,
+    kvm_run__bindgen_ty_1__bindgen_ty_6 as Mmio,
 };
 
 use crate::{RunPage, RunVcpu};
@@ -52,6 +53,8 @@ pub enum Script {
         /// The interrupt's vector.
         vector: u8,
     },
+    /// The dirty ring is full.
+    DirtyRingFull,
     /// A triple fault.
     Shutdown,
     /// Any other exit reason, without data.
@@ -91,6 +94,7 @@ impl Script {
                 reason(page, KVM_EXIT_IOAPIC_EOI);
                 put(page, UNION, &[vector]);
             }
+            Self::DirtyRingFull => reason(page, KVM_EXIT_DIRTY_RING_FULL),
             Self::Shutdown => reason(page, KVM_EXIT_SHUTDOWN),
             &Self::Other(number) => reason(page, number),
             Self::Fails(_) | Self::Sleeps(_) => {}
@@ -125,6 +129,10 @@ pub struct ScriptedVcpu {
     script: std::vec::IntoIter<Script>,
     /// How often the guest was told that it had been stopped.
     pub told_stopped: usize,
+    /// How often its dirty ring was emptied. `None`: it cannot be.
+    pub rings_emptied: Option<usize>,
+    /// How often it was looked into because the vCPU was kicked.
+    pub rings_reaped: usize,
     time: Cell<Duration>,
     /// What passes after the clock is next looked at.
     sleep: Cell<Duration>,
@@ -137,6 +145,8 @@ impl ScriptedVcpu {
             page: RunPage::anonymous()?,
             script: script.into_iter(),
             told_stopped: 0,
+            rings_emptied: Some(0),
+            rings_reaped: 0,
             time: Cell::default(),
             sleep: Cell::default(),
         })
@@ -163,6 +173,17 @@ impl RunVcpu for ScriptedVcpu {
 
     fn tell_stopped(&mut self) {
         self.told_stopped += 1;
+    }
+
+    fn dirty_ring_full(&mut self) -> io::Result<()> {
+        let emptied = self.rings_emptied.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+        *emptied += 1;
+        Ok(())
+    }
+
+    fn reap_dirty_ring(&mut self) -> io::Result<()> {
+        self.rings_reaped += 1;
+        Ok(())
     }
 
     fn now(&self) -> Duration {

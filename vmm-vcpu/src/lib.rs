@@ -13,11 +13,13 @@
 
 pub mod affinity;
 mod counters;
+mod dirty_ring;
 mod exit;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fake;
 mod ioctl;
 mod kick;
+mod mapping;
 mod mechanism;
 mod placement;
 mod run_loop;

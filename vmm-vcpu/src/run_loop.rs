@@ -21,6 +21,20 @@ pub trait RunVcpu {
     fn page(&mut self) -> &mut RunPage;
     /// The guest did not run for a while and did nothing to cause it: it was paused, or the process was stopped.
     fn tell_stopped(&mut self);
+    /// KVM refuses to enter the guest until the vCPU's dirty ring has been read.
+    ///
+    /// # Errors
+    /// It cannot be read, or there is none.
+    fn dirty_ring_full(&mut self) -> io::Result<()> {
+        Err(io::Error::other("the vCPU has no dirty ring that could be full"))
+    }
+    /// The vCPU was kicked out of the guest: what is in its dirty ring can be read meanwhile.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn reap_dirty_ring(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// A clock that goes on while the process is stopped, good to a hundredth of a second. Read twice an exit, so it must
     /// be cheap.
     fn now(&self) -> Duration;
@@ -154,6 +168,7 @@ where
         state = match state {
             State::Running => run.running(),
             State::Deferred(access) => run.deferred(access),
+            State::RingFull => run.ring_full(),
             State::Completing => run.completing(),
             State::Parked => run.parked(),
             State::Ended(end) => return end,
@@ -165,8 +180,11 @@ where
 enum State {
     /// In the guest, or serving one of its exits.
     Running,
-    /// Asleep until a device lets an access end. Counts as parked: a pause is answered, a stop is obeyed.
+    /// Asleep until a device lets an access end, and a pause that came meanwhile. Counts as parked: a pause is answered, a stop
+    /// is obeyed.
     Deferred(Deferred),
+    /// Having the dirty ring emptied, without which KVM does not enter the guest.
+    RingFull,
     /// Letting KVM complete the pending access, and those that it leads to.
     Completing,
     /// Out of the guest with nothing pending: performs tasks, sleeps while paused.
@@ -258,10 +276,25 @@ impl<V: RunVcpu + 'static, H: ExitHandler + ?Sized, T: KickTarget + 'static> Run
         access.on_complete(move || {
             shared.kicks.kick(Requests::COMPLETION);
         });
-        let awaited = Requests::STOP | Requests::COMPLETION;
-        self.shared.kicks.park_while(|open| !open.intersects(awaited));
+        let left = self.vcpu.now();
+        // It may be in a pause when the access ends, and the pause then goes on: whoever has seen it parked relies on that. A
+        // task wants the access completed.
+        self.shared.kicks.park_while(|open| {
+            let holds = open.contains(Requests::PAUSE) && !open.contains(Requests::TASK);
+            !open.contains(Requests::STOP) && (holds || !open.contains(Requests::COMPLETION))
+        });
         self.shared.kicks.take(Requests::COMPLETION);
+        if self.vcpu.now().saturating_sub(left) > NOTICEABLE {
+            self.vcpu.tell_stopped();
+        }
         State::Running
+    }
+
+    fn ring_full(&mut self) -> State {
+        match self.vcpu.dirty_ring_full() {
+            Ok(()) => State::Running,
+            Err(error) => State::Ended(VcpuEnd::RunFailed(error)),
+        }
     }
 
     /// Serves one return of `KVM_RUN`. `Some`: the guest is not to be entered next.
@@ -291,7 +324,7 @@ impl<V: RunVcpu + 'static, H: ExitHandler + ?Sized, T: KickTarget + 'static> Run
                     self.shared.counters.spurious.add(1);
                     self.vcpu.tell_stopped();
                 }
-                None
+                self.vcpu.reap_dirty_ring().err().map(|error| State::Ended(VcpuEnd::RunFailed(error)))
             }
             // A vCPU that waits for INIT and SIPI was woken and must be entered again.
             Some(libc::EAGAIN) => {
@@ -326,6 +359,7 @@ fn dispatch<H: ExitHandler + ?Sized>(exit: VcpuExit<'_>, handler: &H) -> Option<
             return None;
         }
         VcpuExit::Interrupted => return None,
+        VcpuExit::DirtyRingFull => return Some(State::RingFull),
         VcpuExit::Shutdown => VcpuEnd::TripleFault,
         VcpuExit::FailEntry { reason, cpu } => VcpuEnd::FailEntry { reason, cpu },
         VcpuExit::InternalError { suberror, data } => VcpuEnd::InternalError { suberror, data },

@@ -14,62 +14,26 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
 
-/// The mapping; unmapped when the last of page and kickers is gone.
-#[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    length: usize,
-}
+use crate::mapping::Mapping;
 
-// SAFETY:
-// - the mapping belongs to the process, not to a thread;
-// - through a shared `Mapping` only the atomic byte is reached, see `RunPage` for the rest.
-unsafe impl Send for Mapping {}
-// SAFETY:
-// - as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(fd: i32, flags: i32, length: usize) -> io::Result<Self> {
-        if length < size_of::<kvm_run>() {
-            return Err(io::Error::other(format!("a run page of {length} bytes is too small for kvm_run")));
-        }
-        // SAFETY:
-        // - a new mapping at an address of the kernel's choice overlaps nothing.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0)
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
-        Ok(Self { base, length })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY:
-        // - base and length are those of a mapping that only this value owns.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
-    }
-}
-
-/// The run page, for the one who runs the vCPU.
+/// The run page, for the one who runs the vCPU. Unmapped when it and the last of the kickers are gone.
 #[derive(Debug)]
 pub struct RunPage(Arc<Mapping>);
 
 impl RunPage {
     /// Maps the run page of the vCPU descriptor `vcpu`; `length` is what `KVM_GET_VCPU_MMAP_SIZE` says.
     pub(crate) fn map(vcpu: &impl AsRawFd, length: usize) -> io::Result<Self> {
-        Ok(Self(Arc::new(Mapping::new(vcpu.as_raw_fd(), libc::MAP_SHARED, length)?)))
+        if length < size_of::<kvm_run>() {
+            return Err(io::Error::other(format!("a run page of {length} bytes is too small for kvm_run")));
+        }
+        Ok(Self(Arc::new(Mapping::new(vcpu.as_raw_fd(), libc::MAP_SHARED, length, 0)?)))
     }
 
     /// A page without a kernel behind it, for scripted vCPUs: `kvm_run` and one page of port data.
     #[cfg(any(test, feature = "test-util"))]
     pub fn anonymous() -> io::Result<Self> {
         let length = size_of::<kvm_run>().next_multiple_of(4096) + 4096;
-        Ok(Self(Arc::new(Mapping::new(-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, length)?)))
+        Ok(Self(Arc::new(Mapping::new(-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, length, 0)?)))
     }
 
     /// The handle of the kickers.
@@ -91,12 +55,12 @@ impl RunPage {
         let end = offset.checked_add(length)?;
         let apart =
             offset > offset_of!(kvm_run, immediate_exit) || end <= offset_of!(kvm_run, immediate_exit);
-        if end > self.0.length || !apart {
+        if end > self.0.length() || !apart {
             return None;
         }
         // SAFETY:
         // - `offset` is inside the mapping, by the check above.
-        Some(unsafe { self.0.base.add(offset) })
+        Some(unsafe { self.0.base().add(offset) })
     }
 
     /// Reads a field of `kvm_run`. Gives 0 for a field that is not on the page, which no `offset_of!` does.
@@ -138,7 +102,7 @@ impl ImmediateExit {
     fn byte(&self) -> &AtomicU8 {
         // SAFETY:
         // - the offset is inside the mapping, whose length was checked when it was made;
-        let byte = unsafe { self.0.base.add(offset_of!(kvm_run, immediate_exit)) };
+        let byte = unsafe { self.0.base().add(offset_of!(kvm_run, immediate_exit)) };
         // SAFETY:
         // - the mapping lives as long as `self`, to which the result is bound;
         // - a byte needs no alignment; in this process it is accessed only through this function;
@@ -176,7 +140,7 @@ mod tests {
     #[test]
     fn a_range_past_the_end_is_refused() {
         let mut page = RunPage::anonymous().unwrap();
-        let length = page.0.length;
+        let length = page.0.length();
         assert!(page.bytes(length - 8, 8).is_some());
         assert!(page.bytes(length - 8, 9).is_none());
         assert!(page.bytes(usize::MAX, 2).is_none());

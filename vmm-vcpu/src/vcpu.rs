@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use vmm_core::seam::DirtyLog;
 use vmm_core::stats::{StatsError, StatsFd};
-use vmm_core::{IoctlError, Kvm, Vm};
+use vmm_core::{DirtyMechanism, DirtyRings, IoctlError, Kvm, Vm};
 
+use crate::dirty_ring::RingPages;
 use crate::ioctl;
 use crate::run_loop::{RunVcpu, coarse_now};
 use crate::run_page::{ImmediateExit, RunPage};
@@ -29,6 +32,15 @@ pub enum VcpuError {
     /// The run page cannot be mapped.
     #[error("cannot map the run page of vCPU {index}")]
     RunPage {
+        /// The vCPU.
+        index: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The dirty ring cannot be mapped.
+    #[error("cannot map the dirty ring of vCPU {index}")]
+    DirtyRing {
         /// The vCPU.
         index: u32,
         /// The kernel's answer.
@@ -61,16 +73,27 @@ pub struct Vcpu {
     page: RunPage,
     index: u32,
     kvm: Kvm,
+    /// Where its dirty ring is, and as which, if it has one.
+    ring: Option<(Arc<DirtyRings>, usize)>,
 }
 
 impl Vcpu {
     /// Makes vCPU `index` of `vm`, in the state after reset; the vCPU with index 0 is the boot processor, the others
-    /// wait for INIT and SIPI.
+    /// wait for INIT and SIPI. Its dirty ring, if it has one, is handed over to `vm`.
     pub fn create(kvm: &Kvm, vm: &Vm, index: u32) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(index).map_err(|source| VcpuError::Ioctl { index, source })?;
         let length = kvm.run_page_size().map_err(|source| VcpuError::Ioctl { index, source })?;
         let page = RunPage::map(&fd, length).map_err(|source| VcpuError::RunPage { index, source })?;
-        Ok(Self { fd, page, index, kvm: kvm.clone() })
+        let ring = match vm.dirty_mechanism() {
+            DirtyMechanism::Ring { bytes } => {
+                let pages = RingPages::map(&fd, bytes as usize);
+                let pages = pages.map_err(|source| VcpuError::DirtyRing { index, source })?;
+                let rings = vm.dirty_rings();
+                Some((Arc::clone(rings), rings.add(Box::new(pages))))
+            }
+            _ => None,
+        };
+        Ok(Self { fd, page, index, kvm: kvm.clone(), ring })
     }
 
     /// The number of this vCPU, which is also its APIC id.
@@ -183,6 +206,20 @@ impl RunVcpu for Vcpu {
             && errno.errno() != libc::EINVAL
         {
             tracing::warn!(vcpu = self.index, %errno, "KVM_KVMCLOCK_CTRL failed");
+        }
+    }
+
+    fn dirty_ring_full(&mut self) -> io::Result<()> {
+        match &self.ring {
+            Some((rings, number)) => rings.full(*number).map_err(io::Error::other),
+            None => Err(io::Error::other("KVM reports a dirty ring of a vCPU without one")),
+        }
+    }
+
+    fn reap_dirty_ring(&mut self) -> io::Result<()> {
+        match &self.ring {
+            Some((rings, number)) => rings.reap(*number).map_err(io::Error::other),
+            None => Ok(()),
         }
     }
 

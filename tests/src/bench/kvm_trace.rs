@@ -107,6 +107,9 @@ impl KvmTrace {
     ///
     /// A file of tracefs cannot be used.
     pub fn watch_first_entry(&self) -> Result<(), TraceError> {
+        self.write("events/kvm/kvm_entry/enable", "0")?;
+        // Of a boot that has failed before anybody asked. Where there is none, that is an error.
+        let _ = self.write(ONE_SHOT_FILE, &format!("!{ONE_SHOT}"));
         self.write("trace", "")?;
         self.write(ONE_SHOT_FILE, ONE_SHOT)?;
         self.write("events/kvm/kvm_entry/enable", "1")

@@ -91,8 +91,14 @@ impl SlotProbe {
     /// KVM refuses.
     pub fn raw(&self, start: u64, memory: &HostMemory) -> Result<[Duration; 2]> {
         let host_address = memory.as_ptr() as u64;
-        let slot =
-            |size| MemorySlot { id: RAW_SLOT, guest_address: start, size, host_address, read_only: false };
+        let slot = |size| MemorySlot {
+            id: RAW_SLOT,
+            guest_address: start,
+            size,
+            host_address,
+            read_only: false,
+            log_dirty: false,
+        };
         let begin = Instant::now();
         // SAFETY:
         // - the memory was made for guests, and is borrowed until the slot is deleted below; an error of that ends the
@@ -181,10 +187,11 @@ impl Quiesce for SlotProbe {
     }
 
     fn release(&self) {
+        // Whoever is let go may take the CPU of this thread at once.
+        self.note(Step::Release);
         if let Some(machine) = &self.machine {
             machine.release();
         }
-        self.note(Step::Release);
     }
 }
 

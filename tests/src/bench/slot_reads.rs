@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::time::{ClockId, clock_gettime};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_memory::{AddressSpace, Backing, GuestMemory, RamRange};
 
 use crate::bench::slot_probe::Coming;
@@ -29,6 +29,9 @@ pub trait Table: Sync {
     /// Loads a word, in a read section of its own.
     fn read(&self) -> u64;
 
+    /// Finds the region of an address, in a read section of its own: what is done with the table before each access.
+    fn look_up(&self) -> u64;
+
     /// Makes one change of something that is not read: it comes or goes.
     ///
     /// # Errors
@@ -47,14 +50,24 @@ pub fn map_all(space: &AddressSpace) -> Result<()> {
     Ok(space.map(&(0..REGIONS).map(range).collect::<Vec<_>>(), &Backing::default())?)
 }
 
+/// As queues load their indices.
 fn load(table: &GuestMemory) -> u64 {
-    table.read_obj(black_box(READ)).unwrap_or(u64::MAX)
+    table.load(black_box(READ), Ordering::Relaxed).unwrap_or(u64::MAX)
+}
+
+fn find(table: &GuestMemory) -> u64 {
+    table.find_region(black_box(READ)).map_or(u64::MAX, |region| region.range().size)
 }
 
 impl Table for AddressSpace {
     #[inline]
     fn read(&self) -> u64 {
         load(&self.memory())
+    }
+
+    #[inline]
+    fn look_up(&self) -> u64 {
+        find(&self.memory())
     }
 
     fn change(&self, comes: bool) -> Result<()> {
@@ -95,8 +108,15 @@ impl Table for Fixed {
         load(&black_box(&self.0).0[0])
     }
 
-    fn change(&self, _comes: bool) -> Result<()> {
-        Err(anyhow!("this table does not change"))
+    #[inline]
+    fn look_up(&self) -> u64 {
+        find(&black_box(&self.0).0[0])
+    }
+
+    /// What those who change a lock's table do, without the lock: what a reader pays for a thread beside it.
+    fn change(&self, comes: bool) -> Result<()> {
+        drop(black_box(self.0.get(comes)));
+        Ok(())
     }
 }
 
@@ -134,6 +154,11 @@ impl Table for InRwLock {
         load(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    #[inline]
+    fn look_up(&self) -> u64 {
+        find(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn change(&self, comes: bool) -> Result<()> {
         let new = self.copies.get(comes);
         let old = std::mem::replace(&mut *self.table.write().unwrap_or_else(PoisonError::into_inner), new);
@@ -146,6 +171,11 @@ impl Table for InMutex {
     #[inline]
     fn read(&self) -> u64 {
         load(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    #[inline]
+    fn look_up(&self) -> u64 {
+        find(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn change(&self, comes: bool) -> Result<()> {
@@ -187,6 +217,15 @@ pub fn change_until(table: &dyn Table, pace: Pace, changes: &AtomicU64, is_over:
     Ok(())
 }
 
+/// What a reader does in each of its read sections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// [`Table::read`].
+    Load,
+    /// [`Table::look_up`].
+    LookUp,
+}
+
 /// What reading has come to.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
@@ -201,7 +240,12 @@ pub struct Reading {
 /// # Errors
 ///
 /// There are not as many CPUs; a change fails.
-pub fn read(table: &dyn Table, readers: usize, pace: Pace, time: Duration) -> Result<Reading> {
+pub fn read(
+    table: &dyn Table,
+    (readers, access): (usize, Access),
+    pace: Pace,
+    time: Duration,
+) -> Result<Reading> {
     let cpus = cpus::allowed()?;
     let (changes, is_over, ready) = (AtomicU64::new(0), AtomicBool::new(false), AtomicUsize::new(0));
     let (changes, is_over, ready) = (&changes, &is_over, &ready);
@@ -220,7 +264,7 @@ pub fn read(table: &dyn Table, readers: usize, pace: Pace, time: Duration) -> Re
                     while ready.load(Ordering::SeqCst) < readers {
                         thread::yield_now();
                     }
-                    read_for(table, time)
+                    read_for(table, access, time)
                 })
             })
             .collect();
@@ -242,13 +286,19 @@ pub fn read(table: &dyn Table, readers: usize, pace: Pace, time: Duration) -> Re
 }
 
 /// Reads, and CPU time of this thread.
-fn read_for(table: &dyn Table, time: Duration) -> Result<(u64, Duration)> {
+fn read_for(table: &dyn Table, access: Access, time: Duration) -> Result<(u64, Duration)> {
     let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
     let (start, cpu_start) = (Instant::now(), now()?);
     let mut reads = 0;
-    while start.elapsed() < time {
-        for _ in 0..BATCH {
-            black_box(table.read());
+    // Once at least: on a busy host the time may be over before this thread has begun.
+    while reads == 0 || start.elapsed() < time {
+        match access {
+            Access::Load => (0..BATCH).for_each(|_| {
+                black_box(table.read());
+            }),
+            Access::LookUp => (0..BATCH).for_each(|_| {
+                black_box(table.look_up());
+            }),
         }
         reads += BATCH;
     }
@@ -270,7 +320,7 @@ mod tests {
         let (locked, exclusive) = (InRwLock::new(&copies), InMutex::new(&copies));
         let tables: [&dyn Table; 3] = [&space, &locked, &exclusive];
         for table in tables {
-            let reading = read(table, 1, Pace::Full, Duration::from_millis(5)).unwrap();
+            let reading = read(table, (1, Access::Load), Pace::Full, Duration::from_millis(5)).unwrap();
             assert!(reading.read > 0.0 && reading.changes.is_multiple_of(2), "{reading:?}");
             assert_eq!(table.read(), 7);
         }

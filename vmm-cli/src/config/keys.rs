@@ -71,6 +71,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("prefault", "--prefault", Form::Switch, EXPECTED_SWITCH),
             key("lock", "--lock-memory", Form::Switch, EXPECTED_SWITCH),
             key("dump", "--dump-memory", Form::Switch, EXPECTED_SWITCH),
+            key("dirty_log", "--dirty-log", Form::Text, memory::EXPECTED_DIRTY_LOG),
         ],
     },
     Section {

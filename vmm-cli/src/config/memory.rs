@@ -20,6 +20,8 @@ pub(super) const EXPECTED_BACKING: &str =
     "one of \"anonymous\", \"memfd\", \"shared-file=PATH\", \"private-file=PATH\"";
 pub(super) const EXPECTED_HUGE_PAGES: &str = "one of \"none\", \"transparent\", \"2M\", \"1G\"";
 
+pub(super) const EXPECTED_DIRTY_LOG: &str = "one of \"auto\", \"bitmap\", \"ring\"";
+
 /// The section `[memory]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -38,6 +40,9 @@ pub struct MemoryConfig {
     pub lock: bool,
     /// Whether core dumps contain it.
     pub dump: bool,
+    /// How KVM says which pages the guest has written to, once somebody asks.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub dirty_log: DirtyLogKind,
 }
 
 impl Default for MemoryConfig {
@@ -49,6 +54,7 @@ impl Default for MemoryConfig {
             prefault: false,
             lock: false,
             dump: false,
+            dirty_log: DirtyLogKind::default(),
         }
     }
 }
@@ -131,6 +137,18 @@ pub enum HugePages {
     /// 1 GiB, from the host's pool
     #[value(name = "1G")]
     Size1G,
+}
+
+/// How KVM says which pages of the guest's RAM were written to. A machine has one way from the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DirtyLogKind {
+    /// The best bitmap that the host has
+    #[default]
+    Auto,
+    /// A bitmap that is read and cleared as a whole
+    Bitmap,
+    /// A ring for each vCPU
+    Ring,
 }
 
 impl From<HugePages> for vmm_memory::HugePages {

@@ -33,7 +33,7 @@ pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFlagError, DiskFormat, Rat
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
-pub use memory::{HugePages, MemoryBacking, MemoryConfig, MemoryError};
+pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
 pub use size::MemorySize;
@@ -253,6 +253,7 @@ impl VmConfig {
         set(&mut self.memory.prefault, args.prefault.as_ref());
         set(&mut self.memory.lock, args.lock_memory.as_ref());
         set(&mut self.memory.dump, args.dump_memory.as_ref());
+        set(&mut self.memory.dirty_log, args.dirty_log.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
         set(&mut self.machine.grace_time, args.grace_time.as_ref());

@@ -30,6 +30,7 @@ impl VmConfig {
         out.set("prefault", self.memory.prefault);
         out.set("lock", self.memory.lock);
         out.set("dump", self.memory.dump);
+        out.text("dirty_log", &choice::word(&self.memory.dirty_log));
 
         out.section("machine");
         out.text("on_reset", &choice::word(&self.machine.on_reset));
@@ -244,9 +245,10 @@ mod tests {
             ],
             huge_pages in word(),
             (prefault, lock, dump) in (any::<bool>(), any::<bool>(), any::<bool>()),
+            dirty_log in word(),
         ) -> MemoryConfig {
             let size = MemorySize::try_from(pages * 4096).unwrap();
-            MemoryConfig { size, backing, huge_pages, prefault, lock, dump }
+            MemoryConfig { size, backing, huge_pages, prefault, lock, dump, dirty_log }
         }
     }
 
@@ -356,6 +358,7 @@ huge_pages = \"none\"
 prefault = false
 lock = false
 dump = false
+dirty_log = \"auto\"
 
 [machine]
 on_reset = \"exit\"

@@ -41,6 +41,7 @@ huge_pages = "1G"
 prefault = true
 lock = true
 dump = true
+dirty_log = "ring"
 [machine]
 on_reset = "restart"
 on_triple_fault = "reset"
@@ -133,6 +134,7 @@ fn every_key_arrives_in_its_field() {
             prefault: true,
             lock: true,
             dump: true,
+            dirty_log: DirtyLogKind::Ring,
         },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
@@ -198,6 +200,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--prefault=false",
         "--lock-memory=false",
         "--dump-memory=false",
+        "--dirty-log=bitmap",
         "--on-reset=exit",
         "--on-triple-fault=crash",
         "--grace-time=2m",
@@ -234,6 +237,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             size: "1G".parse().unwrap(),
             backing: MemoryBacking::Memfd,
             huge_pages: HugePages::Size2M,
+            dirty_log: DirtyLogKind::Bitmap,
             ..MemoryConfig::default()
         },
         machine: MachineConfig {

@@ -74,7 +74,7 @@ impl CtlError {
 pub fn run(args: &CtlArgs) -> ExitCode {
     let operation = args.verb.operation(args.json);
     let owed = match operation {
-        Operation::Pause { limit } => limit,
+        Operation::Pause { limit: time } | Operation::DirtyRate { time } => time,
         _ => Duration::ZERO,
     };
     let timeout = args.timeout.unwrap_or(owed + PATIENCE);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::wire::{Lines, RequestError};
+use super::lines::Lines;
+use super::wire::RequestError;
 
 /// How long a client may go without a request, or without reading its answer.
 pub(super) const IDLE: Duration = Duration::from_secs(60);

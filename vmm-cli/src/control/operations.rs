@@ -43,14 +43,19 @@ pub enum Operation {
         /// For people or for programs.
         format: StatsFormat,
     },
+    /// How many pages of RAM are written to.
+    DirtyRate {
+        /// How long to look.
+        time: Duration,
+    },
 }
 
 impl Operation {
-    /// Whether it may wait for a vCPU. Any other is done at once.
+    /// Whether it may wait, for a vCPU or for time to pass. Any other is done at once.
     #[must_use]
     pub fn waits(self) -> bool {
         match self {
-            Self::Pause { .. } => true,
+            Self::Pause { .. } | Self::DirtyRate { .. } => true,
             Self::Status | Self::Resume | Self::PowerButton => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
@@ -92,12 +97,23 @@ pub struct Status {
     pub version: String,
 }
 
+/// What of the RAM was written to in some time, by the guest and by devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirtyRate {
+    /// Pages of 4096 bytes, each counted once.
+    pub pages: u64,
+    /// For how long was looked.
+    pub ms: u64,
+}
+
 /// What an operation has come to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Outcome {
     /// Of [`Operation::Status`].
     Status(Status),
+    /// Of [`Operation::DirtyRate`].
+    DirtyRate(DirtyRate),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -139,9 +155,15 @@ pub enum OperationError {
     /// The guest has no driver for its power button, or not yet.
     #[error("the guest does not listen to its power button; `quit` ends the machine")]
     NotListening,
+    /// Somebody looks already.
+    #[error("the pages that are written to are being counted already: ask again when that has ended")]
+    Tracking,
+    /// KVM does not say what is written to; the log has the reason.
+    #[error("this host's KVM does not say which pages are written to: see the log of the monitor")]
+    NotTracked,
 }
 
-/// A machine as operations see it. Only [`pause`](Self::pause) may wait.
+/// A machine as operations see it. Only [`pause`](Self::pause) and [`dirty_rate`](Self::dirty_rate) may wait.
 pub trait Controlled: Send + Sync {
     /// What it is doing: any but [`State::Starting`].
     fn state(&self) -> State;
@@ -158,6 +180,11 @@ pub trait Controlled: Send + Sync {
     fn reset(&self) -> bool;
     /// What has been counted.
     fn report(&self) -> Report;
+    /// Counts the pages that are written to until `time` is over.
+    ///
+    /// # Errors
+    /// [`OperationError`], [`OperationError::Stopping`] soon after the machine's end.
+    fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError>;
 }
 
 /// What does not change from one life of a machine to the next.
@@ -210,6 +237,7 @@ impl Operations {
                 self.asked.send(VmEvent::UserStop(ASKED_BY));
                 Ok(Outcome::Passed {})
             }
+            Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Stats { format } => {
                 let report = self.machine()?.report();
                 Ok(match format {

@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use crate::config::StatsFormat;
 
-use super::operations::{Operation, OperationError, Outcome, Status};
+use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 12] = [
+const CODES: [ErrorCode; 13] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -21,6 +21,7 @@ const CODES: [ErrorCode; 12] = [
     ErrorCode::Resumed,
     ErrorCode::NotListening,
     ErrorCode::Busy,
+    ErrorCode::NotTracked,
     ErrorCode::Exhausted,
     ErrorCode::Forbidden,
     ErrorCode::Idle,
@@ -57,6 +58,9 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                 Operation::Status => {
                     wire::line(&Answer::Ok(serde_json::from_value::<Status>(value).unwrap()))
                 }
+                Operation::DirtyRate { .. } => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<DirtyRate>(value).unwrap()))
+                }
                 Operation::Pause { .. } | Operation::Resume => {
                     let state = serde_json::from_value(value["state"].clone()).unwrap();
                     wire::line(&Answer::Ok(Outcome::Reached { state }))
@@ -83,6 +87,7 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
         wire::parse(br#"{"verb":"reboot"}"#).unwrap_err().into(),
         OperationError::NoAnswer { vcpu: 3, limit: Duration::from_millis(250) }.into(),
         OperationError::NotListening.into(),
+        OperationError::Tracking.into(),
     ];
     for error in errors {
         let line = wire::line(&Answer::<()>::Error(error));
@@ -113,14 +118,14 @@ fn every_limit_is_the_one_of_the_code() {
     for (row, value) in [
         ("| request | ", wire::MAX_REQUEST.to_string() + " bytes |"),
         ("| connections | ", server::MOST_CONNECTIONS.to_string() + ";"),
-        ("| pauses that wait | ", server::MOST_WAITING.to_string() + " |"),
+        ("| operations that wait (`pause`, `dirty-rate`) | ", server::MOST_WAITING.to_string() + " |"),
         ("| idle time | ", connection::IDLE.as_secs().to_string() + " seconds |"),
     ] {
         assert!(PAGE.contains(&format!("{row}{value}")), "{row}{value}");
     }
     assert!(PAGE.contains("`5s` if it is left out") && wire::DEFAULT_LIMIT == Duration::from_secs(5));
     assert!(PAGE.contains("from `0s` to `1m`") && wire::LONGEST_LIMIT == Duration::from_secs(60));
-    assert!(PAGE.contains(&format!("{} pauses wait already", server::MOST_WAITING)));
+    assert!(PAGE.contains(&format!("{} operations wait already", server::MOST_WAITING)));
     assert!(PAGE.contains(&format!("{} seconds without", connection::IDLE.as_secs())));
 }
 

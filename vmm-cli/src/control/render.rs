@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::operations::{Operation, State, Status};
+use super::operations::{DirtyRate, Operation, State, Status};
 
 /// What `operation` has come to, as whole lines.
 pub(super) fn text(operation: Operation, value: &Value) -> String {
@@ -13,6 +13,8 @@ pub(super) fn text(operation: Operation, value: &Value) -> String {
             let table = value["table"].as_str().map(|table| table.lines().map(printable));
             table.map_or_else(|| format!("{value}\n"), |lines| lines.map(|line| line + "\n").collect())
         }
+        Operation::DirtyRate { .. } => serde_json::from_value(value.clone())
+            .map_or_else(|_| format!("{value}\n"), |rate| dirty_rate(&rate)),
         Operation::Pause { .. } => "paused\n".into(),
         Operation::Resume => "running\n".into(),
         Operation::PowerButton => "the power button is pressed\n".into(),
@@ -24,6 +26,12 @@ pub(super) fn text(operation: Operation, value: &Value) -> String {
 /// `text` with nothing in it that a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn dirty_rate(DirtyRate { pages, ms }: &DirtyRate) -> String {
+    let (kib, seconds) = (pages.saturating_mul(4), (*ms).max(1));
+    let rate = kib.saturating_mul(1000) / seconds;
+    format!("{pages} pages, {kib} KiB in {}.{:03} s: {rate} KiB/s\n", ms / 1000, ms % 1000)
 }
 
 fn status(status: &Status) -> String {
@@ -51,6 +59,8 @@ fn status(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -65,6 +75,14 @@ mod tests {
         let expected =
             "state    paused\nvcpus    2\nmemory   128M\nuptime   12.034 s\npid      7\nversion  0.1.0\n";
         assert_eq!(text(Operation::Status, &status), expected);
+    }
+
+    #[test]
+    fn a_dirty_rate_says_how_much_in_what_time() {
+        let operation = Operation::DirtyRate { time: Duration::from_secs(2) };
+        let value = json!({ "pages": 3000, "ms": 2001 });
+        assert_eq!(text(operation, &value), "3000 pages, 12000 KiB in 2.001 s: 5997 KiB/s\n");
+        assert_eq!(text(operation, &json!({ "pages": 0, "ms": 0 })), "0 pages, 0 KiB in 0.000 s: 0 KiB/s\n");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmm_vcpu::Counters;
 
-use super::operations::{Controlled, OperationError, State};
+use super::operations::{Controlled, DirtyRate, OperationError, State};
 use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
@@ -78,6 +78,11 @@ impl Controlled for FakeMachine {
         let is_first = self.state() != State::Stopping;
         self.set(State::Stopping);
         is_first
+    }
+
+    fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError> {
+        let ms = u64::try_from(time.as_millis()).map_err(|_| OperationError::NotTracked)?;
+        Ok(DirtyRate { pages: 3, ms })
     }
 
     fn report(&self) -> Report {

@@ -14,15 +14,15 @@ pub const MAX_REQUEST: usize = 64 << 10;
 /// How long a pause may take that names no limit.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
 
-/// The longest limit of a pause.
+/// How long pages are counted by a request that does not say.
+pub const DEFAULT_TIME: Duration = Duration::from_secs(1);
+
+/// The longest limit of a pause, and the longest that pages are counted.
 pub const LONGEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// Most characters of a message, and of a name in it: they may repeat what the client has sent.
 const LONGEST_MESSAGE: usize = 300;
 const LONGEST_NAME: usize = 80;
-
-/// Buffers larger than this are given back when they are empty.
-const KEPT: usize = 4 << 10;
 
 /// What a request asks for, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +34,11 @@ pub(super) enum Verb {
     Reset,
     Quit,
     Stats,
+    DirtyRate,
 }
 
 /// The verbs as they are written.
-pub(super) const VERBS: [(&str, Verb); 7] = [
+pub(super) const VERBS: [(&str, Verb); 8] = [
     ("status", Verb::Status),
     ("pause", Verb::Pause),
     ("resume", Verb::Resume),
@@ -45,6 +46,7 @@ pub(super) const VERBS: [(&str, Verb); 7] = [
     ("reset", Verb::Reset),
     ("quit", Verb::Quit),
     ("stats", Verb::Stats),
+    ("dirty-rate", Verb::DirtyRate),
 ];
 
 /// Only the verb, whatever stands beside it.
@@ -91,6 +93,32 @@ struct Stats {
     format: Option<StatsFormat>,
 }
 
+/// A request to count the pages that are written to.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DirtyRate {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(default = "default_time", deserialize_with = "time")]
+    time: Duration,
+}
+
+fn default_time() -> Duration {
+    DEFAULT_TIME
+}
+
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_time(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// Reads how long pages are to be counted: a duration as in a configuration, up to [`LONGEST_LIMIT`].
+///
+/// # Errors
+/// What it has to be.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    parse_duration("time", text)
+}
+
 fn default_limit() -> Duration {
     DEFAULT_LIMIT
 }
@@ -104,10 +132,14 @@ fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Erro
 /// # Errors
 /// What it has to be.
 pub(crate) fn parse_limit(text: &str) -> Result<Duration, String> {
+    parse_duration("limit", text)
+}
+
+fn parse_duration(name: &str, text: &str) -> Result<Duration, String> {
     let limit = duration::parse(text).ok().filter(|limit| *limit <= LONGEST_LIMIT);
     limit.ok_or_else(|| {
         let (found, longest) = (cut(text, LONGEST_NAME), duration::render(LONGEST_LIMIT));
-        format!("the limit `{found}` is no duration from 0s to {longest}, such as 5s or 250ms")
+        format!("the {name} `{found}` is no duration from 0s to {longest}, such as 5s or 250ms")
     })
 }
 
@@ -160,6 +192,7 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         Verb::PowerButton => bare(Operation::PowerButton),
         Verb::Reset => bare(Operation::Reset),
         Verb::Quit => bare(Operation::Quit),
+        Verb::DirtyRate => from_text::<DirtyRate>(text).map(|rate| Operation::DirtyRate { time: rate.time }),
         Verb::Stats => from_text::<Stats>(text)
             .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
     }
@@ -193,18 +226,31 @@ pub fn request(operation: Operation) -> String {
         limit: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         format: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        time: Option<String>,
     }
-    let (verb, limit, format) = match operation {
-        Operation::Status => (Verb::Status, None, None),
-        Operation::Pause { limit } => (Verb::Pause, Some(duration::render(limit)), None),
-        Operation::Resume => (Verb::Resume, None, None),
-        Operation::PowerButton => (Verb::PowerButton, None, None),
-        Operation::Reset => (Verb::Reset, None, None),
-        Operation::Quit => (Verb::Quit, None, None),
-        Operation::Stats { format } => (Verb::Stats, None, Some(choice::word(&format))),
+    let (mut limit, mut format, mut time) = (None, None, None);
+    let verb = match operation {
+        Operation::Status => Verb::Status,
+        Operation::Pause { limit: longest } => {
+            limit = Some(duration::render(longest));
+            Verb::Pause
+        }
+        Operation::Resume => Verb::Resume,
+        Operation::PowerButton => Verb::PowerButton,
+        Operation::Reset => Verb::Reset,
+        Operation::Quit => Verb::Quit,
+        Operation::Stats { format: chosen } => {
+            format = Some(choice::word(&chosen));
+            Verb::Stats
+        }
+        Operation::DirtyRate { time: whole } => {
+            time = Some(duration::render(whole));
+            Verb::DirtyRate
+        }
     };
     let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
-    line(&Request { verb: name, limit, format })
+    line(&Request { verb: name, limit, format, time })
 }
 
 /// The answer to a request.
@@ -250,8 +296,10 @@ pub enum ErrorCode {
     Resumed,
     /// [`OperationError::NotListening`].
     NotListening,
-    /// As many operations wait as may.
+    /// As many operations wait as may, or [`OperationError::Tracking`].
     Busy,
+    /// [`OperationError::NotTracked`].
+    NotTracked,
     /// The host has no thread for it.
     Exhausted,
     /// The client is somebody else.
@@ -288,6 +336,8 @@ impl From<OperationError> for ErrorBody {
             OperationError::NoAnswer { vcpu, .. } => (ErrorCode::NoAnswer, Some(vcpu)),
             OperationError::Resumed => (ErrorCode::Resumed, None),
             OperationError::NotListening => (ErrorCode::NotListening, None),
+            OperationError::Tracking => (ErrorCode::Busy, None),
+            OperationError::NotTracked => (ErrorCode::NotTracked, None),
         };
         Self { vcpu, ..Self::new(code, error.to_string()) }
     }
@@ -304,63 +354,6 @@ pub(super) fn line(value: &impl Serialize) -> String {
     let mut text = serde_json::to_string(value).unwrap_or_default();
     text.push('\n');
     text
-}
-
-/// Cuts a stream of bytes into lines, of which it keeps at most one request and the byte that makes it too long.
-#[derive(Debug, Default)]
-pub struct Lines {
-    buffer: Vec<u8>,
-    /// What is before it has been taken.
-    start: usize,
-    /// There is no newline between `start` and here.
-    searched: usize,
-}
-
-impl Lines {
-    /// How many bytes can be taken now; none only while [`take_line`](Self::take_line) has something.
-    #[must_use]
-    pub fn room(&self) -> usize {
-        (MAX_REQUEST + 1).saturating_sub(self.buffer.len() - self.start)
-    }
-
-    /// Takes `bytes`, at most as many as there is [`room`](Self::room) for.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.drain(..self.start);
-        self.searched -= self.start;
-        self.start = 0;
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// Whether [`take_line`](Self::take_line) has something.
-    pub fn has_line(&mut self) -> bool {
-        self.newline().is_some() || self.room() == 0
-    }
-
-    /// The next line without its newline, once it is complete.
-    ///
-    /// # Errors
-    /// [`RequestError::TooLong`], from then on for ever.
-    pub fn take_line(&mut self) -> Option<Result<Vec<u8>, RequestError>> {
-        let Some(end) = self.newline() else {
-            return (self.room() == 0).then_some(Err(RequestError::TooLong));
-        };
-        let line = self.buffer[self.start..end].to_vec();
-        self.start = end + 1;
-        self.searched = self.start;
-        if self.start == self.buffer.len() {
-            self.buffer.clear();
-            self.buffer.shrink_to(KEPT);
-            (self.start, self.searched) = (0, 0);
-        }
-        Some(Ok(line))
-    }
-
-    /// Where the current line ends.
-    fn newline(&mut self) -> Option<usize> {
-        let found = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n');
-        self.searched = found.map_or(self.buffer.len(), |at| self.searched + at);
-        found.map(|_| self.searched)
-    }
 }
 
 #[cfg(test)]
@@ -380,6 +373,7 @@ mod tests {
     fn every_operation() -> impl Strategy<Value = Operation> {
         prop_oneof![
             (0_u64..=60_000).prop_map(|ms| Operation::Pause { limit: Duration::from_millis(ms) }),
+            (0_u64..=60_000).prop_map(|ms| Operation::DirtyRate { time: Duration::from_millis(ms) }),
             prop::sample::select(&[
                 Operation::Status,
                 Operation::Resume,
@@ -426,6 +420,7 @@ mod tests {
             (r#"{"verb":"stats","format":"xml"}"#, 31, "xml is not one of table, json"),
             (r#"{"verb":"stats","limit":"1s"}"#, 23, "unknown field `limit`, expected `verb` or `format`"),
             (r#"{"verb":"pause","limit":null}"#, 28, "invalid type: null"),
+            (r#"{"verb":"dirty-rate","time":"2m"}"#, 33, "the time `2m` is no duration from 0s to 1m"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());
             assert!(found.starts_with(reason), "{line}: {found}");
@@ -470,31 +465,6 @@ mod tests {
         assert!(answer.ends_with("\"column\":15}}\n"), "{answer}");
     }
 
-    #[test]
-    fn lines_are_cut_wherever_the_bytes_are() {
-        let mut lines = Lines::default();
-        for (bytes, taken) in [("a", vec![]), ("b\nc\n", vec!["ab", "c"]), ("\n", vec![""]), ("d", vec![])] {
-            lines.push(bytes.as_bytes());
-            let mut found = Vec::new();
-            while let Some(line) = lines.take_line() {
-                found.push(String::from_utf8(line.unwrap()).unwrap());
-            }
-            assert_eq!(found, taken);
-        }
-        assert_eq!(lines.room(), MAX_REQUEST);
-    }
-
-    #[test]
-    fn fault_c10_a_line_without_end_is_too_long_and_stays_so() {
-        let mut lines = Lines::default();
-        lines.push(&vec![b'x'; MAX_REQUEST]);
-        assert_eq!((lines.take_line(), lines.room()), (None, 1));
-        lines.push(b"x");
-        for _ in 0..2 {
-            assert_eq!((lines.take_line(), lines.room()), (Some(Err(RequestError::TooLong)), 0));
-        }
-    }
-
     proptest! {
         #[test]
         fn what_is_written_is_read_back(operation in every_operation()) {
@@ -516,29 +486,6 @@ mod tests {
                 let is_possible = operation == Operation::Status || operation.waits();
                 prop_assert!(is_possible, "{:?}", operation);
             }
-        }
-
-        #[test]
-        fn lines_do_not_depend_on_how_they_arrive(
-            bytes in prop::collection::vec(prop::sample::select(b"ab\n".as_slice()), 0..200),
-            chunks in prop::collection::vec(1_usize..20, 1..20),
-        ) {
-            let mut lines = Lines::default();
-            let (mut rest, mut found) = (&bytes[..], Vec::new());
-            for size in chunks.into_iter().cycle() {
-                let (chunk, later) = rest.split_at(size.min(rest.len()));
-                lines.push(chunk);
-                while let Some(line) = lines.take_line() {
-                    found.push(line.unwrap());
-                }
-                rest = later;
-                if rest.is_empty() {
-                    break;
-                }
-            }
-            let mut expected: Vec<_> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-            expected.pop();
-            prop_assert_eq!(found, expected);
         }
     }
 }

@@ -1,14 +1,16 @@
 //! `Handle`: what of a machine others may reach, and what those do who control it from outside.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_core::{VmEvent, VmEvents};
+use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
 use super::exits::Exits;
-use crate::control::operations::{ASKED_BY, Controlled, OperationError, State};
+use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, Report};
 
 /// The vCPUs of a machine and what is beside them.
@@ -19,6 +21,29 @@ pub(super) struct Handle {
     pub(super) power_button: PowerButton,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
+    /// Knows what is written to. Locked by whoever looks.
+    pub(super) dirty: Mutex<Arc<DirtyTracker>>,
+}
+
+/// How often somebody who counts looks whether the machine has ended, whose teardown waits for him.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Handle {
+    fn count_dirty(&self, tracker: &DirtyTracker, time: Duration) -> Result<DirtyRate, DirtyError> {
+        tracker.start()?;
+        // With a log that is full at first, everything.
+        tracker.harvest()?;
+        let start = Instant::now();
+        while let left = time.saturating_sub(start.elapsed())
+            && left > Duration::ZERO
+            && self.events.get().is_none()
+        {
+            thread::sleep(left.min(TICK));
+        }
+        let harvest = tracker.harvest()?;
+        let pages = harvest.iter().map(DirtyPages::count).sum();
+        Ok(DirtyRate { pages, ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) })
+    }
 }
 
 impl Controlled for Handle {
@@ -52,6 +77,22 @@ impl Controlled for Handle {
 
     fn reset(&self) -> bool {
         self.events.send(VmEvent::Reset(ASKED_BY))
+    }
+
+    fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError> {
+        let tracker = self.dirty.try_lock().map_err(|_| OperationError::Tracking)?;
+        let counted = self.count_dirty(&tracker, time);
+        let stopped = tracker.stop();
+        if self.state() == State::Stopping {
+            return Err(OperationError::Stopping);
+        }
+        counted.and_then(|rate| stopped.map(|()| rate)).map_err(|error| {
+            tracing::error!(
+                "the pages that are written to cannot be counted: {:#}",
+                anyhow::Error::new(error)
+            );
+            OperationError::NotTracked
+        })
     }
 
     fn report(&self) -> Report {

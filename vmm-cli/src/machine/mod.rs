@@ -21,10 +21,10 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqLine;
-use vmm_core::seam::{DoorbellFds, MemorySlots};
+use vmm_core::seam::{DirtyLog, DoorbellFds};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
-use vmm_memory::{AddressSpace, MemoryReader};
+use vmm_memory::{AddressSpace, DirtyTracker, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
@@ -34,7 +34,7 @@ use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
 use crate::disks::Disk;
-use crate::memory::Ram;
+use crate::memory::{Ram, dirty_mechanism};
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
@@ -84,7 +84,9 @@ impl Machine {
         vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
         // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
         // grace period of the kernel.
-        let memory = AddressSpace::new(Arc::clone(&vm) as Arc<dyn MemorySlots>);
+        vm.set_dirty_mechanism(dirty_mechanism(kvm, &config.memory)?).map_err(Failure::host_cannot)?;
+        let (memory, dirty) =
+            DirtyTracker::track(Arc::clone(&vm) as Arc<dyn DirtyLog>).map_err(Failure::internal)?;
         let memory = Arc::new(memory.with_address_bits(cpuid.physical_address_bits()));
         let size = config.memory.size.bytes();
         memory.place(ram).map_err(Failure::host_cannot)?;
@@ -144,7 +146,8 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let handle = Handle { vcpus, kernel_stats, power_button, exits, events: events.clone() };
+        let handle =
+            Handle { vcpus, kernel_stats, power_button, exits, events: events.clone(), dirty: dirty.into() };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, _pci: pci, _lines: lines, _memory: memory })

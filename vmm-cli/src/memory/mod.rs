@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use vmm_core::{DirtyMechanism, Kvm};
 use vmm_memory::{Backing, BackingError, BackingKind, HostMemory, RamRange};
 
-use crate::config::{HugePages, MemoryBacking, MemoryConfig};
+use crate::config::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig};
 use crate::files::Files;
 use crate::outcome::Failure;
 use host::Locked;
@@ -60,6 +61,33 @@ pub(crate) fn reserve(
         before += range.size;
     }
     Ok(Some(ram))
+}
+
+/// The size of a dirty ring for which nobody has asked otherwise: 65,536 pages, what every KVM with rings can.
+const RING_BYTES: u32 = 1 << 20;
+
+/// How KVM is to say what the guest has written to.
+///
+/// # Errors
+/// This host has no rings.
+pub(crate) fn dirty_mechanism(kvm: &Kvm, config: &MemoryConfig) -> Result<DirtyMechanism, Failure> {
+    let capabilities = kvm.capabilities();
+    let no_rings = |why| {
+        Failure::host_cannot(anyhow!(
+            "memory.dirty_log (--dirty-log): this host has no usable dirty rings: {why}; use \"auto\""
+        ))
+    };
+    match config.dirty_log {
+        DirtyLogKind::Auto => Ok(DirtyMechanism::of_host(capabilities)),
+        DirtyLogKind::Bitmap => Ok(DirtyMechanism::Bitmap),
+        DirtyLogKind::Ring if capabilities.dirty_ring == 0 => {
+            Err(no_rings("its KVM lacks KVM_CAP_DIRTY_LOG_RING (Linux 5.11)"))
+        }
+        DirtyLogKind::Ring if Files::below("/").exists("/sys/module/kvm_pvm") => {
+            Err(no_rings("KVM-PVM, which interprets guests, names more pages than a ring has entries"))
+        }
+        DirtyLogKind::Ring => Ok(DirtyMechanism::Ring { bytes: RING_BYTES.min(capabilities.dirty_ring) }),
+    }
 }
 
 fn failure(error: BackingError) -> Failure {

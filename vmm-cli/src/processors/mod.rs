@@ -192,6 +192,8 @@ mod tests {
         binary_stats: true,
         disable_exits: DisabledExits::PAUSE,
         halt_poll: false,
+        manual_dirty_log: None,
+        dirty_ring: 0,
         irqfd: true,
         irqfd_resample: true,
         irq_routes: 4096,

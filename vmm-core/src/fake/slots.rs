@@ -24,7 +24,7 @@ impl Default for Slots {
 
 impl Slots {
     /// What the ioctl does, or its error number.
-    fn set(&mut self, slot: &MemorySlot) -> Result<(), i32> {
+    pub(super) fn set(&mut self, slot: &MemorySlot) -> Result<(), i32> {
         if slot.id >= self.limit {
             return Err(libc::EINVAL);
         }
@@ -39,7 +39,11 @@ impl Slots {
         if whole_pages.iter().any(|value| !value.is_multiple_of(4096)) {
             return Err(libc::EINVAL);
         }
-        let changeable = |live: &MemorySlot| MemorySlot { guest_address: slot.guest_address, ..*live };
+        let changeable = |live: &MemorySlot| MemorySlot {
+            guest_address: slot.guest_address,
+            log_dirty: slot.log_dirty,
+            ..*live
+        };
         if let Some(live) = old.and_then(|old| self.live.get(old))
             && changeable(live) != *slot
         {
@@ -83,7 +87,9 @@ impl MemorySlots for FakeVm {
     unsafe fn set_memory_slot(&self, slot: &MemorySlot) -> Result<(), IoctlError> {
         let mut state = self.state();
         state.record(IOCTL, FakeCall::SetSlot(*slot))?;
-        state.slots.set(slot).map_err(|errno| failed(IOCTL, errno))
+        state.slots.set(slot).map_err(|errno| failed(IOCTL, errno))?;
+        state.dirty.follow(slot);
+        Ok(())
     }
 }
 
@@ -91,14 +97,21 @@ impl MemorySlots for FakeVm {
 mod tests {
     use super::*;
 
-    const SLOT: MemorySlot =
-        MemorySlot { id: 1, guest_address: 0x1000, size: 0x2000, host_address: 0x8000, read_only: false };
+    const SLOT: MemorySlot = MemorySlot {
+        id: 1,
+        guest_address: 0x1000,
+        size: 0x2000,
+        host_address: 0x8000,
+        read_only: false,
+        log_dirty: false,
+    };
 
     #[test]
-    fn a_live_slot_moves_and_changes_nothing_else() {
+    fn a_live_slot_moves_and_is_tracked_and_changes_nothing_else() {
         let mut slots = Slots::default();
         slots.set(&SLOT).unwrap();
         slots.set(&MemorySlot { guest_address: 0x2000, ..SLOT }).unwrap();
+        slots.set(&MemorySlot { log_dirty: true, ..SLOT }).unwrap();
         for refused in [
             MemorySlot { size: 0x1000, ..SLOT },
             MemorySlot { host_address: 0x9000, ..SLOT },

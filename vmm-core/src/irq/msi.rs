@@ -15,6 +15,7 @@ use super::line::{eventfd, signal};
 use super::mask::MaskState;
 use super::router::{IrqError, Shared};
 use super::{IrqTrigger, MsiMessage};
+use crate::LogLimit;
 use crate::seam::InterruptVm;
 use crate::sync::{Mutex, lock};
 
@@ -39,7 +40,7 @@ enum Delivery {
     /// An irqfd that is attached while the vector is not masked.
     WhileOpen(EventFd),
     /// `KVM_SIGNAL_MSI`, where KVM has no irqfd.
-    Ioctl { vm: Arc<dyn InterruptVm>, message: ArcSwapOption<MsiMessage> },
+    Ioctl { vm: Arc<dyn InterruptVm>, message: ArcSwapOption<MsiMessage>, losses: Arc<LogLimit> },
 }
 
 impl Vector {
@@ -61,10 +62,13 @@ impl Vector {
     fn inject(&self) {
         match &self.delivery {
             Delivery::Attached(fd) | Delivery::WhileOpen(fd) => signal(fd),
-            Delivery::Ioctl { vm, message } => {
+            Delivery::Ioctl { vm, message, losses } => {
                 let message = message.load();
-                if let Some(Err(error)) = message.as_deref().map(|message| vm.signal_message(*message)) {
-                    tracing::error!(%error, "an interrupt is lost");
+                // The address is the guest's: it may be none that KVM delivers to.
+                if let Some(Err(error)) = message.as_deref().map(|message| vm.signal_message(*message))
+                    && let Some(left_out) = losses.permit()
+                {
+                    tracing::error!(%error, left_out, "an interrupt is lost");
                 }
             }
         }
@@ -94,7 +98,8 @@ impl MsiVector {
     pub(super) fn connect(shared: Arc<Shared>, gsi: u32, by: TriggeredBy) -> Result<Self, IrqError> {
         let delivery = match by {
             TriggeredBy::UserSpace if !shared.options.irqfd => {
-                Delivery::Ioctl { vm: Arc::clone(&shared.vm), message: ArcSwapOption::empty() }
+                let (vm, losses) = (Arc::clone(&shared.vm), Arc::clone(&shared.losses));
+                Delivery::Ioctl { vm, message: ArcSwapOption::empty(), losses }
             }
             TriggeredBy::UserSpace => {
                 let fd = eventfd(gsi)?;

@@ -15,7 +15,7 @@ use super::table::{GsiError, GsiTable, Irqchip};
 use super::{IrqLine, LevelLine, MsiMessage, MsiVector, MsixTable, TriggeredBy};
 use crate::seam::{InterruptVm, IrqRoute, IrqTarget};
 use crate::sync::{Mutex, lock};
-use crate::{Capabilities, IoctlError};
+use crate::{Capabilities, IoctlError, LogLimit};
 
 /// Why an interrupt cannot be made, routed or masked.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,8 @@ pub(super) struct Shared {
     pub(super) vm: Arc<dyn InterruptVm>,
     pub(super) options: IrqOptions,
     pub(super) pins: Pins,
+    /// Of messages that KVM does not deliver, of all vectors: a guest has many.
+    pub(super) losses: Arc<LogLimit>,
     routes: Mutex<Routes>,
 }
 
@@ -236,7 +238,7 @@ impl IrqRouter {
     pub fn new(vm: Arc<dyn InterruptVm>, options: IrqOptions) -> Self {
         let table = GsiTable::new(options.irqchip, options.routes);
         let routes = Mutex::new(Routes { table, behind: false });
-        Self(Arc::new(Shared { vm, options, pins: Pins::new(), routes }))
+        Self(Arc::new(Shared { vm, options, pins: Pins::new(), losses: Arc::default(), routes }))
     }
 
     /// Makes the edge-triggered line `gsi` for `owner` (a device name for messages). Takes one descriptor.

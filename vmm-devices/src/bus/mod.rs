@@ -41,6 +41,9 @@ impl Bus {
     }
 
     /// Lets `device` answer at `length` addresses from `start`. Accesses that begin after the return reach it.
+    ///
+    /// The old table keeps the devices that it names until some time after its last reader. Who may take one of them, or the
+    /// machine, apart soon takes [`insert_retiring`](Self::insert_retiring).
     pub fn insert(
         &self,
         start: u64,
@@ -48,11 +51,19 @@ impl Bus {
         name: &'static str,
         device: Arc<dyn BusDevice>,
     ) -> Result<(), BusError> {
+        self.insert_retiring(start, length, name, device).map(drop)
+    }
+
+    /// As [`insert`](Self::insert). After [`Retired::wait`] nothing but the new table keeps the devices.
+    pub fn insert_retiring(
+        &self,
+        start: u64,
+        length: u64,
+        name: &'static str,
+        device: Arc<dyn BusDevice>,
+    ) -> Result<Retired<Ranges>, BusError> {
         let range = Range::new(start, length, name, device)?;
-        let retired = self.ranges.update(|ranges| ranges.with(range, name))?;
-        // The old table names no device that the new one does not: nobody needs to wait for its readers.
-        drop(retired);
-        Ok(())
+        self.ranges.update(|ranges| ranges.with(range, name))
     }
 
     /// Takes the device that starts at `start` off the bus. After [`Retired::wait`] no call into it is running and

@@ -39,6 +39,16 @@ fn read(bus: &Bus, address: u64, length: usize) -> Vec<u8> {
 }
 
 #[test]
+fn the_table_before_an_insertion_keeps_no_device_after_it_was_waited_for() {
+    let (bus, first) = (Bus::new("test"), Echo::at(0x10));
+    bus.insert(0x10, 4, "first", first.clone()).unwrap();
+    let retired = bus.insert_retiring(0x20, 4, "second", Echo::at(0x20)).unwrap();
+    retired.wait().unwrap();
+    bus.remove(0x10).unwrap().wait().unwrap();
+    assert_eq!(Arc::strong_count(&first), 1);
+}
+
+#[test]
 fn unclaimed_accesses_read_as_all_ones_and_are_counted() {
     let bus = Bus::new("test");
     assert_eq!(read(&bus, 0x80, 4), [0xff; 4]);

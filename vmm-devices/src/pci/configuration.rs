@@ -209,6 +209,12 @@ impl Configuration {
         }
     }
 
+    /// Whether the function may access memory and send messages (section 6.2.2).
+    #[must_use]
+    pub fn is_bus_master(&self) -> bool {
+        self.get(COMMAND).is_some_and(|[command]| command & BUS_MASTER != 0)
+    }
+
     /// Which addresses the function decodes: the first one of each BAR if memory space is on in the command register.
     #[must_use]
     pub fn decoded(&self) -> [Option<u64>; BARS] {

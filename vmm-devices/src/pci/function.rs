@@ -28,6 +28,12 @@ pub trait PciDevice: Send + Sync {
     fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) -> Option<Deferred>;
     /// BAR `bar` is at `address` from now on, or nowhere. Called one at a time, where the device may make system calls.
     fn bar_moved(&self, bar: usize, address: Option<u64>);
+    /// The function may access guest memory from now on, or may not: at first it may not. Called as
+    /// [`bar_moved`](Self::bar_moved). `Some`: it does so until the device says that it has ended.
+    fn set_bus_master(&self, on: bool) -> Option<Deferred> {
+        let _ = on;
+        None
+    }
     /// The registers of its interrupts, if it has any.
     fn msix(&self) -> Option<&Msix> {
         None
@@ -54,6 +60,8 @@ struct Places {
     now: [Option<u64>; BARS],
     /// Where each was last, and is to be again if it cannot have another place.
     last: [Option<u64>; BARS],
+    /// The device knows that it may access memory.
+    is_bus_master: bool,
     /// The function leaves the bus: nothing comes any more.
     withdrawn: bool,
 }
@@ -119,9 +127,11 @@ impl Function {
     /// Software writes registers.
     pub(super) fn write(self: &Arc<Self>, offset: usize, data: &[u8]) -> Option<Deferred> {
         let mut configuration = self.configuration();
-        let (decoded, control) = (configuration.decoded(), self.control(&configuration));
+        let effects =
+            |configuration: &Configuration| (configuration.decoded(), configuration.is_bus_master());
+        let (before, control) = (effects(&configuration), self.control(&configuration));
         configuration.write(offset, data);
-        let moves = configuration.decoded() != decoded;
+        let moves = effects(&configuration) != before;
         if self.control(&configuration) != control {
             self.set_control(&mut configuration, control);
         }
@@ -178,15 +188,18 @@ impl Function {
         self.device.write_bar(access.bar, access.offset, access.data.get(..access.length)?)
     }
 
-    /// Has the BARs put where the registers say.
+    /// Has the BARs put where the registers say, and the device told whether it may access memory.
     fn post_places(self: &Arc<Self>) -> Option<Deferred> {
         let (completer, access) = deferred();
         let function = Arc::clone(self);
         let change = move || {
-            function.place();
+            let accesses = function.place();
             // Nobody has it for the sake of an access that has ended.
             drop(function);
-            completer.complete();
+            match accesses {
+                Some(accesses) => accesses.on_complete(move || completer.complete()),
+                None => completer.complete(),
+            }
         };
         match self.host.poster.post(change) {
             Ok(()) => Some(access),
@@ -197,14 +210,18 @@ impl Function {
         }
     }
 
-    /// Puts the BARs where the registers say now, and waits until nobody uses a place that they had.
-    fn place(&self) {
-        let Some(bus) = self.host.bus.upgrade() else { return };
+    /// Puts the BARs where the registers say now, and waits until nobody uses a place that they had. `Some`: the end of the
+    /// accesses of a device that may make none any more.
+    fn place(&self) -> Option<Deferred> {
+        let bus = self.host.bus.upgrade()?;
         let mut places = self.places();
         if places.withdrawn {
-            return;
+            return None;
         }
-        let wanted = self.configuration().decoded();
+        let configuration = self.configuration();
+        let (wanted, is_bus_master) = (configuration.decoded(), configuration.is_bus_master());
+        drop(configuration);
+        let accesses = self.set_bus_master(&mut places, is_bus_master);
         let retired: Vec<_> = wanted
             .into_iter()
             .enumerate()
@@ -213,6 +230,18 @@ impl Function {
         drop(places);
         // On the thread that may wait.
         let _ = wait_for(retired);
+        accesses
+    }
+
+    /// Tells the device whether it may access memory and send messages, if that is news.
+    fn set_bus_master(&self, places: &mut Places, on: bool) -> Option<Deferred> {
+        if std::mem::replace(&mut places.is_bus_master, on) == on {
+            return None;
+        }
+        if let Some(Err(error)) = self.device.msix().map(|msix| msix.set_bus_master(on)) {
+            self.log_refusal("its interrupts cannot be held or let go", &error);
+        }
+        self.device.set_bus_master(on)
     }
 
     /// Puts BAR `index` to `to`, or back.
@@ -226,7 +255,12 @@ impl Function {
         let size = self.configuration().bar(index)?.size();
         let inside = to.filter(|&start| self.host.window.contains(start, size));
         let (now, last) = (places.now.get_mut(index)?, places.last.get_mut(index)?);
-        match self.change_bus(bus, index, size, (*now, inside)) {
+        let before = *now;
+        if inside.is_none() {
+            // Doorbells first: what the kernel does not take any more reaches the device as long as it is on the bus.
+            self.moved(index, now, None);
+        }
+        match self.change_bus(bus, index, size, (before, inside)) {
             Ok(retired) => {
                 self.moved(index, now, inside);
                 *last = inside.or(*last);
@@ -234,12 +268,18 @@ impl Function {
             }
             Err(error) => {
                 self.log_refusal("a BAR cannot have the place that it was given", &error);
+                let mut retired = None;
                 // It was nowhere, and is to be where it was before that.
-                if now.is_none() && self.change_bus(bus, index, size, (None, *last)).is_ok() {
+                if now.is_none()
+                    && let Ok(back) = self.change_bus(bus, index, size, (None, *last))
+                {
+                    retired = back;
                     self.moved(index, now, *last);
                 }
-                self.take_back(index, to?, now.unwrap_or(NOWHERE));
-                None
+                if let Some(refused) = to {
+                    self.take_back(index, refused, now.unwrap_or(NOWHERE));
+                }
+                retired
             }
         }
     }
@@ -273,7 +313,7 @@ impl Function {
             (Some(from), None) => bus.remove(from).map(Some),
             (None, Some(to)) => {
                 let region = Region { device: Arc::clone(&self.device), index };
-                bus.insert(to, size, self.name, Arc::new(region)).map(|()| None)
+                bus.insert_retiring(to, size, self.name, Arc::new(region)).map(Some)
             }
         }
     }

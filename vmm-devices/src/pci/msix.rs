@@ -26,19 +26,36 @@ pub struct Msix {
     table: MsixTable,
     triggers: Box<[IrqTrigger]>,
     is_enabled: AtomicBool,
+    /// Held while vectors are opened and closed by either; comes before the table's lock.
+    open: Mutex<Open>,
     /// Held while a row is read, changed and written; comes before the table's lock.
     rows: Mutex<()>,
+}
+
+/// What all vectors depend on.
+#[derive(Clone, Copy)]
+struct Open {
+    /// Message control.
+    control: u16,
+    /// Without it a function sends no message (section 6.2.2): what is triggered stays pending.
+    is_bus_master: bool,
 }
 
 impl Msix {
     /// Capability id.
     pub const CAPABILITY: u8 = 0x11;
 
-    /// The registers over `table`, MSI-X off.
+    /// The registers over `table`, MSI-X off, and of a function that is no bus master.
     #[must_use]
     pub fn new(table: MsixTable) -> Self {
         let triggers = (0..table.len()).filter_map(|vector| table.trigger(vector)).collect();
-        Self { table, triggers, is_enabled: AtomicBool::new(false), rows: Mutex::new(()) }
+        Self {
+            table,
+            triggers,
+            is_enabled: AtomicBool::new(false),
+            open: Mutex::new(Open { control: 0, is_bus_master: false }),
+            rows: Mutex::new(()),
+        }
     }
 
     /// Number of vectors.
@@ -85,13 +102,32 @@ impl Msix {
     /// # Errors
     /// KVM refuses; mask and enable are as they were.
     pub(super) fn set_control(&self, control: u16) -> Result<(), IrqError> {
-        let (enable, mask) = (control & ENABLE != 0, control & FUNCTION_MASK != 0);
+        let mut open = lock(&self.open);
+        self.set_open(&mut open, |open| Open { control, ..open })
+    }
+
+    /// The function may send messages from now on, or may not.
+    ///
+    /// # Errors
+    /// As of message control.
+    pub(super) fn set_bus_master(&self, is_bus_master: bool) -> Result<(), IrqError> {
+        let mut open = lock(&self.open);
+        self.set_open(&mut open, |open| Open { is_bus_master, ..open })
+    }
+
+    fn set_open(&self, open: &mut Open, change: impl FnOnce(Open) -> Open) -> Result<(), IrqError> {
+        let new = change(*open);
+        let enable = new.control & ENABLE != 0;
+        let mask = new.control & FUNCTION_MASK != 0 || !new.is_bus_master;
         // Before vectors are open and after they are closed: who sees it off may say it in another way, and nobody would
         // look there while it is on.
         let before = self.is_enabled.fetch_or(enable, Ordering::AcqRel);
         let done = self.table.set_function_mask(!enable || mask);
         let is_enabled = if done.is_ok() { enable } else { before };
         self.is_enabled.store(is_enabled, Ordering::Release);
+        if done.is_ok() {
+            *open = new;
+        }
         done
     }
 
@@ -197,7 +233,9 @@ mod tests {
         let vm = Arc::new(FakeVm::default());
         let router = IrqRouter::new(Arc::clone(&vm) as _, IrqOptions::all());
         let table = router.msix_table("test", vectors, TriggeredBy::UserSpace).unwrap();
-        (vm, Msix::new(table))
+        let msix = Msix::new(table);
+        msix.set_bus_master(true).unwrap();
+        (vm, msix)
     }
 
     fn load(msix: &Msix, offset: u64) -> u32 {
@@ -252,6 +290,21 @@ mod tests {
         assert!(msix.trigger(9), "a vector that is not there is nobody's");
         msix.set_control(0).unwrap();
         assert!(!msix.trigger(0));
+    }
+
+    #[test]
+    fn a_function_that_is_no_bus_master_sends_its_messages_when_it_is() {
+        let (vm, msix) = msix(1);
+        msix.set_bus_master(false).unwrap();
+        msix.set_control(0x8000).unwrap();
+        program(&msix, 0, 0x41);
+        assert!(msix.trigger(0));
+        assert_eq!((vm.routes(), pending(&msix, 0)), (vec![], 1));
+        msix.set_bus_master(true).unwrap();
+        assert_eq!((vm.signals(vm.routes()[0].0), pending(&msix, 0)), (1, 0));
+        msix.set_bus_master(false).unwrap();
+        assert!(msix.trigger(0));
+        assert_eq!(pending(&msix, 0), 1);
     }
 
     #[test]

@@ -108,8 +108,8 @@ impl PciRoot {
             functions.insert(address, Arc::clone(&function));
             Ok::<_, RootError>(functions)
         })?;
-        // The old table has nothing that the new one has not.
-        drop(retired);
+        // The old table keeps its functions. Refused inside an access: they stay until nobody reads it.
+        let _ = retired.wait();
         found
     }
 

@@ -68,6 +68,9 @@ pub(crate) struct Named {
     pub(crate) id: u8,
     pub(crate) moves: Mutex<Vec<(usize, Option<u64>)>>,
     pub(crate) writes: Mutex<Vec<(usize, u64, Vec<u8>)>>,
+    /// Asked, when BAR 0 comes or goes, who answers at this address: into `seen`.
+    pub(crate) watch: Mutex<Option<(Arc<Bus>, u64)>>,
+    pub(crate) seen: Mutex<Vec<u8>>,
 }
 
 impl PciDevice for Named {
@@ -82,6 +85,11 @@ impl PciDevice for Named {
 
     fn bar_moved(&self, bar: usize, address: Option<u64>) {
         self.moves.lock().unwrap().push((bar, address));
+        if let Some((bus, address)) = &*self.watch.lock().unwrap() {
+            let mut data = [0];
+            bus.read(*address, 1, &mut data);
+            self.seen.lock().unwrap().push(data[0]);
+        }
     }
 }
 

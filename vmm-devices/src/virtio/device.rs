@@ -32,7 +32,8 @@ pub trait VirtioDevice: Send + Sync {
     /// The driver is ready: takes the queues and serves them until it is stopped. Called inside an access: it does not wait.
     ///
     /// # Errors
-    /// The host does not give what it takes; the driver then finds DEVICE_NEEDS_RESET.
+    /// The host does not give what it takes; the driver then finds DEVICE_NEEDS_RESET. Nothing touches guest memory any more: a
+    /// device of which a part runs is none of these, it sets DEVICE_NEEDS_RESET itself, and the reset stops it.
     fn start(&self, activation: Activation) -> Result<Box<dyn Running>, ActivateError>;
 }
 

@@ -59,6 +59,7 @@ impl<'a> Commit<'a> {
     }
 
     fn attempt(&mut self) -> Result<(), ChangeError> {
+        self.prepare_contents();
         if self.plan.standstill
             && let Some(machine) = self.space.machine.get()
         {
@@ -70,6 +71,14 @@ impl<'a> Commit<'a> {
         }
         self.copy_contents()?;
         insert(self)
+    }
+
+    /// What is to be copied is read without faults, which would make the standstill several times as long.
+    fn prepare_contents(&self) {
+        for from in self.plan.arrivals.iter().filter_map(|arrival| arrival.contents.as_ref()) {
+            let block = from.block();
+            block.memory().prepare_read(block.offset(), block.len());
+        }
     }
 
     /// Nobody writes to the old memory any more, and nobody sees the new one yet.

@@ -14,6 +14,7 @@ use super::mapping::{Advice, Mapping, Source};
 use super::prefault::prefault;
 use super::{Backing, BackingError, BackingKind, HugePages};
 use crate::PAGE;
+use crate::dirty::DirtyMap;
 
 /// Host addresses begin at a multiple of this, so that they can be huge pages wherever the guest's addresses can.
 const HUGE: u64 = 2 << 20;
@@ -38,6 +39,9 @@ pub struct HostMemory {
     file: Option<(Arc<File>, u64)>,
     page_size: u64,
     means: Means,
+    /// What devices and loaders write. Of the memory and not of a region: a request that holds an old region of memory that
+    /// stays is heard as well.
+    dirty: Arc<DirtyMap>,
 }
 
 impl HostMemory {
@@ -121,7 +125,7 @@ impl HostMemory {
         };
         mapping.place(source).map_err(|source| map_error(file.as_ref(), page_size, size, source))?;
         let means = if shared { Means::Hole } else { Means::Advice };
-        Ok(Self { mapping, file, page_size, means })
+        Ok(Self { mapping, file, page_size, means, dirty: Arc::new(DirtyMap::new(size)) })
     }
 
     /// The first address. It is valid for [`len`](Self::len) bytes, as long as this value lives.
@@ -158,6 +162,20 @@ impl HostMemory {
     /// Makes the pages of `part` ahead of their use.
     pub(crate) fn populate(&self, part: Range<u64>) -> Result<(), BackingError> {
         prefault(&self.mapping, part, self.page_size, &|| false)
+    }
+
+    /// Makes `length` bytes from `offset` on readable without a fault, if the kernel can (Linux 5.14): zeros where nothing has
+    /// been written, without memory for them.
+    pub(crate) fn prepare_read(&self, offset: u64, length: u64) {
+        let part = usize::try_from(offset).and_then(|offset| Ok((offset, usize::try_from(length)?)));
+        if let Ok((offset, length)) = part {
+            // Without it whoever reads takes the faults.
+            let _ = self.mapping.advise(offset, length, Advice::PopulateRead);
+        }
+    }
+
+    pub(crate) fn dirty(&self) -> &Arc<DirtyMap> {
+        &self.dirty
     }
 
     pub(super) fn mapping(&self) -> &Mapping {

@@ -20,6 +20,8 @@ pub(super) enum Advice {
     DontDump,
     /// Make all its pages, writable.
     Populate,
+    /// Make its pages readable.
+    PopulateRead,
     /// Give its pages back, locked ones too.
     Discard,
 }
@@ -31,6 +33,7 @@ impl Advice {
             Self::HugePages => "MADV_HUGEPAGE",
             Self::DontDump => "MADV_DONTDUMP",
             Self::Populate => "MADV_POPULATE_WRITE",
+            Self::PopulateRead => "MADV_POPULATE_READ",
             Self::Discard => "MADV_DONTNEED",
         }
     }
@@ -129,6 +132,7 @@ impl Mapping {
             Advice::HugePages => libc::MADV_HUGEPAGE,
             Advice::DontDump => libc::MADV_DONTDUMP,
             Advice::Populate => libc::MADV_POPULATE_WRITE,
+            Advice::PopulateRead => libc::MADV_POPULATE_READ,
             Advice::Discard => libc::MADV_DONTNEED,
         };
         // SAFETY:

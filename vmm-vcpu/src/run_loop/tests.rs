@@ -240,6 +240,43 @@ fn pause_and_stop_are_answered_while_an_access_is_deferred() {
     }
 }
 
+/// Until the access of the pause's vCPU has ended and the vCPU has taken notice: it is parked again, or the guest was entered.
+fn complete_in_pause(shared: &Loop, handler: &Recorder) {
+    while handler.completers.lock().unwrap().is_empty() {
+        thread::yield_now();
+    }
+    shared.kicks.kick(Requests::PAUSE);
+    assert_eq!(shared.kicks.wait_parked(far()), Parking::Parked);
+    handler.completers.lock().unwrap().clear();
+    assert_eq!(shared.kicks.wait_parked(far()), Parking::Parked);
+}
+
+#[test]
+fn an_access_that_ends_in_a_pause_leads_to_no_entry_before_the_pause_has_ended() {
+    let (end, calls) = driven(vec![out(0xd0), out(1), out(2)], |shared, handler| {
+        complete_in_pause(shared, handler);
+        assert_eq!(handler.calls.lock().unwrap().len(), 1);
+        shared.kicks.withdraw(Requests::PAUSE);
+    });
+    assert!(matches!(end, VcpuEnd::TripleFault));
+    assert_eq!(calls.len(), 3);
+}
+
+#[test]
+fn a_task_of_a_pause_in_which_an_access_has_ended_finds_it_completed() {
+    let script = vec![out(0xd0), Script::Fails(libc::EINTR), out(2)];
+    let (end, calls) = driven(script, |shared, handler| {
+        complete_in_pause(shared, handler);
+        // The entry that completes the access has been played.
+        assert_eq!(shared.perform(|vcpu| vcpu.told_stopped), Ok(0));
+        assert_eq!(shared.kicks.wait_parked(far()), Parking::Parked);
+        assert_eq!(handler.calls.lock().unwrap().len(), 1);
+        shared.kicks.withdraw(Requests::PAUSE);
+    });
+    assert!(matches!(end, VcpuEnd::TripleFault));
+    assert_eq!(calls.len(), 2);
+}
+
 #[test]
 fn waiting_for_a_vcpu_ends_when_it_is_resumed_or_has_ended_or_is_late() {
     let nobody = shared(Requests::none());
@@ -251,4 +288,26 @@ fn waiting_for_a_vcpu_ends_when_it_is_resumed_or_has_ended_or_is_late() {
         nobody.kicks.end();
         assert_eq!(waiting.join().unwrap(), Parking::Gone);
     });
+}
+
+#[test]
+fn a_full_ring_is_emptied_before_the_guest_is_entered_again() {
+    let (end, calls, vcpu, _) = play(vec![Script::DirtyRingFull, out(1), Script::DirtyRingFull]);
+    assert!(matches!(end, VcpuEnd::TripleFault));
+    assert_eq!((calls.len(), vcpu.rings_emptied), (1, Some(2)));
+}
+
+#[test]
+fn a_full_ring_that_cannot_be_emptied_ends_the_vcpu() {
+    let mut vcpu = ScriptedVcpu::new(vec![Script::DirtyRingFull]).unwrap();
+    vcpu.rings_emptied = None;
+    let end = run(&mut vcpu, &Recorder::default(), &shared(Requests::none()));
+    assert!(matches!(end, VcpuEnd::RunFailed(_)), "{end:?}");
+}
+
+#[test]
+fn a_kick_has_the_ring_read_and_other_exits_do_not() {
+    let (_, calls, vcpu, _) =
+        play(vec![out(1), Script::Fails(libc::EAGAIN), Script::Fails(libc::EINTR), out(2)]);
+    assert_eq!((calls.len(), vcpu.rings_reaped), (2, 1));
 }

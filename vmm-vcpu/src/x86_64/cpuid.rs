@@ -221,6 +221,8 @@ mod tests {
         binary_stats: true,
         disable_exits: DisabledExits::NONE,
         halt_poll: false,
+        manual_dirty_log: None,
+        dirty_ring: 0,
     };
 
     fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {

@@ -50,6 +50,8 @@ pub enum Bench {
     Inl,
     /// What each backing of guest memory costs at start, and what a discard leaves.
     Memory,
+    /// What pages cost that are written to while writes are tracked, and what a harvest costs.
+    Dirty,
     /// Reads of the table of guest RAM while it changes, what changes cost, and what the guest notices of them.
     Slots,
 }
@@ -123,6 +125,7 @@ impl Bench {
             Self::Pause => "pause",
             Self::Inl => "inl",
             Self::Memory => "memory",
+            Self::Dirty => "dirty",
             Self::Slots => "slots",
         }
     }

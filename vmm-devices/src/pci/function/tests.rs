@@ -131,6 +131,35 @@ fn a_function_that_is_withdrawn_answers_nowhere_and_does_not_come_back() {
 }
 
 #[test]
+fn a_device_hears_that_its_bar_goes_while_it_still_answers_there() {
+    let host = TestHost::new();
+    let (device, function) = function(&host, 7);
+    memory_space(&function, true);
+    let home = u64::from(load(&function, BAR0));
+    *device.watch.lock().unwrap() = Some((Arc::clone(&host.bus), home));
+    memory_space(&function, false);
+    // Of BAR 0, of which it is the address; and of BAR 2, after it.
+    assert_eq!(*device.seen.lock().unwrap(), [7, 0xff]);
+    memory_space(&function, true);
+    assert_eq!(*device.seen.lock().unwrap(), [7, 0xff, 7, 7]);
+    function.withdraw().unwrap();
+    assert_eq!(*device.seen.lock().unwrap(), [7, 0xff, 7, 7, 7, 0xff]);
+    *device.watch.lock().unwrap() = None;
+}
+
+#[test]
+fn every_change_of_a_place_leaves_an_old_table_to_wait_for() {
+    let host = TestHost::new();
+    let (_, function) = function(&host, 7);
+    let (home, other) = (WINDOW + 0x8_0000, WINDOW + 0x9_0000);
+    for places in [(None, Some(home)), (Some(home), Some(other)), (Some(other), None)] {
+        let retired = function.change_bus(&host.bus, 0, 0x1000, places).unwrap();
+        retired.unwrap().wait().unwrap();
+    }
+    assert!(function.change_bus(&host.bus, 0, 0x1000, (None, None)).unwrap().is_none());
+}
+
+#[test]
 fn the_places_of_a_function_that_is_dropped_are_free_again() {
     let host = TestHost::new();
     let addresses: Vec<_> = (0..3).map(|_| load(&function(&host, 7).1, BAR0)).collect();

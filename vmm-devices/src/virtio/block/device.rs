@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -22,8 +21,9 @@ use super::pool::Pool;
 use super::queue::{BlockQueue, Control, Parts};
 use super::request::{ID_LENGTH, MAX_RANGE_SECTORS};
 use super::storage::Storage;
+use super::throttle::Throttle;
 use super::uring::Uring;
-use crate::rate_limiter::{Limits, Moment, RateLimiter};
+use crate::rate_limiter::Limits;
 use crate::sync::lock;
 use crate::virtio::ending::AllStopped;
 use crate::virtio::{
@@ -71,8 +71,8 @@ pub struct BlockOptions {
     pub queues: u16,
     /// How requests reach the host.
     pub engine: EngineChoice,
-    /// What may pass.
-    pub limits: Limits,
+    /// What may pass. Of the disk, not of the device: who makes the device again, hands it on.
+    pub throttle: Arc<Throttle>,
 }
 
 /// Why there is no such device.
@@ -116,8 +116,6 @@ pub(super) struct Shared {
     /// In sectors.
     capacity: AtomicU64,
     writeback: AtomicBool,
-    limiter: Mutex<RateLimiter>,
-    since: Instant,
     pub(super) counters: Counters,
     failures: LogLimit,
     running: Mutex<Vec<(usize, Arc<Control>)>>,
@@ -147,13 +145,11 @@ impl Block {
         let worker = Arc::new(Worker::spawn("disk", events)?);
         let sizes = vec![QUEUE_SIZE; usize::from(options.queues.max(1))];
         let shared = Shared {
-            limiter: Mutex::new(RateLimiter::new(options.limits, 0)),
             options,
             backend,
             uring,
             capacity: AtomicU64::new(length / SECTOR),
             writeback: AtomicBool::new(true),
-            since: Instant::now(),
             counters: Counters::default(),
             failures: LogLimit::default(),
             running: Mutex::default(),
@@ -190,9 +186,7 @@ impl Block {
 
     /// Other limits from now on, for what waits too.
     pub fn set_limits(&self, limits: Limits) {
-        let shared = &self.shared;
-        lock(&shared.limiter).update(limits, shared.now());
-        lock(&shared.running).iter().for_each(|(_, control)| control.ring());
+        self.shared.throttle().update(limits);
     }
 }
 
@@ -254,13 +248,8 @@ impl Shared {
         id
     }
 
-    fn now(&self) -> Moment {
-        u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Whether an operation of so many bytes may go now, or in which time.
-    pub(super) fn admit(&self, bytes: u64) -> Result<(), Duration> {
-        lock(&self.limiter).admit(bytes, self.now())
+    pub(super) fn throttle(&self) -> &Throttle {
+        &self.options.throttle
     }
 
     /// Says in the log, not too often, that the host has failed a request.
@@ -374,7 +363,11 @@ impl VirtioDevice for Block {
         let shared = Arc::clone(&self.shared);
         let mut running = RunningBlock { shared, worker: Arc::clone(&self.worker), memory, status, features };
         for queue in queues {
-            running.start_queue(queue)?;
+            if let Err(error) = running.start_queue(queue) {
+                // Those before it may have requests in flight, whose end cannot be waited for here: the reset does.
+                running.status.set_needs_reset(&error);
+                break;
+            }
         }
         Ok(Box::new(running))
     }

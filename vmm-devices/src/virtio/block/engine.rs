@@ -71,7 +71,10 @@ pub trait Engine: Send {
     fn submit(&mut self) -> io::Result<()>;
 
     /// Puts what has ended into `ended`. After [`submit`](Self::submit), and when [`wakeup`](Self::wakeup) says so.
-    fn reap(&mut self, ended: &mut Vec<Completion>);
+    ///
+    /// # Errors
+    /// As of [`submit`](Self::submit), for requests that need another step. What has ended is in `ended` all the same.
+    fn reap(&mut self, ended: &mut Vec<Completion>) -> io::Result<()>;
 
     /// How many were pushed and have not been reaped.
     fn in_flight(&self) -> usize;

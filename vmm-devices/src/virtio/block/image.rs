@@ -11,6 +11,7 @@ use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::{
     AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, ioctl_blkpbszget, ioctl_blksszget, statx,
@@ -98,6 +99,8 @@ pub struct Image {
     cached: Option<(File, Alignment)>,
     blocks: Blocks,
     read_only: bool,
+    /// The errno with which what was written was lost, or 0; see [`flushed`](Self::flushed).
+    lost: AtomicI32,
 }
 
 impl Image {
@@ -120,8 +123,7 @@ impl Image {
             LockRefusal::System(source) => ImageError::Lock { path: path.to_owned(), source },
         })?;
         let blocks = blocks(&file, metadata.file_type().is_block_device()).map_err(look)?;
-        let mut image =
-            Self { path: path.to_owned(), file, cached: None, blocks, read_only: options.read_only };
+        let mut image = Self::with(file, path.to_owned(), blocks, options.read_only);
         if options.direct {
             let direct = open(OFlags::DIRECT)
                 .map_err(|source| ImageError::NotDirect { path: path.to_owned(), source })?;
@@ -143,8 +145,11 @@ impl Image {
     /// Any file, unchecked.
     #[cfg(test)]
     pub(super) fn of(file: File) -> Self {
-        let blocks = Blocks { logical: 512, physical: 512 };
-        Self { path: PathBuf::new(), file, cached: None, blocks, read_only: false }
+        Self::with(file, PathBuf::new(), Blocks { logical: 512, physical: 512 }, false)
+    }
+
+    fn with(file: File, path: PathBuf, blocks: Blocks, read_only: bool) -> Self {
+        Self { path, file, cached: None, blocks, read_only, lost: AtomicI32::new(0) }
     }
 
     /// Its path, for messages.
@@ -177,6 +182,38 @@ impl Image {
     /// Its descriptors: the first for what [`is_aligned`](Self::is_aligned), the second for the rest.
     pub(super) fn files(&self) -> [&File; 2] {
         [&self.file, self.cached.as_ref().map_or(&self.file, |(file, _)| file)]
+    }
+
+    /// What a flush comes to that the host has ended with `result`.
+    ///
+    /// The kernel says once a descriptor that it could not write something, and then forgets both (fsync(2)): the next flush,
+    /// of another queue or of the next start of the guest, would succeed without it. So no flush of this image succeeds after
+    /// one that has failed.
+    pub(super) fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result
+            && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECANCELED))
+        {
+            self.lose(error);
+        }
+        match self.lost.load(Ordering::Acquire) {
+            0 => result,
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// What a durable write comes to. The error of one may be that of what was written before.
+    pub(super) fn wrote_durably<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            if error.raw_os_error() == Some(libc::EIO) {
+                self.lose(error);
+            }
+        })
+    }
+
+    fn lose(&self, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        // The first one stays.
+        let _ = self.lost.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Whether a request can go past the page cache; always, of an image that does not.

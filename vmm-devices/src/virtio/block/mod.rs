@@ -16,6 +16,7 @@ mod storage;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
+mod throttle;
 mod uring;
 
 pub use counters::{BlockCounts, LATENCY_CLASSES};
@@ -24,6 +25,7 @@ pub use engine::{Completion, Engine, Operation, Request};
 pub use image::{Blocks, Image, ImageError, ImageOptions};
 pub use lock::LockHolder;
 pub use storage::Storage;
+pub use throttle::Throttle;
 
 /// Bytes of a sector, the unit of the driver's requests whatever the size of a block.
 pub const SECTOR: u64 = 512;

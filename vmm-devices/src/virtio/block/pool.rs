@@ -92,10 +92,11 @@ impl Engine for Pool {
         Ok(())
     }
 
-    fn reap(&mut self, ended: &mut Vec<Completion>) {
+    fn reap(&mut self, ended: &mut Vec<Completion>) -> io::Result<()> {
         let mut tray = self.shared.lock();
         self.in_flight = self.in_flight.saturating_sub(tray.ended.len());
         ended.append(&mut tray.ended);
+        Ok(())
     }
 
     fn in_flight(&self) -> usize {

@@ -4,7 +4,7 @@
 //! has ended, takes what is available, gives that to the engine in one system call, interrupts once. While it is at work the
 //! driver need not notify.
 //!
-//! Lock order: the queue itself, in it the device's rate limiter, or `ending` or `handlers` of the control; those are innermost.
+//! Lock order: the queue itself, in it the disk's throttle, or `ending` or `handlers` of the control; those are innermost.
 //! Whoever stops a queue does not lock the queue, which may be in a system call.
 
 use std::io;
@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::device::Shared;
 use super::engine::{Completion, Engine, Operation, Request};
 use super::request::{self, Disk, Status, Verdict};
+use super::throttle::Wait;
 use crate::sync::lock;
 use crate::virtio::ending::{Ending, Panicked};
 use crate::virtio::queue::{Buffers, Chain, Queue, QueueError, QueueState};
@@ -27,6 +28,10 @@ use crate::{Handler, Progress, Timer, Worker, WorkerError};
 
 /// Chains that are taken in one turn at most.
 const BATCH: usize = 64;
+
+/// No more chains are taken in a turn when those that were have so many bytes: the kernel copies what is in the page cache in the
+/// system call of the turn, while other queues wait.
+const BATCH_BYTES: u64 = 4 << 20;
 
 /// When what the kernel did not take is offered again, if nothing ends meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
@@ -219,33 +224,17 @@ impl BlockQueue {
 
     /// One turn. What it returns tells whether another one is due without a wake-up.
     fn turn(&mut self) -> Progress {
-        let reader = self.memory.clone();
-        let memory = reader.load();
+        let asked = self.control.asked.swap(0, Ordering::Acquire);
+        if asked & CANCEL != 0 {
+            self.engine.cancel(&|request| request.buffers.is_leaving());
+        }
         if self.control.is_stopping() {
-            return self.finish(&memory);
+            return self.finish();
         }
         if self.broken {
             self.submit();
             self.discard_ended();
             return Progress::Done;
-        }
-        let result = self.serve(&memory);
-        // What was used before an error is the driver's.
-        if self.queue.needs_interrupt(&memory).unwrap_or(false) {
-            self.interrupt.trigger();
-        }
-        result.unwrap_or_else(|error| {
-            self.broken = true;
-            self.status.set_needs_reset(&error);
-            Progress::Done
-        })
-    }
-
-    fn serve(&mut self, memory: &GuestMemory) -> Result<Progress, QueueError> {
-        self.queue.busy(memory)?;
-        let asked = self.control.asked.swap(0, Ordering::Acquire);
-        if asked & CANCEL != 0 {
-            self.engine.cancel(&|request| request.buffers.is_leaving());
         }
         if asked & FLUSH != 0 {
             if std::mem::replace(&mut self.own_flush, true) {
@@ -255,17 +244,46 @@ impl BlockQueue {
                 self.push_own_flush();
             }
         }
-        self.give_back(memory)?;
-        let taken = self.take(memory);
+        let result = self.serve();
+        // What was used before an error is the driver's.
+        self.interrupt();
+        result.unwrap_or_else(|error| {
+            self.broken = true;
+            self.leave_line();
+            self.status.set_needs_reset(&error);
+            Progress::Done
+        })
+    }
+
+    /// Guest memory is looked at before and after the system call, and not held in it: the kernel may be at it for long, and the
+    /// requests have their pins.
+    fn serve(&mut self) -> Result<Progress, QueueError> {
+        let reader = self.memory.clone();
+        let taken = self.begin_all(&reader.load());
         self.submit();
         // What was in the page cache has ended already.
-        self.give_back(memory)?;
+        let memory = reader.load();
+        self.give_back(&memory)?;
         Ok(match taken? {
             ControlFlow::Break(()) if self.throttled.is_some() => Progress::Done,
             ControlFlow::Break(()) => Progress::More,
-            ControlFlow::Continue(()) if self.queue.rest(memory)? => Progress::More,
+            ControlFlow::Continue(()) if self.queue.rest(&memory)? => Progress::More,
             ControlFlow::Continue(()) => Progress::Done,
         })
+    }
+
+    fn begin_all(&mut self, memory: &GuestMemory) -> Result<ControlFlow<()>, QueueError> {
+        self.queue.busy(memory)?;
+        self.give_back(memory)?;
+        self.take(memory)
+    }
+
+    /// Interrupts, if the driver wants that.
+    fn interrupt(&mut self) {
+        let reader = self.memory.clone();
+        if self.queue.needs_interrupt(&reader.load()).unwrap_or(false) {
+            self.interrupt.trigger();
+        }
     }
 
     /// Takes chains and gives them to the engine. `Break`: some may be left.
@@ -276,8 +294,14 @@ impl BlockQueue {
                 return Ok(waits);
             }
         }
+        let mut bytes = 0_u64;
         for _ in 0..BATCH {
+            if bytes >= BATCH_BYTES {
+                break;
+            }
             let Some(chain) = self.queue.pop(memory)? else { return Ok(ControlFlow::Continue(())) };
+            bytes = bytes.saturating_add(chain.readable().len().into());
+            bytes = bytes.saturating_add(chain.writable().len().into());
             if self.begin(memory, chain)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -339,9 +363,11 @@ impl BlockQueue {
             Operation::Read | Operation::Write | Operation::WriteZeroes { .. } => length,
             Operation::Flush | Operation::Discard => 0,
         };
-        if let Err(wait) = self.device.admit(bytes) {
+        if let Err(wait) = self.device.throttle().admit(&self.control.bell, bytes) {
             self.device.counters.throttled();
-            self.wake_in(wait);
+            if let Wait::For(delay) = wait {
+                self.wake_in(delay);
+            }
             self.throttled = Some(Throttled { chain, operation, offset, length, since });
             return Ok(ControlFlow::Break(()));
         }
@@ -379,20 +405,31 @@ impl BlockQueue {
 
     fn submit(&mut self) {
         if let Err(error) = self.engine.submit() {
-            tracing::debug!(disk = self.device.name(), %error, "the host takes no requests for the moment");
-            self.wake_in(RETRY);
+            self.try_again(&error);
         }
     }
 
     /// What has ended in a queue that gives nothing back any more.
     fn discard_ended(&mut self) {
-        self.engine.reap(&mut self.ended);
+        self.reap();
         self.ended.clear();
+    }
+
+    fn reap(&mut self) {
+        if let Err(error) = self.engine.reap(&mut self.ended) {
+            self.try_again(&error);
+        }
+    }
+
+    /// What the engine could not give to the host is given again, though nothing may end meanwhile.
+    fn try_again(&self, error: &io::Error) {
+        tracing::debug!(disk = self.device.name(), %error, "the host takes no requests for the moment");
+        self.wake_in(RETRY);
     }
 
     /// Gives back the chains whose requests have ended.
     fn give_back(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
-        self.engine.reap(&mut self.ended);
+        self.reap();
         let mut ended = std::mem::take(&mut self.ended);
         for Completion { token, result } in ended.drain(..) {
             if token == OWN_FLUSH {
@@ -450,15 +487,24 @@ impl BlockQueue {
         }
     }
 
+    /// Nothing that waits for the rate limiter goes on here: others are not to wait for it.
+    fn leave_line(&self) {
+        if self.throttled.is_some() {
+            self.device.throttle().leave(&self.control.bell);
+        }
+    }
+
     /// A turn of a queue that is to end: what is in flight ends and is given back, nothing is taken. Nothing is cancelled
     /// either: a queue that stops may go on elsewhere, and its driver is not to see errors.
-    fn finish(&mut self, memory: &GuestMemory) -> Progress {
+    fn finish(&mut self) -> Progress {
+        self.leave_line();
         self.submit();
-        if self.broken || self.give_back(memory).is_err() {
+        let reader = self.memory.clone();
+        if self.broken || self.give_back(&reader.load()).is_err() {
             self.broken = true;
             self.discard_ended();
-        } else if self.queue.needs_interrupt(memory).unwrap_or(false) {
-            self.interrupt.trigger();
+        } else {
+            self.interrupt();
         }
         if self.engine.in_flight() == 0 {
             // The last share of this queue goes when this call returns.
@@ -470,6 +516,7 @@ impl BlockQueue {
 
 impl Drop for BlockQueue {
     fn drop(&mut self) {
+        self.leave_line();
         let mut state = self.queue.state();
         // The chain that waits for the rate limiter is to be taken again.
         if self.throttled.is_some() {

@@ -11,7 +11,7 @@ use super::engine::{Operation, Request, ended_early};
 use super::image::Image;
 
 /// Zeros are written in pieces of so many bytes, where the host cannot make them.
-static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+pub(super) static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// A disk's bytes. Each call does the whole of it, or fails; which part was done then is not known.
 pub trait Storage: Send + Sync {
@@ -80,7 +80,8 @@ impl Storage for Image {
     fn write(&self, mut buffers: PinnedBuffers, mut offset: u64, durable: bool) -> io::Result<()> {
         while !buffers.is_empty() {
             let file = self.file_for(&buffers, offset);
-            match retry(|| buffers.write_to(file, offset, durable))? {
+            let written = retry(|| buffers.write_to(file, offset, durable));
+            match if durable { self.wrote_durably(written)? } else { written? } {
                 0 => return Err(ended_early(Operation::Write, offset)),
                 count => offset = offset.saturating_add(count),
             }
@@ -90,7 +91,7 @@ impl Storage for Image {
 
     fn flush(&self) -> io::Result<()> {
         let [file, _] = self.files();
-        Ok(fdatasync(file)?)
+        self.flushed(retry(|| Ok(fdatasync(file)?)))
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {

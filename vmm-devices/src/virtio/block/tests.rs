@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::*;
+use virtio_queue::desc::split::Descriptor;
 use vmm_core::VmEvents;
-use vmm_memory::{AddressSpace, Change, PinnedBuffers};
+use vmm_memory::{AddressSpace, Change, MemoryReader, PinnedBuffers};
 
 use super::*;
 use crate::rate_limiter::{Limit, Limits};
 use crate::sync::lock;
-use crate::virtio::testing::{Driver, RAM, Request as Lent, Started, Used, ram};
-use crate::virtio::{VirtioDevice, features};
+use crate::virtio::testing::{
+    CountedInterrupts, Driver, NEXT, RAM, Request as Lent, Started, Used, WRITE, ram,
+};
+use crate::virtio::{Activation, ActiveQueue, DeviceStatus, QueueInterrupt, VirtioDevice, features};
 
 const SECTORS: u64 = 64;
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
@@ -29,7 +32,7 @@ fn options() -> BlockOptions {
         read_only: false,
         queues: 1,
         engine: EngineChoice::Auto,
-        limits: Limits::default(),
+        throttle: Throttle::new(Limits::default()),
     }
 }
 
@@ -429,6 +432,96 @@ fn memory_under_a_request_in_flight_goes_when_the_request_has_ended() {
     });
 }
 
+/// A read of 512 bytes to `address`, as the next request of `driver`, its header and its status being elsewhere.
+fn submit_read_to(driver: &mut Driver, first: u16, address: u64) {
+    let (head, status) = (driver.allocate(16), driver.allocate(1));
+    driver.write(head, &header(VIRTIO_BLK_T_IN, 0));
+    driver.set_descriptor(first, Descriptor::new(head, 16, NEXT, first + 1));
+    driver.set_descriptor(first + 1, Descriptor::new(address, 512, NEXT | WRITE, first + 2));
+    driver.set_descriptor(first + 2, Descriptor::new(status, 1, WRITE, 0));
+    driver.make_available(first);
+}
+
+#[test]
+fn fault_b6_memory_that_is_to_go_is_asked_back_of_a_queue_that_is_stopping() {
+    let (backend, slow) = Slow::backend();
+    let mut bench = Bench::new(block(backend, options()));
+    // As many as the threads that there are at most, and one that has not begun.
+    for at in 0..8 {
+        submit_read_to(&mut bench.driver, 3 * at, RAM[0].start + 0x10_0000);
+    }
+    bench.started.doorbells[0].ring();
+    (0..8).for_each(|_| assert_eq!(slow.calls.recv().unwrap(), "read"));
+    submit_read_to(&mut bench.driver, 24, RAM[2].start);
+    bench.started.doorbells[0].ring();
+    // It is taken when the driver is told that notifications are wanted again behind it.
+    while bench.driver.available_event() != 9 {
+        std::thread::yield_now();
+    }
+    let (sender, stopped) = channel();
+    bench.started.running.stop(Box::new(move |states| sender.send(states).unwrap()));
+    bench.memory.apply([Change::Unmap(RAM[2])]).unwrap();
+    assert!(stopped.try_recv().is_err());
+    (0..8).for_each(|_| slow.go.send(Ok(())).unwrap());
+    assert_eq!(stopped.recv().unwrap()[0].next_used, 9);
+    assert_eq!((bench.block.counts().reads, bench.block.counts().failed), (8, 1));
+}
+
+#[test]
+fn a_device_whose_second_queue_cannot_start_stops_the_first_by_its_reset() {
+    let (backend, slow) = Slow::backend();
+    let block = block(backend, BlockOptions { queues: 2, ..options() });
+    let memory = ram();
+    let mut drivers: Vec<_> =
+        (0..2).map(|index| Driver::new(&memory, index, 16, index as u64 * 0x4_0000)).collect();
+    drivers[0].submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+    let interrupts = Arc::new(CountedInterrupts::new());
+    let status = DeviceStatus::new("test", Arc::clone(&interrupts) as _);
+    // A worker cannot wait for the same doorbell twice.
+    let doorbell = crate::Doorbell::new(None, 0).unwrap();
+    doorbell.ring();
+    let features = block.features();
+    let queues = drivers.iter().enumerate().map(|(index, driver)| ActiveQueue {
+        index,
+        queue: driver.queue(features),
+        doorbell: doorbell.eventfd(),
+        interrupt: QueueInterrupt::new(Arc::clone(&interrupts) as _, index),
+    });
+    let reader = MemoryReader::new(Arc::clone(&memory));
+    let activation =
+        Activation { features, memory: reader, queues: queues.collect(), status: status.clone() };
+    let running = block.start(activation).unwrap();
+    assert!(status.needs_reset());
+    assert_eq!(slow.calls.recv().unwrap(), "read");
+    let (sender, stopped) = channel();
+    running.stop(Box::new(move |states| sender.send(states.len()).unwrap()));
+    assert!(stopped.try_recv().is_err());
+    slow.go.send(Ok(())).unwrap();
+    assert_eq!(stopped.recv().unwrap(), 1);
+}
+
+#[test]
+fn a_queue_whose_turns_are_cut_short_by_their_bytes_is_served_to_the_end() {
+    let file = image_file();
+    let mut bench = Bench::file(&file);
+    // Refused, as they leave the disk, and long all the same: each turn takes one.
+    for at in 0..20 {
+        let head = bench.driver.allocate(16);
+        bench.driver.write(head, &header(VIRTIO_BLK_T_IN, SECTORS));
+        let pieces = [(head, 16, NEXT), (0x10_0000, 0x10_0000, NEXT | WRITE), (0x20_0000, 0x10_0000, WRITE)];
+        for (index, (address, length, flags)) in (3 * at..).zip(pieces) {
+            bench.driver.set_descriptor(index, Descriptor::new(address, length, flags, index + 1));
+        }
+        bench.driver.make_available(3 * at);
+    }
+    bench.driver.set_used_event(19);
+    bench.started.doorbells[0].ring();
+    while bench.driver.used_index() != 20 {
+        bench.started.interrupts.wait_for_queue();
+    }
+    assert_eq!(bench.block.counts().refused, 20);
+}
+
 /// One operation in 20 ms.
 fn slow_limit() -> Limits {
     let limit = Limit::new(1, Duration::from_millis(20), 0).unwrap();
@@ -438,7 +531,8 @@ fn slow_limit() -> Limits {
 #[test]
 fn requests_beyond_the_limit_wait_and_are_served_in_turn() {
     let file = image_file();
-    let mut bench = Bench::new(block(raw(&file), BlockOptions { limits: slow_limit(), ..options() }));
+    let mut bench =
+        Bench::new(block(raw(&file), BlockOptions { throttle: Throttle::new(slow_limit()), ..options() }));
     let heads: Vec<_> =
         (0..4).map(|_| bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]).head).collect();
     let used: Vec<_> = (0..4).map(|_| bench.wait().head as u16).collect();
@@ -455,7 +549,10 @@ fn empty_for_long() -> Limits {
 #[test]
 fn fault_b15_a_limit_that_is_lifted_lets_go_what_waits() {
     let file = image_file();
-    let mut bench = Bench::new(block(raw(&file), BlockOptions { limits: empty_for_long(), ..options() }));
+    let mut bench = Bench::new(block(
+        raw(&file),
+        BlockOptions { throttle: Throttle::new(empty_for_long()), ..options() },
+    ));
     assert_eq!(bench.read(0, 512).0, OK);
     let request = bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
     bench.started.doorbells[0].ring();
@@ -469,7 +566,7 @@ fn fault_b15_a_limit_that_is_lifted_lets_go_what_waits() {
 #[test]
 fn a_queue_that_is_stopped_while_a_request_waits_for_the_limit_takes_it_again() {
     let file = image_file();
-    let block = block(raw(&file), BlockOptions { limits: empty_for_long(), ..options() });
+    let block = block(raw(&file), BlockOptions { throttle: Throttle::new(empty_for_long()), ..options() });
     let mut bench = Bench::new(block);
     assert_eq!(bench.read(0, 512).0, OK);
     let request = bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);

@@ -15,17 +15,27 @@ use io_uring::{IoUring, opcode, squeue};
 
 use super::engine::{Completion, Engine, Operation, Request, ended_early};
 use super::image::Image;
-use super::storage::{Storage, discard_mode, is_unsupported, zero_mode};
+use super::storage::{ZEROS, discard_mode, is_unsupported, zero_mode};
 use crate::worker::Wakeup;
 
 /// The user data of what cancels the others; none of theirs.
 const CANCEL: u64 = u64::MAX;
+
+/// What has more bytes is done by threads of the kernel from the beginning: from and to the page cache it would be copied in the
+/// system call that submits it.
+const LONG: u64 = 4 << 20;
+
+/// How often the answers of the kernel are looked at in one go. What needs more steps than that goes on when the worker is
+/// woken again: the ring stays readable.
+const ROUNDS: usize = 4;
 
 /// What the kernel is doing with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// What it asks for.
     Act,
+    /// The host cannot make zeros: so many bytes of them are written, and the next piece is on its way.
+    Zeros(u64),
     /// It was done, and is made durable.
     Sync,
 }
@@ -99,6 +109,7 @@ impl Uring {
         // SAFETY:
         // - the iovecs and the guest memory they lead to belong to the flight, which stays in its slot, unmoved on the
         //   heap and pinned, until the completion of this entry was seen, or this ring has none in flight any more;
+        // - the zeros are there as long as the process;
         // - guest memory is no Rust object: what the kernel writes there meets volatile accesses only.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
@@ -116,9 +127,12 @@ impl Uring {
     /// Takes note of what the kernel says about a request; it may need another step.
     fn note(&mut self, slot: usize, answer: i32) {
         let Some(flight) = self.flights.get_mut(slot).and_then(Option::as_mut) else { return };
-        match flight.next(answer, &self.image) {
+        match flight.next(answer) {
             Next::Again => self.enter(slot),
-            Next::End(result) => self.end(slot, result),
+            Next::End(result) => {
+                let result = flight.outcome(result, &self.image);
+                self.end(slot, result);
+            }
         }
     }
 
@@ -149,20 +163,31 @@ impl Flight {
         let iovecs = buffers.iovecs();
         let count = u32::try_from(iovecs.len()).unwrap_or(u32::MAX);
         let sync = opcode::Fsync::new(Fixed(0)).flags(FsyncFlags::DATASYNC);
-        if self.stage == Stage::Sync {
-            return sync.build();
+        match self.stage {
+            Stage::Act => {}
+            Stage::Sync => return sync.build(),
+            Stage::Zeros(done) => {
+                let count = u32::try_from(length.saturating_sub(done)).unwrap_or(u32::MAX);
+                let count = count.min(u32::try_from(ZEROS.len()).unwrap_or(u32::MAX));
+                let write = opcode::Write::new(Fixed(1), ZEROS.as_ptr(), count);
+                // Never on the worker, which has other requests.
+                return write.offset(offset.saturating_add(done)).build().flags(squeue::Flags::ASYNC);
+            }
         }
         let allocate = |mode: rustix::fs::FallocateFlags| {
             #[expect(clippy::cast_possible_wrap, reason = "flags")]
             let mode = mode.bits() as i32;
             opcode::Fallocate::new(Fixed(1), *length).offset(*offset).mode(mode).build()
         };
+        let place = if buffers.len() > LONG { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
         match operation {
-            Operation::Read => opcode::Readv::new(file, iovecs.as_ptr(), count).offset(*offset).build(),
+            Operation::Read => {
+                opcode::Readv::new(file, iovecs.as_ptr(), count).offset(*offset).build().flags(place)
+            }
             Operation::Write => {
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
                 let write = opcode::Writev::new(file, iovecs.as_ptr(), count);
-                write.offset(*offset).rw_flags(flags).build()
+                write.offset(*offset).rw_flags(flags).build().flags(place)
             }
             Operation::Flush => sync.build(),
             Operation::Discard => allocate(discard_mode()),
@@ -170,15 +195,15 @@ impl Flight {
         }
     }
 
-    fn next(&mut self, answer: i32, image: &Image) -> Next {
-        let request = &mut self.request;
+    fn next(&mut self, answer: i32) -> Next {
         let Ok(count) = u64::try_from(answer) else {
             let error = io::Error::from_raw_os_error(answer.saturating_neg());
             return match error.raw_os_error() {
                 Some(libc::EINTR) if !self.cancelled => Next::Again,
-                _ => self.failed(error, image),
+                _ => self.failed(error),
             };
         };
+        let request = &mut self.request;
         match request.operation {
             Operation::Read | Operation::Write if count == 0 && !request.buffers.is_empty() => {
                 Next::End(Err(ended_early(request.operation, request.offset)))
@@ -190,34 +215,61 @@ impl Flight {
                     request.buffers.advance(count);
                 }
                 request.offset = request.offset.saturating_add(count);
-                match request.buffers.is_empty() {
-                    true => Next::End(Ok(())),
-                    false if self.cancelled => Next::End(Err(io::Error::from_raw_os_error(libc::ECANCELED))),
-                    false => Next::Again,
-                }
+                let is_done = request.buffers.is_empty();
+                self.goes_on(is_done)
             }
-            Operation::Discard | Operation::WriteZeroes { .. }
-                if request.durable && self.stage == Stage::Act =>
-            {
-                self.stage = Stage::Sync;
-                Next::Again
+            Operation::Flush => Next::End(Ok(())),
+            Operation::Discard | Operation::WriteZeroes { .. } => self.range_done(count),
+        }
+    }
+
+    /// Ends a request that is done or cancelled.
+    fn goes_on(&self, is_done: bool) -> Next {
+        match is_done {
+            true => Next::End(Ok(())),
+            false if self.cancelled => Next::End(Err(io::Error::from_raw_os_error(libc::ECANCELED))),
+            false => Next::Again,
+        }
+    }
+
+    /// A step of what has no buffers was done: the whole, or `count` bytes of zeros.
+    fn range_done(&mut self, count: u64) -> Next {
+        if let Stage::Zeros(done) = &mut self.stage {
+            if count == 0 {
+                return Next::End(Err(ended_early(self.request.operation, self.request.offset)));
             }
-            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => Next::End(Ok(())),
+            *done = done.saturating_add(count);
+            if *done < self.request.length {
+                return self.goes_on(false);
+            }
+        }
+        if self.request.durable && self.stage != Stage::Sync {
+            self.stage = Stage::Sync;
+            return Next::Again;
+        }
+        Next::End(Ok(()))
+    }
+
+    /// What the end of a request comes to, with what the image has seen before.
+    fn outcome(&self, result: io::Result<()>, image: &Image) -> io::Result<()> {
+        match self.request.operation {
+            Operation::Write if self.request.durable => image.wrote_durably(result),
+            Operation::Flush => image.flushed(result),
+            _ if self.stage == Stage::Sync => image.flushed(result),
+            _ => result,
         }
     }
 
     /// What the file system cannot do is advice, or is done otherwise.
-    fn failed(&mut self, error: io::Error, image: &Image) -> Next {
-        if self.stage == Stage::Sync || !is_unsupported(&error) {
+    fn failed(&mut self, error: io::Error) -> Next {
+        if self.stage != Stage::Act || !is_unsupported(&error) {
             return Next::End(Err(error));
         }
         match self.request.operation {
             Operation::Discard => Next::End(Ok(())),
-            Operation::WriteZeroes { unmap } => {
-                // Rare, and blocks this disk only.
-                let zeroed = image.write_zeroes(self.request.offset, self.request.length, unmap);
-                let durable = self.request.durable;
-                Next::End(zeroed.and_then(|()| if durable { image.flush() } else { Ok(()) }))
+            Operation::WriteZeroes { .. } => {
+                self.stage = Stage::Zeros(0);
+                self.goes_on(false)
             }
             Operation::Read | Operation::Write | Operation::Flush => Next::End(Err(error)),
         }
@@ -241,9 +293,10 @@ impl Engine for Uring {
         self.submit_all()
     }
 
-    fn reap(&mut self, ended: &mut Vec<Completion>) {
+    fn reap(&mut self, ended: &mut Vec<Completion>) -> io::Result<()> {
         let mut answers = std::mem::take(&mut self.answers);
-        loop {
+        let mut submitted = Ok(());
+        for _ in 0..ROUNDS {
             answers.extend(self.ring.completion().map(|answer| (answer.user_data(), answer.result())));
             if answers.is_empty() {
                 break;
@@ -253,13 +306,15 @@ impl Engine for Uring {
                     self.note(slot, answer);
                 }
             }
-            // What needs another step; if it cannot be submitted now, with the next requests.
-            if self.submit_all().is_err() {
+            // What needs another step.
+            submitted = self.submit_all();
+            if submitted.is_err() {
                 break;
             }
         }
         self.answers = answers;
         ended.append(&mut self.ended);
+        submitted
     }
 
     fn in_flight(&self) -> usize {
@@ -295,8 +350,12 @@ impl Drop for Uring {
     fn drop(&mut self) {
         self.cancel(&|_| true);
         let mut ended = Vec::new();
-        self.reap(&mut ended);
-        while self.in_flight() != 0 {
+        loop {
+            // What it cannot submit, the wait does.
+            let _ = self.reap(&mut ended);
+            if self.in_flight() == 0 {
+                break;
+            }
             if let Err(error) = self.ring.submit_and_wait(1)
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -304,7 +363,6 @@ impl Drop for Uring {
                 std::mem::forget(std::mem::take(&mut self.flights));
                 return;
             }
-            self.reap(&mut ended);
         }
         // The kernel takes a ring apart some time after it was closed, and until then the image would stay locked.
         if let Err(error) = self.ring.submitter().unregister_files() {

@@ -7,7 +7,7 @@
 //! the enabling or reset of a queue take; the answer of a device that has stopped takes `state` alone.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_core::{Completer, Deferred, deferred};
 use vmm_memory::{GuestMemory, MemoryReader};
@@ -26,6 +26,11 @@ use crate::virtio::{
 #[error("the driver has enabled no queue")]
 struct NoQueue;
 
+/// The driver has the device work while its function may not access memory.
+#[derive(Debug, thiserror::Error)]
+#[error("the function is no bus master, and the device cannot access its queues")]
+struct NoBusMaster;
+
 /// The driver has set up a queue that cannot be.
 #[derive(Debug, thiserror::Error)]
 #[error("queue {index}")]
@@ -41,8 +46,14 @@ pub struct Control {
     memory: MemoryReader,
     interrupts: Arc<dyn Interrupts>,
     doorbells: Box<[Doorbell]>,
-    running: Mutex<Option<Box<dyn Running>>>,
+    running: Mutex<Run>,
     shared: Arc<Shared>,
+}
+
+struct Run {
+    device: Option<Box<dyn Running>>,
+    /// The device may access memory.
+    is_bus_master: bool,
 }
 
 /// What the answer of a stopped device needs.
@@ -55,6 +66,10 @@ struct State {
     registers: Registers,
     /// Accesses that end with the reset.
     waiting: Vec<Completer>,
+    /// The device has stopped; the reset ends when no queue is being reset by itself any more.
+    stopped: bool,
+    /// The device stops as it may not access memory any more; a reset does not end before that.
+    draining: bool,
 }
 
 impl Control {
@@ -69,10 +84,17 @@ impl Control {
         debug_assert_eq!(doorbells.len(), device.queue_sizes().len(), "a doorbell for each queue");
         let registers = Registers::new(device.features(), device.queue_sizes());
         let status = DeviceStatus::new(name, Arc::clone(&interrupts));
-        let state = Mutex::new(State { registers, waiting: Vec::new() });
+        let state = Mutex::new(State { registers, waiting: Vec::new(), stopped: false, draining: false });
         let shared = Arc::new(Shared { status, state });
         let doorbells = doorbells.into();
-        Self { device, memory, interrupts, doorbells, running: Mutex::new(None), shared }
+        Self {
+            device,
+            memory,
+            interrupts,
+            doorbells,
+            running: Mutex::new(Run { device: None, is_bus_master: true }),
+            shared,
+        }
     }
 
     /// The device type.
@@ -105,15 +127,19 @@ impl Control {
                 let features = state.registers.accepted();
                 let queues: Vec<_> = state.registers.enabled().collect();
                 drop(state);
-                *running = self.start(features, &queues);
+                if running.is_bus_master {
+                    running.device = self.start(features, &queues);
+                } else {
+                    self.shared.status.set_needs_reset(&NoBusMaster);
+                }
             }
             StatusChange::Reset if under_way => {}
             StatusChange::Reset => {
                 drop(state);
                 let shared = Arc::clone(&self.shared);
-                match running.take() {
-                    Some(device) => device.stop(Box::new(move |_| shared.reset())),
-                    None => shared.reset(),
+                match running.device.take() {
+                    Some(device) => device.stop(Box::new(move |_| shared.stopped())),
+                    None => shared.stopped(),
                 }
             }
         }
@@ -131,13 +157,30 @@ impl Control {
         Some(access)
     }
 
+    /// The device may access guest memory from now on, or may not. One that runs and may not any more stops, and needs a reset:
+    /// `Some` is the end of its accesses. Until the first call it may.
+    pub fn set_bus_master(&self, on: bool) -> Option<Deferred> {
+        let mut running = lock(&self.running);
+        running.is_bus_master = on;
+        let device = running.device.take_if(|_| !on)?;
+        lock(&self.shared.state).draining = true;
+        self.shared.status.set_needs_reset(&NoBusMaster);
+        let (completer, access) = deferred();
+        let shared = Arc::clone(&self.shared);
+        device.stop(Box::new(move |_| {
+            shared.drained();
+            completer.complete();
+        }));
+        Some(access)
+    }
+
     /// The driver enables the selected queue.
     pub fn enable_queue(&self) {
         let mut running = lock(&self.running);
         let (setup, features) =
             self.with_registers(|registers| (registers.enable_queue(), registers.accepted()));
         let Some(setup) = setup else { return };
-        let Some(device) = running.as_mut().and_then(|device| device.queue_reset()) else { return };
+        let Some(device) = running.device.as_mut().and_then(|device| device.queue_reset()) else { return };
         if let Err(error) = self.start_queue(device, features, &setup) {
             self.shared.status.set_needs_reset(&*error);
         }
@@ -148,10 +191,10 @@ impl Control {
         let mut running = lock(&self.running);
         let Some(index) = self.with_registers(Registers::reset_queue) else { return };
         let shared = Arc::clone(&self.shared);
-        let done = Box::new(move |_| lock(&shared.state).registers.queue_was_reset(index));
-        let device = running.as_mut().and_then(|device| device.queue_reset());
+        let done = Box::new(move |_| shared.queue_was_reset(index));
+        let device = running.device.as_mut().and_then(|device| device.queue_reset());
         if !device.is_some_and(|device| device.stop_queue(index, done)) {
-            self.with_registers(|registers| registers.queue_was_reset(index));
+            self.shared.queue_was_reset(index);
         }
     }
 
@@ -251,9 +294,33 @@ impl Control {
 }
 
 impl Shared {
-    /// The device has stopped: the registers are as in the beginning, and whoever waits goes on.
-    fn reset(&self) {
+    /// The device has stopped, with the queues that were not stopped before it.
+    fn stopped(&self) {
         let mut state = lock(&self.state);
+        state.stopped = true;
+        self.end_reset(state);
+    }
+
+    /// The device has stopped that may not access memory any more.
+    fn drained(&self) {
+        let mut state = lock(&self.state);
+        state.draining = false;
+        self.end_reset(state);
+    }
+
+    /// Queue `index` has stopped by itself.
+    fn queue_was_reset(&self, index: usize) {
+        let mut state = lock(&self.state);
+        state.registers.queue_was_reset(index);
+        self.end_reset(state);
+    }
+
+    /// Once nothing of the device is left: the registers are as in the beginning, and whoever waits goes on.
+    fn end_reset(&self, mut state: MutexGuard<'_, State>) {
+        if !state.stopped || state.draining || state.registers.is_any_queue_resetting() {
+            return;
+        }
+        state.stopped = false;
         self.status.reset();
         state.registers.reset();
         let waiting = std::mem::take(&mut state.waiting);
@@ -265,7 +332,11 @@ impl Shared {
 impl Drop for Control {
     /// The guest does not see it any more: nobody waits for the driver.
     fn drop(&mut self) {
-        let running = lock(&self.running).take();
+        let running = lock(&self.running).device.take();
         drop(running);
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

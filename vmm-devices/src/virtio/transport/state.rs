@@ -346,6 +346,12 @@ impl Registers {
         }
     }
 
+    /// Whether the reset of some queue has not come to its end.
+    #[must_use]
+    pub fn is_any_queue_resetting(&self) -> bool {
+        self.queues.iter().any(QueueRegisters::is_resetting)
+    }
+
     /// The queues that are enabled, as the driver has set them up.
     pub fn enabled(&self) -> impl Iterator<Item = QueueState> {
         self.queues.iter().filter(|queue| queue.enabled).map(|queue| queue.setup)

@@ -79,12 +79,12 @@ fn engines(image: &Arc<Image>) -> Vec<Box<dyn Engine>> {
 fn wait(engine: &mut dyn Engine, count: usize) -> Vec<Completion> {
     let mut ended = Vec::new();
     engine.submit().unwrap();
-    engine.reap(&mut ended);
+    engine.reap(&mut ended).unwrap();
     let wakeup = engine.wakeup();
     while ended.len() < count {
         wait_readable(&*wakeup);
         wakeup.take();
-        engine.reap(&mut ended);
+        engine.reap(&mut ended).unwrap();
     }
     assert_eq!(engine.in_flight(), 0);
     ended
@@ -122,6 +122,25 @@ fn what_was_written_is_read_back_from_scattered_buffers() {
             (guest.read(HIGH + 0x800, 3), guest.read(0x2000, 13)),
             (b"one".to_vec(), b", two, three.".to_vec())
         );
+    }
+}
+
+#[test]
+fn a_request_that_is_too_long_for_one_turn_is_transferred_whole() {
+    const PIECES: u64 = 80;
+    let guest = Guest::new();
+    let (file, image) = image(PIECES << 16);
+    for (seed, mut engine) in (1..).zip(engines(&image)) {
+        guest.write(HIGH, &[seed; 1 << 16]);
+        let pieces = [(HIGH, 1 << 16); PIECES as usize];
+        one(&mut *engine, guest.request(0, Operation::Write, 0, &pieces)).unwrap();
+        let mut bytes = vec![0; (PIECES as usize) << 16];
+        file.as_file().read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == seed));
+        // The last piece is what stays.
+        file.as_file().write_all_at(&[0x77; 1 << 16], (PIECES - 1) << 16).unwrap();
+        one(&mut *engine, guest.request(1, Operation::Read, 0, &pieces)).unwrap();
+        assert_eq!(guest.read(HIGH, 1 << 16), [0x77; 1 << 16]);
     }
 }
 
@@ -208,6 +227,87 @@ fn fault_c3_what_the_host_refuses_is_an_error_of_that_request_only() {
         let discard = range(1, Operation::Discard, 0, 4096);
         assert_eq!(one(&mut *engine, discard).unwrap_err().raw_os_error(), Some(libc::EPERM));
         one(&mut *engine, guest.request(2, Operation::Read, 0, &[(0, 4096)])).unwrap();
+    }
+}
+
+/// An image on a file system that cannot make zeros in place (tmpfs), so that they are written.
+fn image_without_zeroing(length: u64) -> (File, Arc<Image>) {
+    let file = File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(length).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    (file, Arc::new(Image::open(&path, ImageOptions::default()).unwrap()))
+}
+
+#[test]
+fn zeroes_that_the_host_cannot_make_are_written_to_the_last_byte() {
+    let (file, image) = image_without_zeroing(1 << 20);
+    for mut engine in engines(&image) {
+        file.write_all_at(&[0xaa; 1 << 20], 0).unwrap();
+        // Several pieces, and a part of one.
+        let (offset, length) = (512, (1 << 19) + 1024);
+        one(&mut *engine, range(0, Operation::WriteZeroes { unmap: false }, offset, length)).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let zeros = 512..512 + length as usize;
+        assert!(bytes[zeros.clone()].iter().all(|byte| *byte == 0));
+        assert!(bytes[..zeros.start].iter().chain(&bytes[zeros.end..]).all(|byte| *byte == 0xaa));
+    }
+}
+
+#[test]
+fn zeroes_that_are_written_take_turns_with_the_worker_and_can_be_cancelled() {
+    const LENGTH: u64 = 16 << 20;
+    let (file, image) = image_without_zeroing(LENGTH);
+    let Ok(mut uring) = Uring::new(image, DEPTH) else { return eprintln!("not tested here: no io_uring") };
+    file.write_all_at(&[0xaa; 512], LENGTH - 512).unwrap();
+    uring.push(range(5, Operation::WriteZeroes { unmap: false }, 0, LENGTH));
+    uring.submit().unwrap();
+    let (mut ended, wakeup) = (Vec::new(), uring.wakeup());
+    // The answer to the attempt, and that to a piece at least.
+    for _ in 0..2 {
+        wait_readable(&*wakeup);
+        uring.reap(&mut ended).unwrap();
+        assert_eq!((ended.len(), uring.in_flight()), (0, 1));
+    }
+    uring.cancel(&|request| request.token == 5);
+    while ended.is_empty() {
+        wait_readable(&*wakeup);
+        uring.reap(&mut ended).unwrap();
+    }
+    assert_eq!(ended[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+    let mut last = [0];
+    file.read_exact_at(&mut last, LENGTH - 1).unwrap();
+    assert_eq!(last, [0xaa]);
+}
+
+#[test]
+fn fault_c3_a_flush_that_has_failed_is_not_forgotten_by_those_after_it() {
+    let flush = || range(0, Operation::Flush, 0, 0);
+    let code = |result: io::Result<()>| result.unwrap_err().raw_os_error();
+    // Pipes cannot be flushed.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    for which in 0..2 {
+        let pipe = writer.try_clone().unwrap();
+        let unflushable = Arc::new(Image::of(File::from(std::os::fd::OwnedFd::from(pipe))));
+        let Some(mut engine) = engines(&unflushable).into_iter().nth(which) else { continue };
+        assert_eq!(code(one(&mut *engine, flush())), Some(libc::EINVAL));
+        assert_eq!(code(unflushable.flushed(Ok(()))), Some(libc::EINVAL));
+    }
+    let guest = Guest::new();
+    let (_file, image) = image(1 << 16);
+    for mut engine in engines(&image) {
+        one(&mut *engine, flush()).unwrap();
+    }
+    let fails = |errno| Err(io::Error::from_raw_os_error(errno));
+    // Neither says that something was lost.
+    assert_eq!(code(image.flushed(fails(libc::ECANCELED))), Some(libc::ECANCELED));
+    assert_eq!(code(image.wrote_durably(fails(libc::ENOSPC))), Some(libc::ENOSPC));
+    image.flushed(Ok(())).unwrap();
+    assert_eq!(code(image.wrote_durably(fails(libc::EIO))), Some(libc::EIO));
+    for mut engine in engines(&image) {
+        assert_eq!(code(one(&mut *engine, flush())), Some(libc::EIO));
+        one(&mut *engine, guest.request(0, Operation::Write, 0, &[(0, 512)])).unwrap();
+        one(&mut *engine, guest.request(1, Operation::Read, 0, &[(0, 512)])).unwrap();
     }
 }
 
@@ -301,7 +401,7 @@ fn fault_b6_what_has_not_begun_is_cancelled_and_the_rest_ends_by_itself() {
     pool.push(guest.request(1, Operation::Read, 8, &[(8, 4)]));
     pool.cancel(&|request| request.token == 1);
     let mut ended = Vec::new();
-    pool.reap(&mut ended);
+    pool.reap(&mut ended).unwrap();
     assert_eq!((ended.len(), ended[0].token, pool.in_flight()), (1, 1, 1));
     assert_eq!(ended[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
     go.send(Ok(())).unwrap();
@@ -319,7 +419,7 @@ fn a_request_in_flight_keeps_its_memory_and_gives_it_back_when_it_is_cancelled()
     uring.push(guest.request(4, Operation::Read, 0, &[(0, 4096)]));
     uring.submit().unwrap();
     let mut ended = Vec::new();
-    uring.reap(&mut ended);
+    uring.reap(&mut ended).unwrap();
     assert_eq!((ended.len(), uring.in_flight()), (0, 2));
     // Somebody unmaps the upper region: only what is in it is asked for.
     let range = RamRange { start: HIGH, size: 0x1_0000 };
@@ -327,7 +427,7 @@ fn a_request_in_flight_keeps_its_memory_and_gives_it_back_when_it_is_cancelled()
         let unmapping = scope.spawn(|| guest.memory.apply([vmm_memory::Change::Unmap(range)]));
         while ended.is_empty() {
             uring.cancel(&|request| request.buffers.is_leaving());
-            uring.reap(&mut ended);
+            uring.reap(&mut ended).unwrap();
             std::thread::yield_now();
         }
         unmapping.join().unwrap().unwrap();

@@ -1,11 +1,14 @@
 //! `VirtioPci`: a device that is a PCI function (virtio 1.3, section 4.1), modern only.
 //!
-//! Everything is in BAR 0, whose parts are those of [`layout`]. A notification address for each queue is an ioeventfd of any
-//! width while the BAR is decoded, and moves with it. Interrupts are MSI-X: a vector for the configuration and one for each
+//! Everything is in BAR 0, whose parts are those of [`layout`]. A notification address for each queue is an ioeventfd, of any
+//! width if KVM has those, while the BAR is decoded, and moves with it. Interrupts are MSI-X: a vector for the configuration and one for each
 //! queue, as the driver assigns them; there is no interrupt pin, and who turns MSI-X off reads the ISR status.
 //!
 //! A reset takes as long as the device needs to stop; the status stays what it was until then (section 4.1.4.3.1), so no
 //! access waits for it.
+//!
+//! While the function is no bus master no device runs behind it and no message is sent. A driver that takes that away from a
+//! device that runs has to reset it.
 
 mod capabilities;
 mod common;
@@ -14,9 +17,9 @@ pub mod layout;
 
 use std::sync::Arc;
 
-use vmm_core::Deferred;
 use vmm_core::irq::MsixTable;
 use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
+use vmm_core::{Deferred, LogLimit};
 use vmm_memory::MemoryReader;
 
 use self::common::Common;
@@ -93,6 +96,7 @@ struct VirtioPci {
     name: &'static str,
     control: Control,
     interrupts: Arc<PciInterrupts>,
+    refusals: LogLimit,
 }
 
 /// Makes the function behind which `device` is. Dropped, the device stops, and its doorbells are gone.
@@ -110,7 +114,9 @@ pub fn function(device: Arc<dyn VirtioDevice>, setup: PciSetup) -> Result<Functi
     let interrupts = Arc::new(PciInterrupts::new(Msix::new(vectors), queues));
     let (configuration, access) = configuration(&*device, &interrupts)?;
     let control = Control::new(name, device, memory, doorbells, Arc::clone(&interrupts) as _);
-    let device = Arc::new(VirtioPci { name, control, interrupts });
+    // As after a reset; nothing runs that this could stop.
+    drop(control.set_bus_master(false));
+    let device = Arc::new(VirtioPci { name, control, interrupts, refusals: LogLimit::default() });
     Ok(Function::new(name, configuration, device, Some(access), host)?)
 }
 
@@ -154,6 +160,18 @@ fn class(device_type: u32) -> u32 {
         3 => 0x07_8000,
         // None fits.
         _ => 0xff_0000,
+    }
+}
+
+/// Has KVM take the notifications at `address`: of any width, or where it cannot tell that (without
+/// `KVM_CAP_IOEVENTFD_ANY_LENGTH` a width of 0 is `EINVAL`), of the 16 bits that drivers write (section 4.1.5.2).
+fn bind(doorbell: &Doorbell, address: u64) -> Result<(), DoorbellError> {
+    let of = |width| DoorbellAddress { space: DoorbellSpace::Mmio, address, width, datamatch: None };
+    match doorbell.rebind(of(0)) {
+        Err(DoorbellError::Attach { source, .. }) if source.source.raw_os_error() == Some(libc::EINVAL) => {
+            doorbell.rebind(of(2))
+        }
+        bound => bound,
     }
 }
 
@@ -204,13 +222,19 @@ impl PciDevice for VirtioPci {
                 doorbell.unbind();
                 continue;
             };
-            let to = DoorbellAddress { space: DoorbellSpace::Mmio, address, width: 0, datamatch: None };
-            if let Err(error) = doorbell.rebind(to) {
+            if let Err(error) = bind(doorbell, address) {
                 // What is at the old address may be another's; the handler of the new one rings.
                 doorbell.unbind();
-                tracing::warn!(device = self.name, queue = index, %error, "notifications of a queue take exits");
+                if let Some(left_out) = self.refusals.permit() {
+                    let device = self.name;
+                    tracing::warn!(device, queue = index, %error, left_out, "notifications of a queue take exits");
+                }
             }
         }
+    }
+
+    fn set_bus_master(&self, on: bool) -> Option<Deferred> {
+        self.control.set_bus_master(on)
     }
 
     fn msix(&self) -> Option<&Msix> {

@@ -469,6 +469,68 @@ fn notification_addresses_are_where_the_bar_is_and_nowhere_else() {
 }
 
 #[test]
+fn a_device_whose_function_is_no_bus_master_does_not_start() {
+    let device = Arc::new(Held::default());
+    let machine = Machine::new(Arc::clone(&device) as _);
+    machine.configure(COMMAND, &[2]);
+    let start = || {
+        machine.negotiate();
+        machine.set_up(&Driver::new(&machine.memory, 0, 8, RINGS));
+        machine.start();
+        machine.status() & NEEDS_RESET != 0
+    };
+    assert!(start() && device.starts.lock().unwrap().is_empty());
+    machine.configure(COMMAND, &[6]);
+    assert!(device.starts.lock().unwrap().is_empty());
+    machine.reset();
+    assert!(!start());
+    assert_eq!(*device.starts.lock().unwrap(), [[0]]);
+}
+
+#[test]
+fn fault_b6_a_device_that_may_not_access_memory_any_more_stops_before_the_access_and_its_reset_end() {
+    let device = Arc::new(Held::default());
+    let machine = Machine::new(Arc::clone(&device) as _);
+    machine.negotiate();
+    machine.set_up(&Driver::new(&machine.memory, 0, 8, RINGS));
+    machine.start();
+    let access = machine.root.write(machine.address, COMMAND, &[2]).unwrap();
+    let (sender, ended) = std::sync::mpsc::channel();
+    access.on_complete(move || sender.send(()).unwrap());
+    while device.stops.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    machine.write(STATUS, &[0]);
+    assert!(machine.status() & NEEDS_RESET != 0 && ended.try_recv().is_err());
+    assert_eq!(device.let_go(), 1);
+    ended.recv().unwrap();
+    assert_eq!(machine.status(), 0);
+    machine.configure(COMMAND, &[6]);
+    assert_eq!((machine.status(), device.let_go()), (0, 0));
+}
+
+#[test]
+fn a_host_without_doorbells_of_any_width_has_those_of_16_bits_and_the_others_exit() {
+    let vm = Arc::new(FakeVm::default());
+    let vectors = 2;
+    // After the irqfds of the vectors.
+    vm.fail_call(vectors, libc::EINVAL);
+    let machine = Machine::with_vm(rng(), vm);
+    let address = machine.bar() + layout::NOTIFICATIONS.start;
+    let doorbells = machine.vm.doorbells();
+    assert_eq!(doorbells.iter().map(|at| (at.address, at.width)).collect::<Vec<_>>(), [(address, 2)]);
+    let mut driver = Driver::new(&machine.memory, 0, 16, RINGS);
+    machine.negotiate();
+    machine.set_up(&driver);
+    machine.start();
+    driver.submit(&[], &[8]);
+    machine.write(layout::NOTIFICATIONS.start, &[0; 4]);
+    while driver.take_used().is_none() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn fault_b7_a_doorbell_that_the_host_refuses_rings_by_exits() {
     let vm = Arc::new(FakeVm::default());
     let vectors = 2;
