@@ -282,8 +282,11 @@ impl Values {
             before()?;
             probe.time(space, change)
         };
-        let (map, replace, unmap) =
-            (time(Coming::map()?)?, time(Coming::replace()?)?, time(Coming::unmap())?);
+        // One right after the other, as the ioctls are that they stand beside.
+        let (map, unmap) = (time(Coming::map()?)?, time(Coming::unmap())?);
+        space.apply([Coming::map()?])?;
+        let replace = time(Coming::replace()?)?;
+        space.apply([Coming::unmap()])?;
         push(&mut self.map[1..], [map.whole, map.before, map.ioctls, map.after]);
         push(&mut self.unmap[1..], [unmap.whole, unmap.before, unmap.ioctls, unmap.grace, unmap.after]);
         push(&mut self.both[1..], [map.whole + unmap.whole]);

@@ -45,17 +45,21 @@ const RING: DirtyMechanism = DirtyMechanism::Ring { bytes: 64 << 10 };
 /// The least that KVM takes.
 const SMALL_RING: DirtyMechanism = DirtyMechanism::Ring { bytes: 256 * 16 };
 
-/// Whether this host's KVM has the mechanism.
+/// Whether this host's KVM has the mechanism. Says so if not.
 fn has(mechanism: DirtyMechanism) -> Result<bool> {
     let kvm = Kvm::open(Path::new("/dev/kvm"))?;
     let capabilities = kvm.capabilities();
-    Ok(match mechanism {
+    let has = match mechanism {
         DirtyMechanism::Bitmap => true,
         DirtyMechanism::ManualProtect { initially_set } => {
             capabilities.manual_dirty_log.is_some_and(|can| can || !initially_set)
         }
         DirtyMechanism::Ring { bytes } => capabilities.dirty_ring >= bytes,
-    })
+    };
+    if !has {
+        println!("this KVM lacks {mechanism:?}, which is not tried");
+    }
+    Ok(has)
 }
 
 /// A machine whose vCPUs write, and a device that does.
@@ -256,25 +260,34 @@ fn a_vm_has_one_mechanism_from_the_beginning() -> Result<()> {
 /// The guest writes to 512 pages of the GiB above this one, and says so on a port that nobody has.
 const WRITING: &str = "--memory 1040M --on-triple-fault crash";
 
+/// Counts for longer and longer, until the guest, which takes its pages by lot, has met each of them: thousands of exits, of
+/// which an emulated host has but a few thousand in a second.
+fn counts_all_of(count: u64, place: &ControlSocket) -> Result<()> {
+    for seconds in [1, 2, 4, 8, 16, 32] {
+        let line = place.ctl(&format!("--json dirty-rate --time {seconds}s"))?.ensure_code(0)?.text();
+        let answer: Value = serde_json::from_str(&line)?;
+        let pages = answer["ok"]["pages"].as_u64().with_context(|| answer.to_string())?;
+        ensure!(pages <= count, "the guest writes to {pages} pages");
+        if pages == count {
+            return Ok(());
+        }
+    }
+    bail!("the guest has not written to {count} pages")
+}
+
 fn ctl_counts_the_pages_that_a_guest_writes_to() -> Result<()> {
     for log in ["auto", "bitmap", "ring"] {
         if log == "ring" && is_pvm() {
+            println!("KVM-PVM: rings are refused, and not tried");
             continue;
         }
         let place = ControlSocket::new()?;
         let vm = place.start(TestVm::guest("dirty").args(WRITING).arg(format!("--dirty-log={log}")))?;
         place.reaches("running")?;
-        // Until each of them has been met.
-        until(Instant::now() + DEADLINE, "512 pages", || {
-            let line = place.ctl("--json dirty-rate --time 500ms")?.ensure_code(0)?.text();
-            let answer: Value = serde_json::from_str(&line)?;
-            let pages = answer["ok"]["pages"].as_u64().with_context(|| answer.to_string())?;
-            ensure!(pages <= 512, "{log}: the guest writes to {pages} pages");
-            Ok((pages == 512).then_some(()))
-        })?;
+        counts_all_of(512, &place).context(log)?;
         place.ctl("pause")?.ensure_code(0)?;
         let said = place.ctl("dirty-rate --time 0s")?.ensure_code(0)?.text();
-        ensure!(said.starts_with("0 pages, 0 KiB in 0.0"), "{log}: {said}");
+        ensure!(said.starts_with("0 pages, 0 KiB in "), "{log}: {said}");
         place.ctl("resume")?.ensure_code(0)?;
         // A machine that ends does not wait for those who count.
         let mut counting = place.client()?;
