@@ -1,6 +1,8 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
 pub mod backings;
+pub mod block_job;
+pub mod block_subject;
 pub mod boot_monitor;
 pub mod boot_samples;
 pub mod boot_shape;

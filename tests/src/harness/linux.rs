@@ -67,7 +67,7 @@ impl LinuxGuest {
     /// are more words of the kernel's command line.
     #[must_use]
     pub fn vm(&self, action: &str, words: &str) -> TestVm {
-        let images = PathBuf::from(env::var_os(VMM_LINUX).unwrap_or_default()).join(&self.version);
+        let images = images().join(&self.version);
         TestVm::bare()
             .arg("--kernel")
             .arg(images.join(self.format.to_string()))
@@ -76,6 +76,20 @@ impl LinuxGuest {
             .args(&format!("--cpus {} --memory {}M", self.cpus, self.memory_mib))
             .cmdline(&format!("console=ttyS0 quiet panic=-1 vmm.do={action} {words}"))
     }
+
+    /// The same, with a disk of which nothing is kept as its root, the first of its disks: it has fio, and what makes and checks
+    /// file systems.
+    #[must_use]
+    pub fn vm_from_disk(&self, action: &str, words: &str) -> TestVm {
+        let disk = images().join("disk.ext4");
+        let root = format!("vmm.root=/dev/vda {words}");
+        self.vm(action, &root).arg(format!("--disk=path={},format=raw,read_only", disk.display()))
+    }
+}
+
+/// Where the images are.
+fn images() -> PathBuf {
+    env::var_os(VMM_LINUX).unwrap_or_default().into()
 }
 
 /// The lines `vmm: KEY=VALUE` that the guest's first program has written.

@@ -1,5 +1,6 @@
 //! Dirty: every mechanism tells exactly the pages that were written to, while they are being written to.
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +58,7 @@ fn has(mechanism: DirtyMechanism) -> Result<bool> {
         DirtyMechanism::Ring { bytes } => capabilities.dirty_ring >= bytes,
     };
     if !has {
-        println!("this KVM lacks {mechanism:?}, which is not tried");
+        writeln!(io::stdout(), "this KVM lacks {mechanism:?}, which is not tried")?;
     }
     Ok(has)
 }
@@ -278,7 +279,7 @@ fn counts_all_of(count: u64, place: &ControlSocket) -> Result<()> {
 fn ctl_counts_the_pages_that_a_guest_writes_to() -> Result<()> {
     for log in ["auto", "bitmap", "ring"] {
         if log == "ring" && is_pvm() {
-            println!("KVM-PVM: rings are refused, and not tried");
+            writeln!(io::stdout(), "KVM-PVM: rings are refused, and not tried")?;
             continue;
         }
         let place = ControlSocket::new()?;

@@ -7,20 +7,13 @@ use std::process::{Command, ExitStatus, Stdio};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
+use super::microvm::{self, carried};
 use super::samples::Samples;
 use super::{BenchArgs, PROGRAMS};
 use crate::guest_suites::has_virtualization;
-use crate::host::{find, kvm_missing, need};
+use crate::host::kvm_missing;
 use crate::nested;
 use crate::process::capture;
-
-const QEMU: &str = "qemu-system-x86_64";
-const QEMU_PACKAGE: &str = "qemu-system-x86";
-
-/// Where Debian has QEMU's firmware, the files of it that the machine `microvm` reads, and where they are carried to.
-const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
-const FIRMWARE_FILES: [&str; 4] = ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"];
-const NESTED_FIRMWARE: &str = "/usr/share/qemu";
 
 /// Rounds that one nested host measures.
 const NESTED_ROUNDS: u32 = 3;
@@ -70,14 +63,14 @@ impl Host {
 
 /// Runs the measuring program where `args` says, as often as it takes, and gives the JSON of the report.
 pub fn measure(args: &BenchArgs) -> Result<String> {
-    need(QEMU, QEMU_PACKAGE)?;
+    let qemu = microvm::find()?;
     let host = args.host.unwrap_or_else(Host::that_boots_linux);
     let rounds = args.rounds.unwrap_or(super::BOOT_ROUNDS);
     let mut samples = Samples::create()?;
     let mut deaths = 0;
     while samples.rounds() < rounds || !samples.are_counted() {
         let part = host.part(rounds - samples.rounds());
-        let status = run(args, host, part, rounds, &mut samples)?;
+        let status = run(args, host, &qemu, part, rounds, &mut samples)?;
         if !status.success() {
             deaths += 1;
             let progress = format!("a run ended with {status} after round {}", samples.rounds());
@@ -89,10 +82,17 @@ pub fn measure(args: &BenchArgs) -> Result<String> {
 }
 
 /// Measures `part` of the `rounds` that are missing, and the counts after the last one.
-fn run(args: &BenchArgs, host: Host, part: u32, rounds: u32, samples: &mut Samples) -> Result<ExitStatus> {
+fn run(
+    args: &BenchArgs,
+    host: Host,
+    qemu: &Path,
+    part: u32,
+    rounds: u32,
+    samples: &mut Samples,
+) -> Result<ExitStatus> {
     let mut command = match host {
-        Host::Native => native(args)?,
-        Host::Nested => in_nested(args, part)?,
+        Host::Native => native(args, qemu)?,
+        Host::Nested => in_nested(args, qemu, part)?,
     };
     let done = samples.rounds();
     command.args(["--after", &done.to_string(), "--rounds", &part.to_string()]);
@@ -112,12 +112,12 @@ fn run(args: &BenchArgs, host: Host, part: u32, rounds: u32, samples: &mut Sampl
     Ok(status)
 }
 
-fn native(args: &BenchArgs) -> Result<Command> {
+fn native(args: &BenchArgs, qemu: &Path) -> Result<Command> {
     let images = nested::linux_images(&[args.kernel])?.join(args.kernel.name());
     let mut command = Command::new(Path::new(PROGRAMS).join("bench_boot"));
     command.args(["measure", "--vmm"]).arg(Path::new(PROGRAMS).join("vmm-cli"));
-    command.arg("--qemu").arg(find(QEMU)?);
-    command.args(["--firmware", FIRMWARE[0]]).arg("--images").arg(images);
+    command.arg("--qemu").arg(qemu);
+    command.args(["--firmware", microvm::FIRMWARE]).arg("--images").arg(images);
     for (name, path) in &args.peers {
         command.arg("--peer").arg(joined(name, path));
     }
@@ -125,42 +125,25 @@ fn native(args: &BenchArgs) -> Result<Command> {
 }
 
 /// The nested host with everything that is measured in it, in `rounds` rounds. The measuring program's own words follow.
-fn in_nested(args: &BenchArgs, rounds: u32) -> Result<Command> {
+fn in_nested(args: &BenchArgs, qemu: &Path, rounds: u32) -> Result<Command> {
     let version = args.kernel.name();
     // The warm-up and the counts take as long as rounds do.
     let timeout = NESTED_START + NESTED_ROUND * (rounds + 2);
     let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
     command.args(["nested", "--guest-kernels", version, "--timeout", &timeout.to_string()]);
     command.args(["--append", NESTED_CLEARING]);
-    let qemu = find(QEMU)?;
-    command.arg("--file").arg(&qemu);
-    for file in FIRMWARE_FILES {
-        // A package without one of them is said by what needs it.
-        let found =
-            FIRMWARE.iter().map(|directory| Path::new(directory).join(file)).find(|path| path.exists());
-        if let Some(path) = found {
-            command.arg("--file").arg(carried(&path, &format!("{NESTED_FIRMWARE}/{file}")));
-        }
-    }
+    microvm::carry(&mut command, qemu);
     for (name, path) in &args.peers {
         command.arg("--file").arg(carried(path, &format!("/bin/{name}")));
     }
     command.arg("--").arg(Path::new(PROGRAMS).join("bench_boot"));
     command.args(["measure", "--attempts", &NESTED_ATTEMPTS.to_string()]);
-    command.args(["--vmm", "/bin/vmm-cli", "--firmware", NESTED_FIRMWARE]).arg("--qemu").arg(&qemu);
+    command.args(["--vmm", "/bin/vmm-cli", "--firmware", microvm::FIRMWARE]).arg("--qemu").arg(qemu);
     command.args(["--images", &format!("/guests/linux/{version}")]);
     for (name, _) in &args.peers {
         command.args(["--peer", &format!("{name}=/bin/{name}")]);
     }
     Ok(command)
-}
-
-/// `HOST:INSIDE`, as the nested host reads it.
-fn carried(path: &Path, inside: &str) -> OsString {
-    let mut word = path.as_os_str().to_owned();
-    word.push(":");
-    word.push(inside);
-    word
 }
 
 fn joined(name: &str, path: &Path) -> OsString {

@@ -1,8 +1,10 @@
 //! Benchmarks: builds what is measured, runs the measuring program, and shows its report as table, JSON and
 //! chart.
 
+mod block;
 mod boot;
 mod chart;
+mod microvm;
 mod report;
 mod samples;
 mod table;
@@ -42,6 +44,8 @@ pub enum Bench {
     Reconfigure,
     /// Process start to a Linux guest's first instruction and first program, and exits by reason, beside QEMU's microvm.
     Boot,
+    /// fio on the disk of a Linux guest, beside QEMU's microvm and the file itself.
+    Block,
     /// A request to a vCPU until its thread has seen it, with either mechanism, and the system calls of a kick.
     Kick,
     /// Taking all vCPUs of a machine out of the guest.
@@ -70,7 +74,7 @@ pub struct BenchArgs {
     /// How often everything is measured; more is better and takes longer.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
-    /// For `boot`: the guest's kernel.
+    /// For `boot` and `block`: the guest's kernel.
     #[arg(long, value_enum, default_value_t = Version::V6_12)]
     pub kernel: Version,
     /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4; several with commas between.
@@ -92,13 +96,20 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let name = args.name.name();
     let has_peers = matches!(args.name, Bench::Startup | Bench::Boot);
     ensure!(has_peers || args.peers.is_empty(), "{name} has no peers: it measures inside a process");
-    let json = if args.name == Bench::Boot {
-        build(&["vmm-cli", "bench_boot"])?;
-        boot::measure(args)?
-    } else {
-        build(&["vmm-cli", "raw_startup", &format!("bench_{name}")])?;
-        guests::build()?;
-        measure(args)?
+    let json = match args.name {
+        Bench::Boot => {
+            build(&["vmm-cli", "bench_boot"])?;
+            boot::measure(args)?
+        }
+        Bench::Block => {
+            build(&["vmm-cli", "bench_block"])?;
+            block::measure(args)?
+        }
+        _ => {
+            build(&["vmm-cli", "raw_startup", &format!("bench_{name}")])?;
+            guests::build()?;
+            measure(args)?
+        }
     };
     let report: Report = serde_json::from_str(&json).with_context(|| format!("report of bench_{name}"))?;
     save(&format!("{name}.json"), &json)?;
@@ -121,6 +132,7 @@ impl Bench {
             Self::Irq => "irq",
             Self::Reconfigure => "reconfigure",
             Self::Boot => "boot",
+            Self::Block => "block",
             Self::Kick => "kick",
             Self::Pause => "pause",
             Self::Inl => "inl",

@@ -19,11 +19,18 @@ const SEARCH_PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 pub struct Carried {
     pub from: PathBuf,
     pub inside: PathBuf,
+    /// Whether libraries come with programs.
+    is_complete: bool,
 }
 
 impl Carried {
     pub fn new(from: impl Into<PathBuf>, inside: impl Into<PathBuf>) -> Self {
-        Self { from: from.into(), inside: inside.into() }
+        Self { from: from.into(), inside: inside.into(), is_complete: true }
+    }
+
+    /// Without the libraries of programs, which this machine may not have.
+    pub fn alone(from: impl Into<PathBuf>, inside: impl Into<PathBuf>) -> Self {
+        Self { is_complete: false, ..Self::new(from, inside) }
     }
 
     /// Reads `HOST` or `HOST:INSIDE`; the host's path is the caller's, whose working directory is left before a task
@@ -34,7 +41,7 @@ impl Carried {
         if !from.exists() {
             return Err(format!("{} does not exist", from.display()));
         }
-        Ok(Self { from, inside: inside_path(Path::new(inside)).map_err(|error| error.to_string())? })
+        Ok(Self::new(from, inside_path(Path::new(inside)).map_err(|error| error.to_string())?))
     }
 }
 
@@ -64,8 +71,12 @@ pub fn assemble(base: &Path, command: &InnerCommand, carried: &[Carried], mark: 
     let mut file = tempfile::tempfile().context("cannot create the archive")?;
     io::copy(&mut File::open(base)?, &mut file).context("cannot write the archive")?;
     let mut archive = Archive::new(io::BufWriter::new(file));
-    for Carried { from, inside } in carried {
-        carry(&mut archive, from, inside)?;
+    for Carried { from, inside, is_complete } in carried {
+        if *is_complete {
+            carry(&mut archive, from, inside)?;
+        } else {
+            archive.copy(from, inside)?;
+        }
     }
     archive.file(Path::new("/etc/nested/command"), 0o644, &script(command))?;
     archive.file(Path::new("/etc/nested/mark"), 0o644, mark.as_bytes())?;

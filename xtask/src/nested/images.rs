@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::archive::Archive;
+use super::disk_image::DiskContents;
 use super::modules;
 use super::packages::{Packages, Version};
 use super::payload;
@@ -29,10 +30,21 @@ const HOST_INIT: &str = include_str!("init.sh");
 const HOLDER: &str = "xtask/src/nested/hold.S";
 /// The script that a Linux guest of the test suites runs as its first program.
 const GUEST_INIT: &str = "tests/linux/init";
-/// What a Linux guest loads: the power button, how it is told of it, the way it tells of a panic, and the drivers of virtio
-/// devices.
-const GUEST_MODULES: [&str; 7] =
-    ["button", "evdev", "pvpanic-mmio", "virtio_blk", "virtio_mmio", "virtio_pci", "virtio-rng"];
+/// fio's jobs of the block benchmark.
+const GUEST_JOBS: &str = "tests/linux/block.fio";
+/// What a Linux guest loads: the power button, how it is told of it, the way it tells of a panic, the drivers of virtio
+/// devices, and the file system of its disk with the sums that this asks for by name.
+const GUEST_MODULES: [&str; 9] = [
+    "button",
+    "evdev",
+    "pvpanic-mmio",
+    "virtio_blk",
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio-rng",
+    "crc32c_generic",
+    "ext4",
+];
 /// What the nested host loads: its ports, and the hypervisor of the CPU that is emulated.
 const HOST_MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm-amd"];
 
@@ -105,6 +117,33 @@ fn guest_in(packages: &Packages, version: Version) -> Result<PathBuf> {
     write(&directory.join("initrd"), &archive.finish()?)?;
     write(&stamp, inputs.as_bytes())?;
     Ok(directory)
+}
+
+/// Makes, where it is missing, the disk from which any Linux guest can start; the file.
+pub fn guest_disk() -> Result<PathBuf> {
+    let (_lock, contents) = disk_contents()?;
+    let (image, stamp) = (Path::new(GUESTS).join("disk.ext4"), Path::new(GUESTS).join("disk.stamp"));
+    let inputs = format!("{:016x}\n", hash(&contents));
+    if !image.exists() || !fs::read_to_string(&stamp).is_ok_and(|made| made == inputs) {
+        contents.make(&image)?;
+        write(&stamp, inputs.as_bytes())?;
+    }
+    Ok(image)
+}
+
+/// fio of that disk and its libraries, by their path in it.
+pub fn fio() -> Result<Vec<(PathBuf, PathBuf)>> {
+    let (_lock, contents) = disk_contents()?;
+    contents.fio()
+}
+
+fn disk_contents() -> Result<(fs::File, DiskContents)> {
+    need_all(&[&RUNNERS[..], &MAKERS].concat())?;
+    let (lock, packages) = lock()?;
+    let read = |path: &str| fs::read(path).with_context(|| format!("cannot read {path}"));
+    let contents =
+        DiskContents::of(&packages.busybox()?, &packages.tools()?, read(GUEST_INIT)?, read(GUEST_JOBS)?)?;
+    Ok((lock, contents))
 }
 
 /// The cache, which nobody else changes while the file is held.

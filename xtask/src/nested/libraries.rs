@@ -7,8 +7,26 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+/// Where Debian's libraries are, and those of one package that are not for others.
+const DIRECTORIES: [&str; 3] =
+    ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
+
+/// The search path of programs below the root of unpacked packages, as `LD_LIBRARY_PATH` has it.
+pub fn below(root: &Path) -> String {
+    DIRECTORIES.map(|path| root.join(path).display().to_string()).join(":")
+}
+
 /// The files that a dynamically linked program needs, none for any other file.
 pub fn of(program: &Path) -> Result<Vec<PathBuf>> {
+    found(program, "")
+}
+
+/// Those of a program of unpacked packages, which have all but the loader below `root`.
+pub fn of_unpacked(program: &Path, root: &Path) -> Result<Vec<PathBuf>> {
+    found(program, &below(root))
+}
+
+fn found(program: &Path, search_path: &str) -> Result<Vec<PathBuf>> {
     let mut magic = Vec::new();
     File::open(program)
         .and_then(|file| file.take(4).read_to_end(&mut magic))
@@ -16,7 +34,12 @@ pub fn of(program: &Path) -> Result<Vec<PathBuf>> {
     if magic != b"\x7fELF" {
         return Ok(Vec::new());
     }
-    let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("cannot start ldd")?;
+    let mut ldd = Command::new("ldd");
+    ldd.arg(program).env("LC_ALL", "C");
+    if !search_path.is_empty() {
+        ldd.env("LD_LIBRARY_PATH", search_path);
+    }
+    let output = ldd.output().context("cannot start ldd")?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() && !said.contains("not a dynamic executable") {
         bail!("ldd {} ended with {}: {}", program.display(), output.status, said.trim());

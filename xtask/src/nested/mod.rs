@@ -1,7 +1,9 @@
 //! The nested host: a Linux system with a hardware-style `/dev/kvm`, emulated by QEMU, in which one command runs.
 
+mod apt;
 mod archive;
 mod contents;
+mod disk_image;
 mod images;
 mod libraries;
 mod machine;
@@ -13,7 +15,7 @@ mod run;
 mod streams;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -46,9 +48,12 @@ pub struct NestedArgs {
     /// A file or directory to carry in, a program with its libraries; any number of times.
     #[arg(long = "file", value_name = "HOST[:INSIDE]", value_parser = Carried::parse)]
     files: Vec<Carried>,
-    /// Carry in kernel images and an initrd for guests, to /guests/linux/VERSION; several with commas between.
+    /// Carry in kernel images and an initrd for guests, to /guests/linux/VERSION, and their disk; several with commas between.
     #[arg(long, value_enum, value_name = "VERSION", value_delimiter = ',')]
     guest_kernels: Vec<Version>,
+    /// Carry in fio, to /usr/bin/fio.
+    #[arg(long)]
+    fio: bool,
     /// A variable of the command's environment; any number of times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
@@ -95,6 +100,13 @@ fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
         let inside = format!("/guests/linux/{}", version.name());
         carried.push(Carried::new(images::guest(*version)?, inside));
     }
+    if !args.guest_kernels.is_empty() {
+        carried.push(Carried::new(images::guest_disk()?, "/guests/linux/disk.ext4"));
+    }
+    if args.fio {
+        let inside = |(file, path)| Carried::alone(file, Path::new("/").join::<PathBuf>(path));
+        carried.extend(images::fio()?.into_iter().map(inside));
+    }
     carried.extend(args.files.iter().cloned());
     carried.extend(program(&args.command, caller)?);
     let command = InnerCommand { words: args.command.clone(), environment: args.environment.clone() };
@@ -123,12 +135,15 @@ pub fn prepare(guests: &[Version]) -> Result<()> {
     linux_images(guests).map(drop)
 }
 
-/// Makes the images of Linux guests, where they are missing: the directory that has one of each version.
+/// Makes the images of Linux guests, where they are missing: the directory that has one of each version, and their disk.
 ///
 /// # Errors
 ///
 /// Those of [`prepare`].
 pub fn linux_images(versions: &[Version]) -> Result<&'static Path> {
     versions.iter().try_for_each(|version| images::guest(*version).map(drop))?;
+    if !versions.is_empty() {
+        images::guest_disk()?;
+    }
     Ok(Path::new(images::GUESTS))
 }

@@ -8,10 +8,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use super::apt::Apt;
 use crate::process::{capture, run};
 
 /// Names another directory for the unpacked packages, one that outlives the checkout.
 pub const DIRECTORY_VARIABLE: &str = "VMM_NESTED_PACKAGES";
+
+/// The packages of [`Packages::tools`].
+const TOOLS: [&str; 2] = ["e2fsprogs", "fio"];
 
 /// A kernel series that there is a package of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -70,6 +74,18 @@ impl Packages {
         Ok(self.unpacked("busybox", || Ok("busybox-static".into()))?.join("bin/busybox"))
     }
 
+    /// Programs for file systems and disks, with all that they need.
+    pub fn tools(&self) -> Result<PathBuf> {
+        self.unpacked_by("tools", |scratch, root| {
+            eprintln!("fetching {}", TOOLS.join(" and "));
+            let apt = Apt::new(scratch)?.with_nothing_installed()?;
+            apt.unpack(&TOOLS, root).or_else(|_| {
+                update()?;
+                apt.unpack(&TOOLS, root)
+            })
+        })
+    }
+
     /// The directory `name`; if it is not there, `make` fills a directory, its second argument, that becomes it. The first
     /// argument is one for what is left over.
     pub fn unpacked_by(&self, name: &str, make: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
@@ -117,15 +133,18 @@ fn kernel_package(version: Version) -> Result<String> {
     if let Some(package) = find() {
         return Ok(package);
     }
-    // A fresh container has no lists.
-    run(Command::new("apt-get").args(["update", "--quiet"]).stdout(std::io::stderr()))
-        .with_context(|| format!("no package for kernel {series} is known: sudo apt-get update"))?;
+    update().with_context(|| format!("no package for kernel {series} is known: sudo apt-get update"))?;
     find().with_context(|| {
         format!(
             "{} depend on no kernel {series}: are Debian's security updates among apt's sources?",
             metas.join(" and ")
         )
     })
+}
+
+/// Fetches the system's lists of packages, which a fresh container has not.
+fn update() -> Result<()> {
+    run(Command::new("apt-get").args(["update", "--quiet"]).stdout(std::io::stderr()))
 }
 
 /// The image of this series that the meta package depends on.

@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
+use super::apt::Apt;
+use super::libraries;
 use super::packages::Packages;
 use crate::host::need;
-use crate::process::{capture, run};
+use crate::process::capture;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
@@ -68,7 +70,7 @@ impl Qemu {
     pub fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         if let Some(root) = &self.root {
-            words.extend(["env".to_owned(), format!("LD_LIBRARY_PATH={}", libraries(root))]);
+            words.extend(["env".to_owned(), format!("LD_LIBRARY_PATH={}", libraries::below(root))]);
         }
         words.push(self.program.display().to_string());
         for directory in self.firmware() {
@@ -86,18 +88,11 @@ impl Qemu {
     fn version(&self) -> Result<(u32, u32)> {
         let mut command = Command::new(&self.program);
         if let Some(root) = &self.root {
-            command.env("LD_LIBRARY_PATH", libraries(root));
+            command.env("LD_LIBRARY_PATH", libraries::below(root));
         }
         let said = capture(command.arg("--version"))?;
         version(&said).with_context(|| format!("{} says {said:?}", self.program.display()))
     }
-}
-
-/// The directories of shared libraries below the root of unpacked packages.
-fn libraries(root: &Path) -> String {
-    ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-        .map(|path| root.join(path).display().to_string())
-        .join(":")
 }
 
 /// Reads `QEMU emulator version 10.0.2 (Debian …)`.
@@ -120,43 +115,9 @@ fn fetch(scratch: &Path, root: &Path) -> Result<()> {
         "Created-By: Packages",
     ]))?;
     let sources = sources(&targets, &codename).context("apt has no source of this distribution")?;
-    let list = scratch.join("sources.list");
-    fs::write(&list, sources)?;
-    fs::create_dir_all(scratch.join("lists/partial"))?;
-    fs::create_dir_all(scratch.join("cache/archives/partial"))?;
-    let apt = || {
-        let mut apt = Command::new("apt-get");
-        apt.args([
-            "--quiet",
-            "--quiet",
-            "--yes",
-            "-o",
-            "Debug::NoLocking=1",
-            "-o",
-            "Dir::Etc::SourceParts=/dev/null",
-        ]);
-        for (option, path) in [
-            ("Dir::Etc::SourceList", list.clone()),
-            ("Dir::State::Lists", scratch.join("lists")),
-            ("Dir::Cache", scratch.join("cache")),
-        ] {
-            apt.arg("-o").arg(format!("{option}={}", path.display()));
-        }
-        apt
-    };
-    capture(apt().arg("update"))?;
-    let release = format!("{codename}-backports");
-    capture(apt().args(["--download-only", "--no-install-recommends", "-t", &release, "install", PACKAGE]))?;
-    for entry in fs::read_dir(scratch.join("cache/archives"))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            run(Command::new("dpkg").arg("--extract").arg(path).arg(root))?;
-        }
-    }
-    if !root.is_dir() {
-        bail!("apt-get downloaded nothing");
-    }
-    Ok(())
+    let apt = Apt::new(scratch)?.with_sources(&sources)?;
+    apt.update()?;
+    apt.unpack(&["-t", &format!("{codename}-backports"), PACKAGE], root)
 }
 
 /// Reads `VERSION_CODENAME=bookworm`.

@@ -1,0 +1,130 @@
+//! `DiskContents`: the file system that a Linux guest can have as its root: busybox, what makes and checks file systems, and fio.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::libraries;
+use crate::process::capture;
+
+/// Programs of the unpacked packages.
+const PROGRAMS: [&str; 3] = [FIO, "sbin/mke2fs", "sbin/e2fsck"];
+const FIO: &str = "usr/bin/fio";
+/// By their other names.
+const LINKS: [(&str, &str); 2] = [("sbin/mkfs.ext4", "mke2fs"), ("sbin/fsck.ext4", "e2fsck")];
+/// Where other file systems go.
+const MOUNT_POINTS: [&str; 6] = ["dev", "mnt", "proc", "run", "sys", "tmp"];
+/// The loader of dynamically linked programs, by the name that they have it under.
+const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
+/// Besides what is in it.
+const FREE_MIB: u64 = 16;
+
+/// What is to be in it.
+#[derive(Debug)]
+pub struct DiskContents {
+    tools: PathBuf,
+    busybox: PathBuf,
+    /// Files by their path in it.
+    files: BTreeMap<PathBuf, PathBuf>,
+    /// Of all files.
+    bytes: u64,
+    /// Texts by their path in it, and whether they are programs.
+    texts: Vec<(&'static str, Vec<u8>, bool)>,
+}
+
+impl DiskContents {
+    /// Of the unpacked packages in `tools`; `init` is executed first, and `jobs` are fio's of the block benchmark.
+    pub fn of(busybox: &Path, tools: &Path, init: Vec<u8>, jobs: Vec<u8>) -> Result<Self> {
+        // Libraries are found by their absolute paths.
+        let tools = std::path::absolute(tools)?;
+        let mut files = BTreeMap::from([
+            ("bin/busybox".into(), busybox.to_path_buf()),
+            (LOADER.into(), tools.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")),
+        ]);
+        for program in PROGRAMS {
+            let file = tools.join(program);
+            for library in libraries::of_unpacked(&file, &tools)? {
+                if let Ok(inside) = library.strip_prefix(&tools) {
+                    files.insert(inside.into(), library.clone());
+                }
+            }
+            files.insert(program.into(), file);
+        }
+        let sizes = files.values().map(|file| {
+            let metadata = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()));
+            Ok(metadata?.len())
+        });
+        let bytes = sizes.sum::<Result<u64>>()?;
+        let texts = vec![("sbin/init", init, true), ("etc/block.fio", jobs, false)];
+        Ok(Self { tools, busybox: busybox.into(), files, bytes, texts })
+    }
+
+    /// fio and its libraries, by their path in it.
+    pub fn fio(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let fio = self.tools.join(FIO);
+        let mut files = vec![(fio.clone(), FIO.into())];
+        for library in libraries::of_unpacked(&fio, &self.tools)? {
+            if let Ok(inside) = library.strip_prefix(&self.tools) {
+                files.push((library.clone(), inside.into()));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Makes the image at `path`, as a whole or not at all.
+    pub fn make(&self, path: &Path) -> Result<()> {
+        let directory = path.parent().context("an image needs a directory")?;
+        fs::create_dir_all(directory)?;
+        let scratch = tempfile::Builder::new().prefix("disk-").tempdir_in(directory)?;
+        let tree = scratch.path().join("tree");
+        self.fill(&tree)?;
+        let image = scratch.path().join("image");
+        let mib = self.bytes.div_ceil(1 << 20) + FREE_MIB;
+        let mut mke2fs = Command::new(self.tools.join("sbin/mke2fs"));
+        mke2fs.env("LD_LIBRARY_PATH", libraries::below(&self.tools));
+        mke2fs.args(["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d"]).arg(&tree).arg(&image);
+        capture(mke2fs.arg(format!("{mib}M")))?;
+        fs::rename(&image, path).with_context(|| format!("cannot create {}", path.display()))
+    }
+
+    fn fill(&self, tree: &Path) -> Result<()> {
+        for mount_point in MOUNT_POINTS {
+            fs::create_dir_all(tree.join(mount_point))?;
+        }
+        for (inside, from) in &self.files {
+            let to = tree.join(inside);
+            to.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+        for program in capture(Command::new(&self.busybox).arg("--list"))?.lines() {
+            let link = tree.join("bin").join(program);
+            if !link.exists() {
+                symlink("busybox", link)?;
+            }
+        }
+        for (link, target) in LINKS {
+            symlink(target, tree.join(link))?;
+        }
+        for (inside, text, is_program) in &self.texts {
+            let path = tree.join(inside);
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::write(&path, text)?;
+            let mode = if *is_program { 0o755 } else { 0o644 };
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    }
+}
+
+/// Of what makes one image differ from another.
+impl Hash for DiskContents {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.texts, self.bytes, FREE_MIB).hash(state);
+        self.files.keys().for_each(|path| path.hash(state));
+    }
+}
