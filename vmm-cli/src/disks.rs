@@ -8,7 +8,7 @@ use vmm_devices::virtio::block::{
     Backend, Block, BlockError, BlockOptions, Image, ImageError, ImageOptions, Throttle,
 };
 
-use crate::config::{DiskConfig, Rate, VmConfig};
+use crate::config::{DiskConfig, DiskId, Rate, VmConfig};
 use crate::outcome::Failure;
 
 /// One disk: what is behind it, and how it is configured.
@@ -16,7 +16,7 @@ pub(crate) struct Disk {
     image: Arc<Image>,
     config: DiskConfig,
     /// What messages call it, and the guest can ask for.
-    name: String,
+    id: DiskId,
     queues: u16,
     /// What one life of the machine has used of it, the next one has not.
     throttle: Arc<Throttle>,
@@ -34,7 +34,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<Vec<Disk>, Failure> {
         Ok(Disk {
             image: Arc::new(image),
             config: disk.clone(),
-            name: format!("disk{index}"),
+            id: disk.id(index),
             queues: disk.queues(config.cpu.count),
             throttle: Throttle::new(limits),
         })
@@ -59,7 +59,7 @@ impl Disk {
     /// The host does not give what it takes.
     pub(crate) fn device(&self, events: &VmEvents) -> Result<Block, Failure> {
         let options = BlockOptions {
-            name: self.name.clone(),
+            name: self.id.to_string(),
             read_only: self.config.read_only,
             queues: self.queues,
             engine: self.config.engine.into(),

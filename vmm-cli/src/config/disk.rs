@@ -14,7 +14,7 @@ use vmm_devices::rate_limiter::Limit;
 use super::file::show;
 use super::keys::{Form, Key, Section, key};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
-use super::{choice, duration, size};
+use super::{DiskId, choice, disk_id, duration, size};
 
 /// The flag that stands for a whole table.
 const FLAG: &str = "--disk";
@@ -38,6 +38,7 @@ pub(super) const SECTION: Section = Section {
     keys: &[
         key("path", FLAG, Form::Text, value::EXPECTED_PATH),
         key("format", FLAG, Form::Text, EXPECTED_FORMAT),
+        key("id", FLAG, Form::Text, disk_id::EXPECTED),
         key("read_only", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("direct", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("engine", FLAG, Form::Text, EXPECTED_ENGINE),
@@ -86,6 +87,9 @@ pub struct DiskConfig {
     /// What is in it.
     #[serde(deserialize_with = "choice::deserialize")]
     pub format: DiskFormat,
+    /// What it is called; `None` leaves it to [`DiskConfig::id`].
+    #[serde(default, deserialize_with = "value::some_from_text")]
+    pub id: Option<DiskId>,
     /// Whether the guest may not write.
     #[serde(default)]
     pub read_only: bool,
@@ -109,6 +113,12 @@ pub struct DiskConfig {
 impl DiskConfig {
     /// Queues of a disk for which none are configured: one a vCPU, but not more than this.
     const DEFAULT_QUEUES: u16 = 8;
+
+    /// What the disk is called that is at `place` in the order of all disks, from 0.
+    #[must_use]
+    pub fn id(&self, place: usize) -> DiskId {
+        self.id.clone().unwrap_or_else(|| DiskId::of_place(place))
+    }
 
     /// The number of queues beside `vcpus` vCPUs.
     #[must_use]
@@ -250,6 +260,10 @@ pub enum DiskError {
         #[source]
         source: std::io::Error,
     },
+    #[error(
+        "disk.id ({FLAG}): two disks are called {id}; one without an id is called disk0, disk1 and so on, by its place"
+    )]
+    SameId { id: DiskId },
 }
 
 impl DiskConfig {
@@ -274,10 +288,12 @@ mod tests {
         assert_eq!((disk.path.to_str(), disk.engine), (Some("a=b.img"), DiskEngine::Auto));
         assert!(!disk.read_only && !disk.direct);
         assert_eq!((disk.queues(3), disk.queues(200)), (3, 8));
-        let text = "path=x,format=raw,read_only,direct=true,engine=io-uring,queues=2,bandwidth=10M/100ms+1G,\
+        assert_eq!(disk.id(7).as_str(), "disk7");
+        let text = "path=x,format=raw,id=root,read_only,direct=true,engine=io-uring,queues=2,bandwidth=10M/100ms+1G,\
                     operations=500/1s";
         let disk: DiskConfig = text.parse().unwrap();
         assert!(disk.read_only && disk.direct);
+        assert_eq!(disk.id(7).as_str(), "root");
         assert_eq!((disk.engine, disk.queues(9)), (DiskEngine::IoUring, 2));
         let bandwidth = Rate { amount: 10 << 20, time: Duration::from_millis(100), burst: 1 << 30 };
         assert_eq!(
@@ -302,6 +318,8 @@ mod tests {
             ("path=x,format=raw,path=y", "path is there twice"),
             ("path=x,format", "format has no value; expected \"raw\""),
             ("path=x,format=raw,read_only=yes", "read_only = yes is not true or false"),
+            ("path=x,format=raw,id=", "\"\" is not 1 to 20 of the characters a-z"),
+            ("path=x,format=raw,id=a b", "\"a b\" is not 1 to 20 of the characters a-z"),
             ("path=x,format=raw,queues=two", "queues = two is not a whole number"),
             ("path=x,format=raw,queues=0", "0 is not a whole number from 1 to 1024"),
             ("path=x,format=raw,queues=1025", "1025 is not a whole number from 1 to 1024"),

@@ -4,6 +4,7 @@ mod affinity;
 pub(crate) mod choice;
 pub(crate) mod cpu;
 pub(crate) mod disk;
+mod disk_id;
 pub(crate) mod duration;
 mod error;
 mod file;
@@ -19,6 +20,7 @@ mod stats;
 mod testing;
 pub(crate) mod value;
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ pub use affinity::{Affinity, CpuList};
 pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use cpu::{CpuConfig, CpuError};
 pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFlagError, DiskFormat, Rate};
+pub use disk_id::DiskId;
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
@@ -305,10 +308,19 @@ impl VmConfig {
         }
         self.memory.validate()?;
         self.disk.iter().try_for_each(DiskConfig::validate)?;
+        self.validate_disk_ids()?;
         let read_only = self.disk.iter().filter(|disk| disk.read_only).map(|disk| (DISK, Some(&disk.path)));
         let images: Vec<_> = images.into_iter().chain(read_only).collect();
         self.validate_outputs(&images)?;
         self.validate_sockets()
+    }
+
+    /// Checks that no two disks have the same name, given or not.
+    fn validate_disk_ids(&self) -> Result<(), DiskError> {
+        let mut seen = HashSet::new();
+        let ids = self.disk.iter().enumerate().map(|(place, disk)| disk.id(place));
+        let twice = ids.into_iter().find(|id| !seen.insert(id.clone()));
+        twice.map_or(Ok(()), |id| Err(DiskError::SameId { id }))
     }
 
     fn validate_sockets(&self) -> Result<(), ConfigError> {

@@ -68,7 +68,7 @@ impl VmConfig {
             Some(format) => out.text("format", &choice::word(format)),
             None => out.unset("format", "table on standard output, json in a file"),
         }
-        self.disk.iter().for_each(|disk| out.disk(disk));
+        self.disk.iter().enumerate().for_each(|(place, disk)| out.disk(place, disk));
         out.0
     }
 }
@@ -132,10 +132,14 @@ impl Writer {
         self.set("monopolize_cpus", cpu.monopolize_cpus);
     }
 
-    fn disk(&mut self, disk: &DiskConfig) {
+    fn disk(&mut self, place: usize, disk: &DiskConfig) {
         self.0 += "\n[[disk]]\n";
         self.text("path", &disk.path.to_string_lossy());
         self.text("format", &choice::word(&disk.format));
+        match &disk.id {
+            Some(id) => self.text("id", id.as_str()),
+            None => self.unset("id", disk.id(place).as_str()),
+        }
         self.set("read_only", disk.read_only);
         self.set("direct", disk.direct);
         self.text("engine", &choice::word(&disk.engine));
@@ -255,6 +259,7 @@ mod tests {
     prop_compose! {
         fn disk()(
             path in absolute_path(),
+            id in prop::option::of("[a-zA-Z0-9_-]{1,20}"),
             (read_only, direct) in (any::<bool>(), any::<bool>()),
             engine in word(),
             queues in prop::option::of(1..=1024_u16),
@@ -265,7 +270,8 @@ mod tests {
             });
             let [bandwidth, operations] = rates.map(rate);
             let format = DiskFormat::Raw;
-            DiskConfig { path, format, read_only, direct, engine, queues, bandwidth, operations }
+            let id = id.map(|id| id.parse().unwrap());
+            DiskConfig { path, format, id, read_only, direct, engine, queues, bandwidth, operations }
         }
     }
 

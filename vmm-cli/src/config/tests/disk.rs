@@ -29,6 +29,22 @@ fn flags_go_over_the_disks_of_the_file() {
 }
 
 #[test]
+fn two_disks_have_two_names() {
+    let scratch = Scratch::new();
+    let (image, other) = (scratch.file("disk.img", ""), scratch.file("other.img", ""));
+    let flag = |path: &Path, id: &str| format!("--disk=path={},format=raw{id}", path.display());
+    let config = load([flag(&image, ",id=data"), flag(&other, "")]).unwrap();
+    let ids: Vec<_> = config.disk.iter().enumerate().map(|(place, disk)| disk.id(place)).collect();
+    assert_eq!(ids.iter().map(DiskId::as_str).collect::<Vec<_>>(), ["data", "disk1"]);
+    for flags in
+        [[flag(&image, ",id=data"), flag(&other, ",id=data")], [flag(&image, ",id=disk1"), flag(&other, "")]]
+    {
+        let error = message(load(flags).unwrap_err());
+        assert!(error.starts_with("disk.id (--disk): two disks are called d"), "{error}");
+    }
+}
+
+#[test]
 fn fault_c5_a_disk_without_a_format_is_refused_at_its_place() {
     let error = message(parse("[[disk]]\npath = 'disk.img'\n").unwrap_err());
     assert!(error.starts_with("dir/vm.toml:1:") && error.contains("missing field `format`"), "{error}");
