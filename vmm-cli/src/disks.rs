@@ -53,6 +53,11 @@ fn image_failure(error: ImageError) -> Failure {
 }
 
 impl Disk {
+    /// What it is called.
+    pub(crate) fn id(&self) -> &DiskId {
+        &self.id
+    }
+
     /// The device of one life of the machine.
     ///
     /// # Errors

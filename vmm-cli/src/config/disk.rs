@@ -163,6 +163,13 @@ impl Rate {
     }
 }
 
+/// The rate of a limit that was a rate.
+impl From<Limit> for Rate {
+    fn from(limit: Limit) -> Self {
+        Self { amount: limit.tokens(), time: limit.refill(), burst: limit.burst() }
+    }
+}
+
 /// Writes what both readers read: amounts without units.
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,14 +182,28 @@ fn decimal(text: &str) -> Option<u64> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// Reads how many bytes may pass.
+///
+/// # Errors
+/// [`ValueError`] if the text is anything else.
+pub(crate) fn parse_bandwidth(text: &str) -> Result<Rate, ValueError> {
+    Rate::parse(text, size::bytes, EXPECTED_BANDWIDTH)
+}
+
+/// Reads how many requests may pass.
+///
+/// # Errors
+/// [`ValueError`] if the text is anything else.
+pub(crate) fn parse_operations(text: &str) -> Result<Rate, ValueError> {
+    Rate::parse(text, decimal, EXPECTED_OPERATIONS)
+}
+
 fn bandwidth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Rate::parse(&text, size::bytes, EXPECTED_BANDWIDTH).map(Some).map_err(D::Error::custom)
+    parse_bandwidth(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 fn operations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Rate::parse(&text, decimal, EXPECTED_OPERATIONS).map(Some).map_err(D::Error::custom)
+    parse_operations(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {

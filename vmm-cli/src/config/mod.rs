@@ -39,7 +39,7 @@ pub use keys::Hint;
 pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
-pub use size::MemorySize;
+pub use size::{MemorySize, parse_bytes};
 pub use stats::StatsOutput;
 pub use value::ValueError;
 

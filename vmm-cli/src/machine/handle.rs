@@ -9,7 +9,9 @@ use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
+use super::disks::LiveDisks;
 use super::exits::Exits;
+use crate::control::disks::ControlledDisks;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, Report};
 
@@ -23,6 +25,7 @@ pub(super) struct Handle {
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
     pub(super) dirty: Mutex<Arc<DirtyTracker>>,
+    pub(super) disks: LiveDisks,
 }
 
 /// How often somebody who counts looks whether the machine has ended, whose teardown waits for him.
@@ -93,6 +96,10 @@ impl Controlled for Handle {
             );
             OperationError::NotTracked
         })
+    }
+
+    fn disks(&self) -> &dyn ControlledDisks {
+        &self.disks
     }
 
     fn report(&self) -> Report {

@@ -4,6 +4,7 @@
 //! the machine ends. The order of the fields is the order of the teardown.
 
 mod devices;
+mod disks;
 mod exits;
 mod handle;
 mod irqchip;
@@ -125,7 +126,7 @@ impl Machine {
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, .. } = devices;
+        let Devices { exits, lines, pci, disks, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -146,8 +147,15 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let handle =
-            Handle { vcpus, kernel_stats, power_button, exits, events: events.clone(), dirty: dirty.into() };
+        let handle = Handle {
+            vcpus,
+            kernel_stats,
+            power_button,
+            exits,
+            events: events.clone(),
+            dirty: dirty.into(),
+            disks,
+        };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, _pci: pci, _lines: lines, _memory: memory })

@@ -12,6 +12,7 @@ mod lock;
 mod pool;
 mod queue;
 mod request;
+mod resize;
 mod storage;
 #[cfg(test)]
 #[cfg(not(loom))]
@@ -24,6 +25,7 @@ pub use device::{Backend, Block, BlockError, BlockOptions, EngineChoice};
 pub use engine::{Completion, Engine, Operation, Request};
 pub use image::{Blocks, Image, ImageError, ImageOptions};
 pub use lock::LockHolder;
+pub use resize::ResizeError;
 pub use storage::Storage;
 pub use throttle::Throttle;
 

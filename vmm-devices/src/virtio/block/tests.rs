@@ -1,5 +1,7 @@
 //! The device with a scripted driver on the other side, well-behaved and not.
 
+mod resize;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -307,18 +309,6 @@ fn fault_c5_the_header_of_another_format_stays_data() {
     assert_eq!(bench.read(0, 512), (OK, qcow.to_vec()));
 }
 
-#[test]
-fn a_resized_disk_tells_its_driver_and_takes_what_has_become_valid() {
-    let file = image_file();
-    let mut bench = Bench::file(&file);
-    assert_eq!(bench.write(SECTORS, &[5; 512]), IOERR);
-    file.as_file().set_len(2 * SECTORS * SECTOR + 100).unwrap();
-    assert_eq!(bench.block.resize().unwrap(), 2 * SECTORS * SECTOR);
-    bench.started.interrupts.wait_for_config();
-    assert_eq!(u64::from_le_bytes(bench.config(0)), 2 * SECTORS);
-    assert_eq!(bench.write(SECTORS, &[5; 512]), OK);
-}
-
 /// A storage that answers when it is let, and remembers what it was asked for.
 struct Slow {
     calls: std::sync::Mutex<Sender<&'static str>>,
@@ -559,7 +549,7 @@ fn fault_b15_a_limit_that_is_lifted_lets_go_what_waits() {
     while bench.block.counts().throttled == 0 {
         std::thread::yield_now();
     }
-    bench.block.set_limits(Limits::default());
+    bench.block.change_limits(|_| Limits::default());
     assert_eq!(bench.wait().head, u32::from(request.head));
 }
 
@@ -576,7 +566,7 @@ fn a_queue_that_is_stopped_while_a_request_waits_for_the_limit_takes_it_again() 
     }
     let states = bench.started.stop();
     assert_eq!((states[0].next_available, states[0].next_used), (1, 1));
-    bench.block.set_limits(Limits::default());
+    bench.block.change_limits(|_| Limits::default());
     let mut driver = Driver::new(&bench.memory, 0, 64, 0).starting_at(1);
     driver.set_available_index(2);
     let features = bench.block.features() | features::EVENT_IDX;
