@@ -9,6 +9,7 @@ use crate::config::{DiskId, Rate};
 use crate::control::disks::{
     ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimits, NewSize, SETTLE_LIMIT,
 };
+use crate::stats::DiskCounts;
 
 /// The disks, in the order in which the guest has them.
 #[derive(Default)]
@@ -18,6 +19,13 @@ impl LiveDisks {
     /// Adds one whose name no other has.
     pub(super) fn add(&mut self, id: DiskId, disk: Arc<Block>) {
         self.0.push((id, disk));
+    }
+
+    /// What each has counted.
+    pub(super) fn counts(&self) -> Vec<DiskCounts> {
+        let counts =
+            |(id, disk): &(DiskId, Arc<Block>)| DiskCounts { id: id.clone(), monitor: disk.counts() };
+        self.0.iter().map(counts).collect()
     }
 
     fn find(&self, id: &DiskId) -> Result<&Block, DiskRefusal> {

@@ -105,6 +105,7 @@ impl Controlled for Handle {
     fn report(&self) -> Report {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
-        Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref())
+        let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
+        report.with_disks(self.disks.counts())
     }
 }

@@ -266,9 +266,12 @@ impl Shared {
 
     /// What serves `depth` requests at a time.
     pub(super) fn engine(&self, depth: u16) -> io::Result<Box<dyn Engine>> {
+        let calls = &self.counters.calls;
         Ok(match &self.backend {
-            Backend::Raw(image) if self.uring => Box::new(Uring::new(Arc::clone(image), depth)?),
-            _ => Box::new(Pool::new(self.storage())?),
+            Backend::Raw(image) if self.uring => {
+                Box::new(Uring::new(Arc::clone(image), depth)?.counting(calls))
+            }
+            _ => Box::new(Pool::new(self.storage(), calls)?),
         })
     }
 

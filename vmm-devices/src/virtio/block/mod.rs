@@ -20,7 +20,7 @@ mod tests;
 mod throttle;
 mod uring;
 
-pub use counters::{BlockCounts, LATENCY_CLASSES};
+pub use counters::{BlockCounts, LATENCY_CLASSES, Latency};
 pub use device::{Backend, Block, BlockError, BlockOptions, EngineChoice};
 pub use engine::{Completion, Engine, Operation, Request};
 pub use image::{Blocks, Image, ImageError, ImageOptions};

@@ -27,6 +27,7 @@ use crate::sync::lock;
 use crate::virtio::ending::{Ending, Panicked};
 use crate::virtio::queue::{Buffers, Chain, Queue, QueueError, QueueState};
 use crate::virtio::{ActiveQueue, DeviceStatus, QueueInterrupt, QueueStopped};
+use crate::worker::Wakeup;
 use crate::{Handler, Progress, Timer, Worker, WorkerError};
 
 /// Chains that are taken in one turn at most.
@@ -205,7 +206,12 @@ impl BlockQueue {
         });
         let engine = device.engine(queue.size().saturating_add(1))?;
         let timer = Arc::new(Timer::new()?);
-        let wakeups = [engine.wakeup(), timer.clone(), control.bell.clone(), doorbell];
+        let wakeups: [(Arc<dyn Wakeup>, bool); 4] = [
+            (engine.wakeup(), false),
+            (timer.clone(), false),
+            (control.bell.clone(), false),
+            (doorbell, true),
+        ];
         let name = status.name();
         let failed = (status.clone(), Arc::downgrade(control));
         let queue = Arc::new(Mutex::new(Self {
@@ -227,14 +233,21 @@ impl BlockQueue {
             holder,
             timer,
         }));
-        for wakeup in wakeups {
+        for (wakeup, is_doorbell) in wakeups {
             let queue = Arc::clone(&queue);
             let (status, control_of_failed) = failed.clone();
             let end = move || {
                 status.set_needs_reset(&Panicked);
                 control_of_failed.upgrade().iter().for_each(|control| control.retire());
             };
-            let added = worker.watch(name, wakeup, move |_| lock(&queue).turn(), end);
+            let serve = move |rings| {
+                let mut queue = lock(&queue);
+                if is_doorbell {
+                    queue.device.counters.notified(rings);
+                }
+                queue.turn()
+            };
+            let added = worker.watch(name, wakeup, serve, end);
             let handler = added.map_err(|WorkerError { source, .. }| source);
             match handler {
                 Ok(handler) => lock(&control.handlers).push(handler),
@@ -319,6 +332,8 @@ impl BlockQueue {
     fn interrupt(&mut self) {
         let reader = self.memory.clone();
         if self.queue.needs_interrupt(&reader.load()).unwrap_or(false) {
+            // Before it, so that whoever is interrupted finds it counted.
+            self.device.counters.interrupted();
             self.interrupt.trigger();
         }
     }
