@@ -342,6 +342,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
     pub serial: Option<SerialMode>,
 
+    /// Virtio console, hvc0 in Linux, as --serial [default: none]
+    #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
+    pub virtio_console: Option<SerialMode>,
+
     /// Control socket, for `vmm-cli ctl PATH` [default: none]
     #[arg(long, value_name = "PATH", help_heading = "Control")]
     pub api_sock: Option<PathBuf>,

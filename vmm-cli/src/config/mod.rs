@@ -70,7 +70,7 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// Its entropy device.
     pub entropy: EntropyConfig,
-    /// Its serial port.
+    /// Its serial port and its virtio console.
     pub console: ConsoleConfig,
     /// How it is controlled from outside.
     pub control: ControlConfig,
@@ -137,6 +137,9 @@ pub struct ConsoleConfig {
     /// Where the serial port ends on the host.
     #[serde(deserialize_with = "value::from_text")]
     pub serial: SerialMode,
+    /// Where the virtio console ends on the host; `None`: there is none.
+    #[serde(deserialize_with = "value::some_from_text")]
+    pub virtio: Option<SerialMode>,
 }
 
 /// The section `[control]`.
@@ -266,6 +269,7 @@ impl VmConfig {
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.entropy.device, args.entropy.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
+        set_optional(&mut self.console.virtio, args.virtio_console.as_ref());
         set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
@@ -309,6 +313,7 @@ impl VmConfig {
         self.memory.validate()?;
         self.disk.iter().try_for_each(DiskConfig::validate)?;
         self.validate_disk_ids()?;
+        self.validate_consoles()?;
         let read_only = self.disk.iter().filter(|disk| disk.read_only).map(|disk| (DISK, Some(&disk.path)));
         let images: Vec<_> = images.into_iter().chain(read_only).collect();
         self.validate_outputs(&images)?;
@@ -323,12 +328,21 @@ impl VmConfig {
         twice.map_or(Ok(()), |id| Err(DiskError::SameId { id }))
     }
 
+    /// Checks that standard input and output have one owner.
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        if self.console.virtio == Some(SerialMode::Stdio) && self.console.serial == SerialMode::Stdio {
+            return Err(ConfigError::SharedTerminal { key: "console.virtio", other: "console.serial" });
+        }
+        Ok(())
+    }
+
     fn validate_sockets(&self) -> Result<(), ConfigError> {
-        let serial = match &self.console.serial {
-            SerialMode::Unix(path) => Some(path),
-            _ => None,
-        };
-        for (key, socket) in [("console.serial", serial), ("control.socket", self.control.socket.as_ref())] {
+        let sockets = [
+            ("console.serial", self.console.serial.socket()),
+            ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::socket)),
+            ("control.socket", self.control.socket.as_ref()),
+        ];
+        for (key, socket) in sockets {
             let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
@@ -356,6 +370,7 @@ impl VmConfig {
         let outputs = [
             (memory::BACKING, self.memory.backing.shared_path()),
             ("console.serial", self.console.serial.path()),
+            ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::path)),
             ("control.socket", self.control.socket.as_ref()),
             ("log.file", self.log.file.as_ref()),
             ("stats.output", stats),
@@ -384,6 +399,7 @@ impl VmConfig {
             ("boot.initrd", self.boot.initrd.as_mut()),
             (memory::BACKING, self.memory.backing.path_mut()),
             ("console.serial", self.console.serial.path_mut()),
+            ("console.virtio", self.console.virtio.as_mut().and_then(SerialMode::path_mut)),
             ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),

@@ -50,6 +50,10 @@ impl VmConfig {
 
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
+        match &self.console.virtio {
+            Some(mode) => out.text("virtio", &mode.to_string()),
+            None => out.unset("virtio", "there is none"),
+        }
 
         out.section("control");
         out.path("socket", self.control.socket.as_deref(), "there is none");
@@ -288,7 +292,7 @@ mod tests {
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (irqchip, pit, pci, selftest) in (word(), any::<bool>(), any::<bool>(), any::<Option<bool>>()),
             entropy in any::<bool>(),
-            (serial, socket) in (serial(), optional_path()),
+            (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
         ) -> VmConfig {
@@ -306,7 +310,7 @@ mod tests {
                     selftest,
                 },
                 entropy: EntropyConfig { device: entropy },
-                console: ConsoleConfig { serial },
+                console: ConsoleConfig { serial, virtio },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
@@ -380,6 +384,7 @@ device = false
 
 [console]
 serial = \"stdio\"
+# virtio is not set: there is none
 
 [control]
 # socket is not set: there is none

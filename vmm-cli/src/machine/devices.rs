@@ -12,6 +12,7 @@ use vmm_devices::legacy::{
 use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::{VirtioMmio, pci};
 use vmm_devices::{BusDevice, Pvpanic};
@@ -120,6 +121,18 @@ impl Devices {
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
         self.add_virtio(virtio, "virtio-rng", Arc::new(device))
+    }
+
+    /// Adds the virtio console, whose other end `console` is.
+    pub(super) fn add_virtio_console(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        console: &Console,
+    ) -> Result<Arc<VirtioConsole>, Failure> {
+        let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
+        let device = Arc::new(device);
+        self.add_virtio(virtio, "virtio-console", Arc::clone(&device) as Arc<dyn VirtioDevice>)?;
+        Ok(device)
     }
 
     /// Adds a disk.

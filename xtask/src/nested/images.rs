@@ -31,8 +31,16 @@ const HOLDER: &str = "xtask/src/nested/hold.S";
 const GUEST_INIT: &str = "tests/linux/init";
 /// What a Linux guest loads: the power button, how it is told of it, the way it tells of a panic, and the drivers of virtio
 /// devices.
-const GUEST_MODULES: [&str; 7] =
-    ["button", "evdev", "pvpanic-mmio", "virtio_blk", "virtio_mmio", "virtio_pci", "virtio-rng"];
+const GUEST_MODULES: [&str; 8] = [
+    "button",
+    "evdev",
+    "pvpanic-mmio",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio-rng",
+];
 /// What the nested host loads: its ports, and the hypervisor of the CPU that is emulated.
 const HOST_MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm-amd"];
 
