@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use vmm_devices::virtio::block::{Image, ImageOptions};
-use vmm_tests::harness::{ControlSocket, Finished, RunningVm, TestVm};
+use vmm_tests::harness::{ControlSocket, Finished, Qcow2Image, RunningVm, TestVm};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
         fault_c5_a_disk_without_a_format_is_refused,
         fault_c5_the_header_of_another_format_in_a_raw_disk_changes_nothing,
         a_disk_in_use_has_another_size_and_other_limits_when_asked,
+        fault_c5_a_qcow2_disk_is_what_was_said_or_is_refused,
     ]
 }
 
@@ -123,5 +124,44 @@ fn a_disk_in_use_has_another_size_and_other_limits_when_asked() -> Result<()> {
     ctl("disk-limits root --bandwidth 10M")?.ensure_code(2)?;
     ctl("quit")?.ensure_code(0)?;
     vm.wait()?.ensure_code(0)?;
+    Ok(())
+}
+
+fn fault_c5_a_qcow2_disk_is_what_was_said_or_is_refused() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("raw"), [0; 1 << 16])?;
+    Qcow2Image::new(3 << 20).write(&path("alone"))?;
+    Qcow2Image::new(3 << 20).backed_by("raw").write(&path("backed"))?;
+    Qcow2Image::new(3 << 20).backed_by("/etc/hostname").write(&path("lured"))?;
+    let base = format!(",backing={},backing_format=raw", path("raw").display());
+    for (name, more, reason) in [
+        ("raw", "", "it does not begin as a qcow2 image does"),
+        ("backed", "", "has the backing file \"raw\", which is used only if the configuration names it too"),
+        ("lured", "", "has the backing file \"/etc/hostname\", which is used only if"),
+        ("lured", &base, "and the configuration names another"),
+        ("alone", &base, "has no backing file"),
+        ("alone", ",engine=io-uring", "images in qcow2 format are served by threads"),
+    ] {
+        let vm = run(&path(name), &format!(",format=qcow2{more}"))?.ensure_code(2)?;
+        ensure!(vm.stderr.contains(reason), "{name}: {}", vm.stderr);
+    }
+    for (name, more) in [("alone", ""), ("backed", &*base)] {
+        let place = ControlSocket::new()?;
+        let disk = format!("--disk=path={},format=qcow2{more}", path(name).display());
+        let vm = place.start(TestVm::guest("bench_halt").args("--memory 64M").arg(disk))?;
+        place.reaches("running")?;
+        place.ctl("disk-resize disk0")?.ensure_code(0)?.ensure_output("disk0 has 3145728 bytes\n")?;
+        let refused = place.ctl("disk-resize disk0 --size 4M")?.ensure_code(1)?;
+        refused.ensure_message(&["its format is not raw"])?;
+        // A second writer, and one of the backing file.
+        let second = run(&path(name), ",format=raw")?.ensure_code(3)?;
+        ensure!(second.stderr.contains("is in use by process"), "{}", second.stderr);
+        if !more.is_empty() {
+            run(&path("raw"), ",format=raw")?.ensure_code(3)?;
+        }
+        place.ctl("quit")?.ensure_code(0)?;
+        vm.wait()?.ensure_code(0)?;
+    }
     Ok(())
 }

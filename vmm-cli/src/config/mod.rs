@@ -49,9 +49,6 @@ use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// The key of the path of a disk.
-const DISK: &str = "disk.path";
-
 /// Most vCPUs with the irqchip in the kernel: xAPIC identifiers end at 254, 255 is the broadcast.
 const KERNEL_IRQCHIP_CPUS: u16 = 254;
 
@@ -314,8 +311,10 @@ impl VmConfig {
         self.disk.iter().try_for_each(DiskConfig::validate)?;
         self.validate_disk_ids()?;
         self.validate_consoles()?;
-        let read_only = self.disk.iter().filter(|disk| disk.read_only).map(|disk| (DISK, Some(&disk.path)));
-        let images: Vec<_> = images.into_iter().chain(read_only).collect();
+        let read_only =
+            self.disk.iter().filter(|disk| disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
+        let backing = self.disk.iter().map(|disk| (disk::BACKING, disk.backing.as_ref()));
+        let images: Vec<_> = images.into_iter().chain(read_only).chain(backing).collect();
         self.validate_outputs(&images)?;
         self.validate_sockets()
     }
@@ -375,7 +374,8 @@ impl VmConfig {
             ("log.file", self.log.file.as_ref()),
             ("stats.output", stats),
         ];
-        let disks = self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (DISK, Some(&disk.path)));
+        let disks =
+            self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
         let outputs = outputs.into_iter().chain(disks);
         let outputs: Vec<_> = outputs.filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
@@ -404,7 +404,7 @@ impl VmConfig {
             ("log.file", self.log.file.as_mut()),
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
-        let disks = self.disk.iter_mut().map(|disk| (DISK, &mut disk.path));
+        let disks = self.disk.iter_mut().flat_map(DiskConfig::paths_mut);
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path))).chain(disks)
     }
 }

@@ -144,6 +144,11 @@ impl Writer {
             Some(id) => self.text("id", id.as_str()),
             None => self.unset("id", disk.id(place).as_str()),
         }
+        self.path("backing", disk.backing.as_deref(), "there is none");
+        match &disk.backing_format {
+            Some(format) => self.text("backing_format", &choice::word(format)),
+            None => self.unset("backing_format", "there is no backing file"),
+        }
         self.set("read_only", disk.read_only);
         self.set("direct", disk.direct);
         self.text("engine", &choice::word(&disk.engine));
@@ -175,9 +180,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, DiskFormat, EntropyConfig, LogConfig,
-        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
-        keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MachineConfig,
+        MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput, keys,
+        parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -263,6 +268,7 @@ mod tests {
     prop_compose! {
         fn disk()(
             path in absolute_path(),
+            (format, backing, backing_format) in (word(), optional_path(), prop::option::of(word())),
             id in prop::option::of("[a-zA-Z0-9_-]{1,20}"),
             (read_only, direct) in (any::<bool>(), any::<bool>()),
             engine in word(),
@@ -273,9 +279,8 @@ mod tests {
                 Rate { amount, time: Duration::from_millis(milliseconds), burst }
             });
             let [bandwidth, operations] = rates.map(rate);
-            let format = DiskFormat::Raw;
             let id = id.map(|id| id.parse().unwrap());
-            DiskConfig { path, format, id, read_only, direct, engine, queues, bandwidth, operations }
+            DiskConfig { path, format, id, backing, backing_format, read_only, direct, engine, queues, bandwidth, operations }
         }
     }
 

@@ -108,6 +108,8 @@ pub enum BlockError {
 }
 
 /// What the queues share.
+///
+/// Lock order: `resizing`, in it `status` or `controls`; each of the others alone. Whoever finds `resizing` taken goes away.
 pub(super) struct Shared {
     options: BlockOptions,
     backend: Backend,

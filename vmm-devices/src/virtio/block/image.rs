@@ -7,7 +7,7 @@
 #[cfg(not(loom))]
 mod tests;
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -181,6 +181,13 @@ impl Image {
     pub fn length(&self) -> io::Result<u64> {
         // Of a block device, metadata has none. The position is used by nobody.
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// Whether `path` leads to this file or device.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let own = self.file.metadata().map(identity);
+        own.is_ok_and(|own| path.metadata().is_ok_and(|found| identity(found) == own))
     }
 
     /// Whether it is a block device, whose length is not chosen here.
