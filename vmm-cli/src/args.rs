@@ -9,10 +9,11 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, DirtyLogKind, DiskConfig, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, scheduler,
-    value,
+    Affinity, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
+    MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, parse_bytes,
+    scheduler, value,
 };
+use crate::control::disks::{DiskChange, DiskRequest, NewLimit, NewLimits, NewSize};
 use crate::control::operations::Operation;
 use crate::control::wire;
 
@@ -91,14 +92,14 @@ pub struct CtlArgs {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// How long to wait for the answer: 0s to 60m [default: 10s, and for `pause` and `dirty-rate` their time in addition]
+    /// How long to wait for the answer: 0s to 60m [default: 10s, and for what waits its time in addition]
     #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
     #[arg(value_parser = duration::parse)]
     pub timeout: Option<Duration>,
 }
 
 /// The verbs of `vmm-cli ctl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum CtlVerb {
     /// Say how the machine is
     Status,
@@ -126,6 +127,30 @@ pub enum CtlVerb {
         #[arg(default_value = "1s", value_parser = wire::parse_time)]
         time: Duration,
     },
+    /// Give a disk the size that its file or device has now, or the file another one, and tell the guest
+    DiskResize {
+        /// What the disk is called: `disk.id` of the configuration, or disk0, disk1 and so on
+        #[arg(value_name = "DISK")]
+        disk: DiskId,
+        /// The size that a raw file is to have, such as 20G
+        #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_bytes)]
+        size: Option<u64>,
+        /// The size may be less than before; what is behind it is lost
+        #[arg(long, requires = "size")]
+        shrink: bool,
+    },
+    /// Change the limits of a disk, also of requests that wait, and say what they are; what is left out stays
+    DiskLimits {
+        /// What the disk is called: `disk.id` of the configuration, or disk0, disk1 and so on
+        #[arg(value_name = "DISK")]
+        disk: DiskId,
+        /// Bytes that may pass, such as 100M/1s or 100M/1s+1G, or none
+        #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_bytes)]
+        bandwidth: Option<NewLimit>,
+        /// Requests that may pass, such as 1000/1s, or none
+        #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
+        operations: Option<NewLimit>,
+    },
 }
 
 impl CtlVerb {
@@ -142,6 +167,15 @@ impl CtlVerb {
             Self::Stats if for_programs => Operation::Stats { format: StatsFormat::Json },
             Self::Stats => Operation::Stats { format: StatsFormat::Table },
             Self::DirtyRate { time } => Operation::DirtyRate { time },
+            Self::DiskResize { disk, size, shrink } => {
+                let size = size.map(|bytes| NewSize { bytes, may_shrink: shrink });
+                Operation::Disk(DiskRequest { disk, change: DiskChange::Resize(size) })
+            }
+            Self::DiskLimits { disk, bandwidth, operations } => {
+                let (bandwidth, operations) = (bandwidth.unwrap_or_default(), operations.unwrap_or_default());
+                let limits = NewLimits { bandwidth, operations };
+                Operation::Disk(DiskRequest { disk, change: DiskChange::Limits(limits) })
+            }
         }
     }
 }
@@ -308,6 +342,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
     pub serial: Option<SerialMode>,
 
+    /// Virtio console, hvc0 in Linux, as --serial [default: none]
+    #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
+    pub virtio_console: Option<SerialMode>,
+
     /// Control socket, for `vmm-cli ctl PATH` [default: none]
     #[arg(long, value_name = "PATH", help_heading = "Control")]
     pub api_sock: Option<PathBuf>,
@@ -440,11 +478,25 @@ mod tests {
             parse(&["s", "pause"]).unwrap().verb.operation(false),
             Operation::Pause { limit: wire::DEFAULT_LIMIT }
         );
-        for wrong in
-            [&["s"][..], &["status"], &["s", "reboot"], &["s", "status", "--limit=1s"], &["", "status"]]
-        {
+        for wrong in [
+            &["s"][..],
+            &["s", "disk-resize"],
+            &["s", "disk-resize", "a", "--shrink"],
+            &["status"],
+            &["s", "reboot"],
+            &["s", "status", "--limit=1s"],
+            &["", "status"],
+        ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
         }
+        let limits = parse(&["s", "disk-limits", "root", "--bandwidth=none"]).unwrap();
+        let request = DiskRequest {
+            disk: "root".parse().unwrap(),
+            change: DiskChange::Limits(NewLimits { bandwidth: NewLimit::Lifted, operations: NewLimit::Same }),
+        };
+        assert_eq!(limits.verb.operation(false), Operation::Disk(request));
+        let error = parse(&["s", "disk-limits", "a/b"]).unwrap_err().to_string();
+        assert!(error.contains("a/b is not 1 to 20 of the characters"), "{error}");
         let error = parse(&["s", "pause", "--limit=2m"]).unwrap_err().to_string();
         assert!(error.contains("the limit `2m` is no duration from 0s to 1m"), "{error}");
     }

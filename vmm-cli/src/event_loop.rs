@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vmm_core::{VmEvent, VmEvents};
 
-use crate::console::Console;
+use crate::console::{Console, Consoles, GuestPort};
 use crate::control::Control;
 use crate::machine::Machine;
 use crate::signals::{Asked, Signals, at_least};
@@ -82,6 +82,13 @@ struct Ready {
     ended: bool,
     signal: bool,
     control: bool,
+    /// Of each console.
+    consoles: Vec<ConsoleReady>,
+}
+
+/// What to look at of a console.
+#[derive(Clone, Copy, Default)]
+struct ConsoleReady {
     fifo_empty: bool,
     input: bool,
     client: bool,
@@ -91,15 +98,17 @@ struct Ready {
 ///
 /// A signal that asks for the end presses the power button of a guest that listens to it, and ends the machine of one
 /// that does not. A second signal, or `grace` after the first, ends it in any case.
-pub(crate) fn run(inputs: Inputs<'_>, console: &mut Console, machine: &Machine, grace: Duration) -> Ended {
+pub(crate) fn run(inputs: Inputs<'_>, consoles: &mut Consoles, machine: &Machine, grace: Duration) -> Ended {
     let Inputs { events, signals, control } = inputs;
-    let serial = machine.serial();
+    let ports = machine.ports();
     let mut stop = Stop::default();
-    // What waited for the guest of an earlier life.
-    console.on_fifo_empty(serial);
+    for (console, port) in consoles.iter_mut().zip(&ports) {
+        // What waited for the guest of an earlier life.
+        console.on_fifo_empty(*port);
+    }
     loop {
-        console.look_for_terminal();
-        let ready = match wait(inputs, console, stop.deadline) {
+        consoles.look_for_terminal();
+        let ready = match wait(inputs, consoles, stop.deadline) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => continue,
             Err(errno) => {
@@ -113,7 +122,7 @@ pub(crate) fn run(inputs: Inputs<'_>, console: &mut Console, machine: &Machine, 
             return Ended { event: event.clone(), asked: stop.asked, forced: stop.forced };
         }
         if ready.signal
-            && let Some(signal) = next_stop(signals, console)
+            && let Some(signal) = next_stop(signals, consoles, &ports)
         {
             stop.on_signal(signal, events, machine, grace);
         }
@@ -123,14 +132,16 @@ pub(crate) fn run(inputs: Inputs<'_>, console: &mut Console, machine: &Machine, 
         {
             events.send(event.clone());
         }
-        if ready.fifo_empty {
-            console.on_fifo_empty(serial);
-        }
-        if ready.input && console.receive(Some(serial)) {
-            events.send(VmEvent::UserStop(CTRL_A_X));
-        }
-        if ready.client {
-            console.accept();
+        for ((console, port), ready) in consoles.iter_mut().zip(&ports).zip(ready.consoles) {
+            if ready.fifo_empty {
+                console.on_fifo_empty(*port);
+            }
+            if ready.input && console.receive(Some(*port)) {
+                events.send(VmEvent::UserStop(CTRL_A_X));
+            }
+            if ready.client {
+                console.accept();
+            }
         }
     }
 }
@@ -148,7 +159,7 @@ pub(crate) enum Until<'fd> {
 pub(crate) fn pause(
     signals: &Signals,
     control: &Control,
-    console: &mut Console,
+    consoles: &mut Consoles,
     until: Until<'_>,
 ) -> Option<Ended> {
     let deadline = match until {
@@ -160,7 +171,7 @@ pub(crate) fn pause(
         if left.is_some_and(|left| left.is_zero()) {
             return None;
         }
-        console.look_for_terminal();
+        consoles.look_for_terminal();
         let awaited = match until {
             Until::Passed(_) => None,
             Until::Ready(fd) => Some(fd),
@@ -168,25 +179,33 @@ pub(crate) fn pause(
         let polled = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds: Vec<_> =
             [signals.as_fd(), control.as_fd()].into_iter().chain(awaited).map(polled).collect();
-        let input_at = fds.len();
-        fds.extend(console.input());
+        let inputs_at = fds.len();
+        // Of those that have one, in their order.
+        let inputs: Vec<Option<PollFd<'_>>> = consoles.iter().map(Console::input).collect();
+        let has_input: Vec<bool> = inputs.iter().map(Option::is_some).collect();
+        fds.extend(inputs.into_iter().flatten());
         // A failure leaves nothing ready; the time passes all the same.
         let _ = poll(&mut fds, left.map_or(PollTimeout::NONE, at_least));
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        let (signal, asked, input) = (ready(0), ready(1), ready(input_at));
+        let (signal, asked) = (ready(0), ready(1));
         let is_over = awaited.is_some() && ready(2);
+        let mut at = inputs_at..;
+        let input: Vec<bool> =
+            has_input.into_iter().map(|has| has && at.next().is_some_and(&ready)).collect();
         match signal.then(|| signals.next()).flatten() {
             Some(Asked::Stop(signal)) => {
                 let event = VmEvent::UserStop(signal.as_str());
                 return Some(Ended { event, asked: Some(signal), forced: None });
             }
-            Some(Asked::Continued) => console.continued(),
-            None => {}
+            Some(Asked::Continued) => consoles.continued(),
+            // The guest of the next life is told when it begins.
+            Some(Asked::Resized) | None => {}
         }
         if let Some(event) = control.asked().filter(|_| asked) {
             return Some(Ended { event: event.clone(), asked: None, forced: None });
         }
-        if input && console.receive(None) {
+        let mut ready = consoles.iter_mut().zip(input).filter(|(_, input)| *input);
+        if ready.any(|(console, _)| console.receive(None)) {
             return Some(Ended { event: VmEvent::UserStop(CTRL_A_X), asked: None, forced: None });
         }
         if is_over {
@@ -197,32 +216,38 @@ pub(crate) fn pause(
 
 /// Takes the signals that have arrived up to the first that asks for the end; the next is left for the one who watches
 /// over it.
-fn next_stop(signals: &Signals, console: &mut Console) -> Option<Signal> {
+fn next_stop(signals: &Signals, consoles: &mut Consoles, ports: &[&dyn GuestPort]) -> Option<Signal> {
     while let Some(asked) = signals.next() {
         match asked {
-            Asked::Continued => console.continued(),
+            Asked::Continued => consoles.continued(),
+            Asked::Resized => {}
             Asked::Stop(signal) => return Some(signal),
         }
+        // Who was stopped may have missed another size.
+        consoles.tell_sizes(ports);
     }
     None
 }
 
 /// Sleeps until something is ready, or the guest's time to shut down is over.
-fn wait(inputs: Inputs<'_>, console: &Console, deadline: Option<Instant>) -> Result<Ready, Errno> {
+fn wait(inputs: Inputs<'_>, consoles: &Consoles, deadline: Option<Instant>) -> Result<Ready, Errno> {
     let Inputs { events, signals, control } = inputs;
     let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-    let always = [events.as_fd(), signals.as_fd(), control.as_fd(), console.drained()];
-    let mut fds = always.map(readable).to_vec();
-    let input = console.input().map(|fd| {
+    let mut fds = [events.as_fd(), signals.as_fd(), control.as_fd()].map(readable).to_vec();
+    let mut wait_for = |fd| {
         fds.push(fd);
         fds.len() - 1
-    });
-    let client = console.listener().map(|fd| {
-        fds.push(readable(fd));
-        fds.len() - 1
-    });
+    };
+    let places: Vec<_> = consoles
+        .iter()
+        .map(|console| {
+            let fifo_empty = wait_for(readable(console.drained()));
+            let input = console.input().map(&mut wait_for);
+            (fifo_empty, input, console.listener().map(|fd| wait_for(readable(fd))))
+        })
+        .collect();
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let timeout = [left, console.patience()].into_iter().flatten().min();
+    let timeout = [left, consoles.patience()].into_iter().flatten().min();
     poll(&mut fds, timeout.map_or(PollTimeout::NONE, at_least))?;
     // Errors and hang-ups count as ready: the read that follows tells which it is.
     let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
@@ -230,8 +255,13 @@ fn wait(inputs: Inputs<'_>, console: &Console, deadline: Option<Instant>) -> Res
         ended: ready(0),
         signal: ready(1),
         control: ready(2),
-        fifo_empty: ready(3),
-        input: input.is_some_and(ready),
-        client: client.is_some_and(ready),
+        consoles: places
+            .into_iter()
+            .map(|(fifo_empty, input, client)| ConsoleReady {
+                fifo_empty: ready(fifo_empty),
+                input: input.is_some_and(ready),
+                client: client.is_some_and(ready),
+            })
+            .collect(),
     })
 }

@@ -16,7 +16,7 @@ use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents, prepare_readers};
 use crate::acpi;
 use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
-use crate::console::{Console, OpenError};
+use crate::console::{Consoles, OpenError};
 use crate::control::{self, Control, Publication};
 use crate::event_loop::{self, Ended, Inputs, Until};
 use crate::machine::{Machine, Resources, layout};
@@ -60,23 +60,25 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
-    let mut console = Console::open(&config.console.serial).map_err(console_failure)?;
+    let mut consoles = Consoles::open(&config.console).map_err(console_failure)?;
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;
     let (ended, life) = loop {
         let started = Instant::now();
-        let ram = match reserve(config, &signals, &control, &mut console)? {
+        let ram = match reserve(config, &signals, &control, &mut consoles)? {
             ControlFlow::Continue(ram) => ram,
             ControlFlow::Break(ended) => break (ended, None),
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
         let resources = Resources { processors: &processors, ram, disks: &disks };
-        let machine = Machine::build(&kvm, config, resources, &source, &console, &events)?;
+        let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
+        // Before the driver looks.
+        consoles.tell_sizes(&machine.ports());
         machine.resume();
         // Not before: a client's pause would be undone.
         let life = Life { _published: control.publish(machine.handle()), machine };
         let inputs = Inputs { events: &events, signals: &signals, control: &control };
-        let ended = event_loop::run(inputs, &mut console, &life.machine, config.machine.grace_time);
+        let ended = event_loop::run(inputs, &mut consoles, &life.machine, config.machine.grace_time);
         let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
         if !lives_again || config.machine.on_reset == OnReset::Exit {
             break (ended, Some(life));
@@ -86,7 +88,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         drop(life);
         control.starts_again();
         let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
-        if let Some(ended) = event_loop::pause(&signals, &control, &mut console, Until::Passed(left)) {
+        if let Some(ended) = event_loop::pause(&signals, &control, &mut consoles, Until::Passed(left)) {
             break (ended, None);
         }
     };
@@ -95,7 +97,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     if let Some(life) = life {
         report = count(&life.machine);
     }
-    drop(console);
+    drop(consoles);
     // Last: until then a client is told that the machine is being stopped.
     drop(control);
     tell_end(&ended);
@@ -113,7 +115,7 @@ fn reserve(
     config: &VmConfig,
     signals: &Signals,
     control: &Control,
-    console: &mut Console,
+    consoles: &mut Consoles,
 ) -> Result<ControlFlow<Ended, Ram>, Failure> {
     let ranges = layout::ram(config.memory.size.bytes());
     let stop = AtomicBool::new(false);
@@ -128,7 +130,7 @@ fn reserve(
             reserve()
         });
         let making = making.context("a thread").map_err(Failure::host_cannot)?;
-        let ended = event_loop::pause(signals, control, console, Until::Ready(done.as_fd()));
+        let ended = event_loop::pause(signals, control, consoles, Until::Ready(done.as_fd()));
         stop.store(ended.is_some(), Ordering::Relaxed);
         let made = making.join().map_err(|_| memory::lost())?;
         match ended {
@@ -195,7 +197,7 @@ fn kvm_failure(error: KvmOpenError) -> Failure {
 fn console_failure(error: OpenError) -> Failure {
     match error {
         OpenError::Host { .. } => Failure::host_cannot(error),
-        OpenError::Path { .. } | OpenError::Socket(_) => Failure::bad_input(error),
+        OpenError::Path { .. } | OpenError::Socket { .. } => Failure::bad_input(error),
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) enum Asked {
     Stop(Signal),
     /// The process was stopped and goes on.
     Continued,
+    /// The terminal has another size.
+    Resized,
 }
 
 impl Signals {
@@ -44,7 +46,7 @@ impl Signals {
             ignore(signal)?;
         }
         let mut set = SigSet::empty();
-        STOP.into_iter().chain([Signal::SIGCONT]).for_each(|signal| set.add(signal));
+        STOP.into_iter().chain([Signal::SIGCONT, Signal::SIGWINCH]).for_each(|signal| set.add(signal));
         set.thread_block()?;
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
     }
@@ -53,7 +55,11 @@ impl Signals {
     pub(crate) fn next(&self) -> Option<Asked> {
         let info = self.0.read_signal().ok()??;
         let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())?;
-        Some(if signal == Signal::SIGCONT { Asked::Continued } else { Asked::Stop(signal) })
+        Some(match signal {
+            Signal::SIGCONT => Asked::Continued,
+            Signal::SIGWINCH => Asked::Resized,
+            signal => Asked::Stop(signal),
+        })
     }
 
     /// Sleeps for `time`, or until a signal asks for the end of the machine.

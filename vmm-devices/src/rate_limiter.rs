@@ -59,6 +59,24 @@ impl Limit {
         Ok(Self { capacity, refill, burst })
     }
 
+    /// Tokens of a full bucket.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.capacity
+    }
+
+    /// In which time an empty bucket becomes full.
+    #[must_use]
+    pub fn refill(&self) -> Duration {
+        Duration::from_nanos(self.refill)
+    }
+
+    /// Tokens that can be had once.
+    #[must_use]
+    pub fn burst(&self) -> u64 {
+        self.burst
+    }
+
     fn capacity(&self) -> u128 {
         u128::from(self.capacity)
     }
@@ -187,6 +205,13 @@ impl RateLimiter {
             bytes: holding(limits.bytes, balances.bytes),
             operations: holding(limits.operations, balances.operations),
         }
+    }
+
+    /// What may pass.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let limit = |bucket: &Option<Bucket>| bucket.as_ref().map(|bucket| bucket.limit);
+        Limits { bytes: limit(&self.bytes), operations: limit(&self.operations) }
     }
 
     /// What the buckets hold now.

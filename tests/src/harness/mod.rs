@@ -3,6 +3,7 @@
 mod control;
 mod linux;
 mod process;
+mod qcow2;
 mod running;
 mod terminal;
 mod vm;
@@ -16,6 +17,7 @@ use anyhow::{Result, bail};
 pub use control::{ControlClient, ControlSocket, PATIENCE};
 pub use linux::{KernelFormat, LinuxGuest, LinuxReport, VMM_LINUX, VMM_LINUX_KERNELS, kernel_versions};
 pub use process::Process;
+pub use qcow2::Qcow2Image;
 pub use running::{Finished, RunningVm};
 pub use terminal::{Terminal, status_flags};
 pub use vm::TestVm;

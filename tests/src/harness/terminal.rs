@@ -12,6 +12,7 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{read, write};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 /// A pseudo-terminal. Dropped, it hangs up.
 #[derive(Debug)]
@@ -61,6 +62,16 @@ impl Terminal {
     /// The system call failed.
     pub fn set_mode(&self, mode: &Termios) -> Result<()> {
         Ok(tcsetattr(&self.master, SetArg::TCSANOW, mode)?)
+    }
+
+    /// Gives it another size, and tells the programs in its foreground.
+    ///
+    /// # Errors
+    ///
+    /// The system call failed.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(tcsetwinsize(&self.master, size)?)
     }
 
     /// The status flags of the program's end.

@@ -1,4 +1,5 @@
-//! Console: an interactive shell takes a long paste and says a lot, and nothing is lost on any kind of serial port.
+//! Console: an interactive shell takes a long paste and says a lot, and nothing is lost on any kind of serial port; and one on
+//! the virtio console knows how large its terminal is.
 //!
 //! The whole volume is 1 MB of input and 10 MB of output. Where KVM is emulated it is a hundredth of that, unless
 //! `VMM_FULL` is in the environment.
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::{KernelFormat, LinuxGuest};
+use vmm_tests::harness::{KernelFormat, LinuxGuest, Terminal};
 
 use super::shell::{Port, Shell};
 use crate::{Shape, is_full, scaled};
@@ -21,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
         a_paste_and_a_flood_pass_a_terminal_complete on OTHER,
         a_paste_and_a_flood_pass_a_pty_complete on ONE,
         a_paste_and_a_flood_pass_a_socket_complete on OTHER,
+        a_shell_on_the_virtio_console_follows_the_size_of_the_terminal on ONE,
     ]
 }
 
@@ -103,4 +105,20 @@ fn a_paste_and_a_flood_pass_a_pty_complete(guest: &LinuxGuest) -> Result<()> {
 
 fn a_paste_and_a_flood_pass_a_socket_complete(guest: &LinuxGuest) -> Result<()> {
     a_paste_and_a_flood_pass(guest, Port::Socket)
+}
+
+fn a_shell_on_the_virtio_console_follows_the_size_of_the_terminal(guest: &LinuxGuest) -> Result<()> {
+    let mut terminal = Terminal::new()?;
+    terminal.resize(100, 30)?;
+    let vm = guest.vm("hvc", "").args("--virtio-console stdio --serial null").deadline(time());
+    let vm = vm.through("setsid --ctty").stdin(terminal.end()?).stdout(terminal.end()?).spawn()?;
+    terminal.wait_for("# ", time())?;
+    terminal.type_keys(b"echo si''ze $(stty size) on $(tty)\n")?;
+    terminal.wait_for("size 30 100 on /dev/hvc0", time())?;
+    terminal.resize(132, 50)?;
+    terminal.type_keys(b"until [ \"$(stty size)\" = '50 132' ]; do sleep 1; done; echo foll''owed\n")?;
+    terminal.wait_for("followed", time())?;
+    terminal.type_keys(b"poweroff -f\n")?;
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
 }

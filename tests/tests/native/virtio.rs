@@ -1,8 +1,11 @@
 //! virtio: guest programs that drive devices, and drive them wrong.
 
+use std::fs;
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use vmm_tests::harness::TestVm;
+use vmm_tests::harness::{PATIENCE, Terminal, TestVm, until};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -11,6 +14,7 @@ pub fn trials() -> Vec<Trial> {
         notifications_do_not_return_from_kvm_run,
         fault_a1_to_b6_the_worst_driver_is_served_as_soon_as_it_behaves,
         a_machine_has_no_entropy_device_unless_it_is_asked_for,
+        a_virtio_console_says_what_the_guest_does_and_tells_it_the_size_of_the_terminal,
     ]
 }
 
@@ -60,5 +64,22 @@ fn fault_a1_to_b6_the_worst_driver_is_served_as_soon_as_it_behaves() -> Result<(
 fn a_machine_has_no_entropy_device_unless_it_is_asked_for() -> Result<()> {
     let mut vm = TestVm::guest("virtio_rng").spawn()?;
     vm.wait_for_output("magic ffffffff")?;
+    Ok(())
+}
+
+fn a_virtio_console_says_what_the_guest_does_and_tells_it_the_size_of_the_terminal() -> Result<()> {
+    let serial = tempfile::NamedTempFile::new()?;
+    let said = || -> Result<String> { Ok(fs::read_to_string(serial.path())?) };
+    let mut terminal = Terminal::new()?;
+    terminal.resize(80, 25)?;
+    let vm = TestVm::guest("virtio_console").args("--pci=false --virtio-console stdio --serial");
+    let vm = vm.arg(format!("file={}", serial.path().display())).through("setsid --ctty");
+    let vm = vm.stdin(terminal.end()?).stdout(terminal.end()?).spawn()?;
+    terminal.wait_for("by the virtio console", PATIENCE)?;
+    until(Instant::now() + PATIENCE, "the used buffer", || Ok(said()?.contains("sent").then_some(())))?;
+    terminal.resize(132, 50)?;
+    vm.wait()?.ensure_code(0)?;
+    let said: Vec<String> = said()?.lines().map(|line| line.trim().to_owned()).collect();
+    ensure!(said == ["device 00000003", "size 00190050", "sent", "size 00320084"], "{said:?}");
     Ok(())
 }

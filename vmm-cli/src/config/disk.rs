@@ -14,15 +14,19 @@ use vmm_devices::rate_limiter::Limit;
 use super::file::show;
 use super::keys::{Form, Key, Section, key};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
-use super::{choice, duration, size};
+use super::{DiskId, choice, disk_id, duration, size};
 
 /// The flag that stands for a whole table.
 const FLAG: &str = "--disk";
 
+/// The keys of its paths.
+pub(super) const PATH: &str = "disk.path";
+pub(super) const BACKING: &str = "disk.backing";
+
 /// Most queues of one disk, as many as there are vCPUs.
 const MAX_QUEUES: u16 = 1024;
 
-const EXPECTED_FORMAT: &str = "\"raw\"";
+const EXPECTED_FORMAT: &str = "\"raw\" or \"qcow2\"";
 const EXPECTED_ENGINE: &str = "one of \"auto\", \"io-uring\", \"threads\"";
 const EXPECTED_QUEUES: &str = "a whole number from 1 to 1024";
 const EXPECTED_BANDWIDTH: &str =
@@ -38,6 +42,9 @@ pub(super) const SECTION: Section = Section {
     keys: &[
         key("path", FLAG, Form::Text, value::EXPECTED_PATH),
         key("format", FLAG, Form::Text, EXPECTED_FORMAT),
+        key("id", FLAG, Form::Text, disk_id::EXPECTED),
+        key("backing", FLAG, Form::Text, value::EXPECTED_PATH),
+        key("backing_format", FLAG, Form::Text, EXPECTED_FORMAT),
         key("read_only", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("direct", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("engine", FLAG, Form::Text, EXPECTED_ENGINE),
@@ -52,6 +59,8 @@ pub(super) const SECTION: Section = Section {
 pub enum DiskFormat {
     /// The sectors, one after the other
     Raw,
+    /// Those that were written, and where they are
+    Qcow2,
 }
 
 /// How requests reach the host.
@@ -86,6 +95,15 @@ pub struct DiskConfig {
     /// What is in it.
     #[serde(deserialize_with = "choice::deserialize")]
     pub format: DiskFormat,
+    /// What it is called; `None` leaves it to [`DiskConfig::id`].
+    #[serde(default, deserialize_with = "value::some_from_text")]
+    pub id: Option<DiskId>,
+    /// The backing file of a qcow2 image, which its header must name too; `None`: it has none.
+    #[serde(default, deserialize_with = "value::path")]
+    pub backing: Option<PathBuf>,
+    /// What is in that; there exactly if it is.
+    #[serde(default, deserialize_with = "choice::deserialize_some")]
+    pub backing_format: Option<DiskFormat>,
     /// Whether the guest may not write.
     #[serde(default)]
     pub read_only: bool,
@@ -109,6 +127,12 @@ pub struct DiskConfig {
 impl DiskConfig {
     /// Queues of a disk for which none are configured: one a vCPU, but not more than this.
     const DEFAULT_QUEUES: u16 = 8;
+
+    /// What the disk is called that is at `place` in the order of all disks, from 0.
+    #[must_use]
+    pub fn id(&self, place: usize) -> DiskId {
+        self.id.clone().unwrap_or_else(|| DiskId::of_place(place))
+    }
 
     /// The number of queues beside `vcpus` vCPUs.
     #[must_use]
@@ -153,6 +177,13 @@ impl Rate {
     }
 }
 
+/// The rate of a limit that was a rate.
+impl From<Limit> for Rate {
+    fn from(limit: Limit) -> Self {
+        Self { amount: limit.tokens(), time: limit.refill(), burst: limit.burst() }
+    }
+}
+
 /// Writes what both readers read: amounts without units.
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,14 +196,28 @@ fn decimal(text: &str) -> Option<u64> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// Reads how many bytes may pass.
+///
+/// # Errors
+/// [`ValueError`] if the text is anything else.
+pub(crate) fn parse_bandwidth(text: &str) -> Result<Rate, ValueError> {
+    Rate::parse(text, size::bytes, EXPECTED_BANDWIDTH)
+}
+
+/// Reads how many requests may pass.
+///
+/// # Errors
+/// [`ValueError`] if the text is anything else.
+pub(crate) fn parse_operations(text: &str) -> Result<Rate, ValueError> {
+    Rate::parse(text, decimal, EXPECTED_OPERATIONS)
+}
+
 fn bandwidth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Rate::parse(&text, size::bytes, EXPECTED_BANDWIDTH).map(Some).map_err(D::Error::custom)
+    parse_bandwidth(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 fn operations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Rate::parse(&text, decimal, EXPECTED_OPERATIONS).map(Some).map_err(D::Error::custom)
+    parse_operations(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
@@ -244,19 +289,63 @@ fn setting_value(key: &Key, text: Option<&str>) -> Result<toml::Value, DiskFlagE
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum DiskError {
-    #[error("disk.path ({FLAG}): {} cannot be looked at", show(path))]
+    #[error("{key} ({FLAG}): {} cannot be looked at", show(path))]
     Look {
+        key: &'static str,
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
+    #[error(
+        "disk.id ({FLAG}): two disks are called {id}; one without an id is called disk0, disk1 and so on, by its place"
+    )]
+    SameId { id: DiskId },
+    #[error("{BACKING} ({FLAG}): an image in raw format has no backing file; leave it out")]
+    RawWithBacking,
+    #[error("disk.{given} ({FLAG}) needs disk.{missing} beside it: a format is never guessed")]
+    HalfBacking { given: &'static str, missing: &'static str },
+    #[error(
+        "disk.engine ({FLAG}) = io-uring: images in qcow2 format are served by threads; set it to threads, or leave it out"
+    )]
+    NeedsThreads,
+    #[error(
+        "disk.direct ({FLAG}) = true: images in qcow2 format go through the host's page cache; leave it out"
+    )]
+    NotDirect,
 }
 
 impl DiskConfig {
-    /// Checks that there is something at the path; what it is, is checked when it is opened.
+    /// Checks that the settings go together, and that there is something at the paths; what it is, is checked when it is opened.
     pub(super) fn validate(&self) -> Result<(), DiskError> {
-        let looked = self.path.metadata();
-        looked.map(drop).map_err(|source| DiskError::Look { path: self.path.clone(), source })
+        match (self.format, &self.backing, self.backing_format) {
+            (DiskFormat::Raw, None, None) | (DiskFormat::Qcow2, None, None) => {}
+            (DiskFormat::Raw, ..) => return Err(DiskError::RawWithBacking),
+            (DiskFormat::Qcow2, Some(_), Some(_)) => {}
+            (DiskFormat::Qcow2, Some(_), None) => {
+                return Err(DiskError::HalfBacking { given: "backing", missing: "backing_format" });
+            }
+            (DiskFormat::Qcow2, None, Some(_)) => {
+                return Err(DiskError::HalfBacking { given: "backing_format", missing: "backing" });
+            }
+        }
+        if self.format == DiskFormat::Qcow2 && self.engine == DiskEngine::IoUring {
+            return Err(DiskError::NeedsThreads);
+        }
+        if self.format == DiskFormat::Qcow2 && self.direct {
+            return Err(DiskError::NotDirect);
+        }
+        for (key, path) in
+            std::iter::once((PATH, &self.path)).chain(self.backing.as_ref().map(|path| (BACKING, path)))
+        {
+            let look = |source| DiskError::Look { key, path: path.clone(), source };
+            path.metadata().map_err(look)?;
+        }
+        Ok(())
+    }
+
+    /// Its paths, with their keys.
+    pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        std::iter::once((PATH, &mut self.path)).chain(self.backing.as_mut().map(|path| (BACKING, path)))
     }
 }
 
@@ -274,10 +363,12 @@ mod tests {
         assert_eq!((disk.path.to_str(), disk.engine), (Some("a=b.img"), DiskEngine::Auto));
         assert!(!disk.read_only && !disk.direct);
         assert_eq!((disk.queues(3), disk.queues(200)), (3, 8));
-        let text = "path=x,format=raw,read_only,direct=true,engine=io-uring,queues=2,bandwidth=10M/100ms+1G,\
+        assert_eq!(disk.id(7).as_str(), "disk7");
+        let text = "path=x,format=raw,id=root,read_only,direct=true,engine=io-uring,queues=2,bandwidth=10M/100ms+1G,\
                     operations=500/1s";
         let disk: DiskConfig = text.parse().unwrap();
         assert!(disk.read_only && disk.direct);
+        assert_eq!(disk.id(7).as_str(), "root");
         assert_eq!((disk.engine, disk.queues(9)), (DiskEngine::IoUring, 2));
         let bandwidth = Rate { amount: 10 << 20, time: Duration::from_millis(100), burst: 1 << 30 };
         assert_eq!(
@@ -290,8 +381,30 @@ mod tests {
     #[test]
     fn fault_c5_a_format_is_never_guessed() {
         assert!(refusal("path=x").contains("missing field `format`"));
-        assert!(refusal("path=x,format=vmdk").contains("vmdk is not one of raw"));
+        assert!(refusal("path=x,format=vmdk").contains("vmdk is not one of raw, qcow2"));
         assert!(refusal("format=raw").contains("missing field `path`"));
+    }
+
+    #[test]
+    fn fault_c5_a_backing_file_has_a_format_and_only_qcow2_has_one() {
+        let refusal = |more: &str| {
+            let disk: DiskConfig = format!("path=/dev/null{more}").parse().unwrap();
+            disk.validate().unwrap_err().to_string()
+        };
+        let backing = ",backing=/dev/null,backing_format=raw";
+        assert!(
+            refusal(&format!(",format=raw{backing}")).contains("an image in raw format has no backing file")
+        );
+        let error = refusal(",format=qcow2,backing=/dev/null");
+        assert!(error.contains("disk.backing (--disk) needs disk.backing_format beside it"), "{error}");
+        let error = refusal(",format=qcow2,backing_format=qcow2");
+        assert!(error.contains("disk.backing_format (--disk) needs disk.backing beside it"), "{error}");
+        assert!(refusal(",format=qcow2,engine=io-uring").contains("are served by threads"));
+        assert!(refusal(",format=qcow2,direct").contains("go through the host's page cache"));
+        let error = refusal(",format=qcow2,backing=/nowhere/base,backing_format=raw");
+        assert!(error.starts_with("disk.backing (--disk): /nowhere/base cannot be looked at"), "{error}");
+        let disk: DiskConfig = format!("path=/dev/null,format=qcow2{backing}").parse().unwrap();
+        disk.validate().unwrap();
     }
 
     #[test]
@@ -302,6 +415,8 @@ mod tests {
             ("path=x,format=raw,path=y", "path is there twice"),
             ("path=x,format", "format has no value; expected \"raw\""),
             ("path=x,format=raw,read_only=yes", "read_only = yes is not true or false"),
+            ("path=x,format=raw,id=", "\"\" is not 1 to 20 of the characters a-z"),
+            ("path=x,format=raw,id=a b", "\"a b\" is not 1 to 20 of the characters a-z"),
             ("path=x,format=raw,queues=two", "queues = two is not a whole number"),
             ("path=x,format=raw,queues=0", "0 is not a whole number from 1 to 1024"),
             ("path=x,format=raw,queues=1025", "1025 is not a whole number from 1 to 1024"),

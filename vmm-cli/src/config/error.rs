@@ -82,6 +82,12 @@ pub enum ConfigError {
         keys::with_flag(other)
     )]
     SameOutput { key: &'static str, path: PathBuf, other: &'static str },
+    #[error(
+        "{} and {} are both \"stdio\": a key would go to either; set one of them to \"null\", or elsewhere",
+        keys::with_flag(key),
+        keys::with_flag(other)
+    )]
+    SharedTerminal { key: &'static str, other: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,

@@ -87,7 +87,13 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section { name: "entropy", keys: &[key("device", "--entropy", Form::Switch, EXPECTED_SWITCH)] },
-    Section { name: "console", keys: &[key("serial", "--serial", Form::Text, serial::EXPECTED)] },
+    Section {
+        name: "console",
+        keys: &[
+            key("serial", "--serial", Form::Text, serial::EXPECTED),
+            key("virtio", "--virtio-console", Form::Text, serial::EXPECTED),
+        ],
+    },
     Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
         name: "log",

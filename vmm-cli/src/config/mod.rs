@@ -4,6 +4,7 @@ mod affinity;
 pub(crate) mod choice;
 pub(crate) mod cpu;
 pub(crate) mod disk;
+mod disk_id;
 pub(crate) mod duration;
 mod error;
 mod file;
@@ -19,6 +20,7 @@ mod stats;
 mod testing;
 pub(crate) mod value;
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -30,13 +32,14 @@ pub use affinity::{Affinity, CpuList};
 pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use cpu::{CpuConfig, CpuError};
 pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFlagError, DiskFormat, Rate};
+pub use disk_id::DiskId;
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
 pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
-pub use size::MemorySize;
+pub use size::{MemorySize, parse_bytes};
 pub use stats::StatsOutput;
 pub use value::ValueError;
 
@@ -45,9 +48,6 @@ use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
-
-/// The key of the path of a disk.
-const DISK: &str = "disk.path";
 
 /// Most vCPUs with the irqchip in the kernel: xAPIC identifiers end at 254, 255 is the broadcast.
 const KERNEL_IRQCHIP_CPUS: u16 = 254;
@@ -67,7 +67,7 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// Its entropy device.
     pub entropy: EntropyConfig,
-    /// Its serial port.
+    /// Its serial port and its virtio console.
     pub console: ConsoleConfig,
     /// How it is controlled from outside.
     pub control: ControlConfig,
@@ -134,6 +134,9 @@ pub struct ConsoleConfig {
     /// Where the serial port ends on the host.
     #[serde(deserialize_with = "value::from_text")]
     pub serial: SerialMode,
+    /// Where the virtio console ends on the host; `None`: there is none.
+    #[serde(deserialize_with = "value::some_from_text")]
+    pub virtio: Option<SerialMode>,
 }
 
 /// The section `[control]`.
@@ -263,6 +266,7 @@ impl VmConfig {
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.entropy.device, args.entropy.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
+        set_optional(&mut self.console.virtio, args.virtio_console.as_ref());
         set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
@@ -305,18 +309,39 @@ impl VmConfig {
         }
         self.memory.validate()?;
         self.disk.iter().try_for_each(DiskConfig::validate)?;
-        let read_only = self.disk.iter().filter(|disk| disk.read_only).map(|disk| (DISK, Some(&disk.path)));
-        let images: Vec<_> = images.into_iter().chain(read_only).collect();
+        self.validate_disk_ids()?;
+        self.validate_consoles()?;
+        let read_only =
+            self.disk.iter().filter(|disk| disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
+        let backing = self.disk.iter().map(|disk| (disk::BACKING, disk.backing.as_ref()));
+        let images: Vec<_> = images.into_iter().chain(read_only).chain(backing).collect();
         self.validate_outputs(&images)?;
         self.validate_sockets()
     }
 
+    /// Checks that no two disks have the same name, given or not.
+    fn validate_disk_ids(&self) -> Result<(), DiskError> {
+        let mut seen = HashSet::new();
+        let ids = self.disk.iter().enumerate().map(|(place, disk)| disk.id(place));
+        let twice = ids.into_iter().find(|id| !seen.insert(id.clone()));
+        twice.map_or(Ok(()), |id| Err(DiskError::SameId { id }))
+    }
+
+    /// Checks that standard input and output have one owner.
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        if self.console.virtio == Some(SerialMode::Stdio) && self.console.serial == SerialMode::Stdio {
+            return Err(ConfigError::SharedTerminal { key: "console.virtio", other: "console.serial" });
+        }
+        Ok(())
+    }
+
     fn validate_sockets(&self) -> Result<(), ConfigError> {
-        let serial = match &self.console.serial {
-            SerialMode::Unix(path) => Some(path),
-            _ => None,
-        };
-        for (key, socket) in [("console.serial", serial), ("control.socket", self.control.socket.as_ref())] {
+        let sockets = [
+            ("console.serial", self.console.serial.socket()),
+            ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::socket)),
+            ("control.socket", self.control.socket.as_ref()),
+        ];
+        for (key, socket) in sockets {
             let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > MAX_SOCKET_PATH {
@@ -344,11 +369,13 @@ impl VmConfig {
         let outputs = [
             (memory::BACKING, self.memory.backing.shared_path()),
             ("console.serial", self.console.serial.path()),
+            ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::path)),
             ("control.socket", self.control.socket.as_ref()),
             ("log.file", self.log.file.as_ref()),
             ("stats.output", stats),
         ];
-        let disks = self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (DISK, Some(&disk.path)));
+        let disks =
+            self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
         let outputs = outputs.into_iter().chain(disks);
         let outputs: Vec<_> = outputs.filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
@@ -372,11 +399,12 @@ impl VmConfig {
             ("boot.initrd", self.boot.initrd.as_mut()),
             (memory::BACKING, self.memory.backing.path_mut()),
             ("console.serial", self.console.serial.path_mut()),
+            ("console.virtio", self.console.virtio.as_mut().and_then(SerialMode::path_mut)),
             ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
-        let disks = self.disk.iter_mut().map(|disk| (DISK, &mut disk.path));
+        let disks = self.disk.iter_mut().flat_map(DiskConfig::paths_mut);
         paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path))).chain(disks)
     }
 }

@@ -50,6 +50,10 @@ impl VmConfig {
 
         out.section("console");
         out.text("serial", &self.console.serial.to_string());
+        match &self.console.virtio {
+            Some(mode) => out.text("virtio", &mode.to_string()),
+            None => out.unset("virtio", "there is none"),
+        }
 
         out.section("control");
         out.path("socket", self.control.socket.as_deref(), "there is none");
@@ -68,7 +72,7 @@ impl VmConfig {
             Some(format) => out.text("format", &choice::word(format)),
             None => out.unset("format", "table on standard output, json in a file"),
         }
-        self.disk.iter().for_each(|disk| out.disk(disk));
+        self.disk.iter().enumerate().for_each(|(place, disk)| out.disk(place, disk));
         out.0
     }
 }
@@ -132,10 +136,19 @@ impl Writer {
         self.set("monopolize_cpus", cpu.monopolize_cpus);
     }
 
-    fn disk(&mut self, disk: &DiskConfig) {
+    fn disk(&mut self, place: usize, disk: &DiskConfig) {
         self.0 += "\n[[disk]]\n";
         self.text("path", &disk.path.to_string_lossy());
         self.text("format", &choice::word(&disk.format));
+        match &disk.id {
+            Some(id) => self.text("id", id.as_str()),
+            None => self.unset("id", disk.id(place).as_str()),
+        }
+        self.path("backing", disk.backing.as_deref(), "there is none");
+        match &disk.backing_format {
+            Some(format) => self.text("backing_format", &choice::word(format)),
+            None => self.unset("backing_format", "there is no backing file"),
+        }
         self.set("read_only", disk.read_only);
         self.set("direct", disk.direct);
         self.text("engine", &choice::word(&disk.engine));
@@ -167,9 +180,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, DiskFormat, EntropyConfig, LogConfig,
-        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
-        keys, parse_toml,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MachineConfig,
+        MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput, keys,
+        parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -255,6 +268,8 @@ mod tests {
     prop_compose! {
         fn disk()(
             path in absolute_path(),
+            (format, backing, backing_format) in (word(), optional_path(), prop::option::of(word())),
+            id in prop::option::of("[a-zA-Z0-9_-]{1,20}"),
             (read_only, direct) in (any::<bool>(), any::<bool>()),
             engine in word(),
             queues in prop::option::of(1..=1024_u16),
@@ -264,8 +279,8 @@ mod tests {
                 Rate { amount, time: Duration::from_millis(milliseconds), burst }
             });
             let [bandwidth, operations] = rates.map(rate);
-            let format = DiskFormat::Raw;
-            DiskConfig { path, format, read_only, direct, engine, queues, bandwidth, operations }
+            let id = id.map(|id| id.parse().unwrap());
+            DiskConfig { path, format, id, backing, backing_format, read_only, direct, engine, queues, bandwidth, operations }
         }
     }
 
@@ -282,7 +297,7 @@ mod tests {
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (irqchip, pit, pci, selftest) in (word(), any::<bool>(), any::<bool>(), any::<Option<bool>>()),
             entropy in any::<bool>(),
-            (serial, socket) in (serial(), optional_path()),
+            (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
         ) -> VmConfig {
@@ -300,7 +315,7 @@ mod tests {
                     selftest,
                 },
                 entropy: EntropyConfig { device: entropy },
-                console: ConsoleConfig { serial },
+                console: ConsoleConfig { serial, virtio },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
@@ -374,6 +389,7 @@ device = false
 
 [console]
 serial = \"stdio\"
+# virtio is not set: there is none
 
 [control]
 # socket is not set: there is none

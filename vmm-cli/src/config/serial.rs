@@ -1,4 +1,4 @@
-//! Serial mode: where the guest's serial port ends on the host.
+//! Serial mode: where the guest's serial port, or its virtio console, ends on the host.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::value::{self, ValueError};
 
 pub(super) const EXPECTED: &str = "one of \"stdio\", \"null\", \"pty\", \"file=PATH\", \"unix=PATH\"";
 
-/// Where the guest's serial port ends on the host.
+/// Where the guest's serial port, or its virtio console, ends on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum SerialMode {
     /// The terminal, or whatever standard input and output are.
@@ -25,6 +25,13 @@ pub enum SerialMode {
 }
 
 impl SerialMode {
+    pub(super) fn socket(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Unix(path) => Some(path),
+            _ => None,
+        }
+    }
+
     pub(super) fn path(&self) -> Option<&PathBuf> {
         match self {
             Self::File(path) | Self::Unix(path) => Some(path),

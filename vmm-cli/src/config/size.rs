@@ -16,6 +16,9 @@ const TIB: u64 = 1 << 40;
 pub(super) const EXPECTED: &str = "a size from 1M to 1T such as \"512M\" or \"4GiB\" \
      (K, M, G and T are powers of 1024; no unit means bytes)";
 
+const EXPECTED_BYTES: &str =
+    "a size such as \"512M\" or \"4GiB\" (K, M, G and T are powers of 1024; no unit means bytes)";
+
 /// A size of guest RAM in bytes: 1 MiB to 1 TiB, a multiple of 4 KiB.
 ///
 /// Written as a whole number with a unit: `K`, `KB` or `KiB`, and so on with `M`, `G`, `T`, in any case, always
@@ -84,6 +87,16 @@ impl FromStr for MemorySize {
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let (digits, unit) = split_number(text, EXPECTED).ok()?;
     digits.parse::<u64>().ok()?.checked_mul(factor(unit)?)
+}
+
+/// Reads a size that is not that of RAM.
+///
+/// # Errors
+///
+/// [`ValueError`] if the text is anything else.
+pub fn parse_bytes(text: &str) -> Result<u64, ValueError> {
+    let malformed = || ValueError::Malformed { value: text.to_owned(), expected: EXPECTED_BYTES };
+    bytes(text).ok_or_else(malformed)
 }
 
 fn factor(unit: &str) -> Option<u64> {

@@ -54,6 +54,7 @@ selftest = false
 device = true
 [console]
 serial = "unix=sock"
+virtio = "file=out"
 [control]
 socket = "control.sock"
 [log]
@@ -146,7 +147,10 @@ fn every_key_arrives_in_its_field() {
             selftest: Some(false),
         },
         entropy: EntropyConfig { device: true },
-        console: ConsoleConfig { serial: SerialMode::Unix("dir/sock".into()) },
+        console: ConsoleConfig {
+            serial: SerialMode::Unix("dir/sock".into()),
+            virtio: Some(SerialMode::File("dir/out".into())),
+        },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
@@ -210,6 +214,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--selftest",
         "--entropy=false",
         "--serial=file=out",
+        "--virtio-console=pty",
         "--api-sock=ctl",
         "--log-level=off",
         "--log-format=text",
@@ -250,7 +255,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             selftest: Some(true),
         },
         entropy: EntropyConfig { device: false },
-        console: ConsoleConfig { serial: SerialMode::File(here.join("out")) },
+        console: ConsoleConfig { serial: SerialMode::File(here.join("out")), virtio: Some(SerialMode::Pty) },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
         stats: StatsConfig {
@@ -278,6 +283,17 @@ fn what_the_split_irqchip_has_and_lacks_is_refused_with_the_remedy() {
         error.starts_with("machine.pit (--pit) = true: ") && error.contains("machine.irqchip"),
         "{error}"
     );
+}
+
+#[test]
+fn standard_input_has_one_owner() {
+    let error = message(load(["--virtio-console=stdio"]).unwrap_err());
+    let expected = "console.virtio (--virtio-console) and console.serial (--serial) are both \"stdio\"";
+    assert!(error.starts_with(expected), "{error}");
+    load(["--virtio-console=stdio", "--serial=null"]).unwrap();
+    load(["--virtio-console=pty", "--serial=pty"]).unwrap();
+    let error = message(load(["--virtio-console=file=x", "--serial=file=x"]).unwrap_err());
+    assert!(error.contains("console.virtio (--virtio-console): ") && error.contains("is also"), "{error}");
 }
 
 #[test]

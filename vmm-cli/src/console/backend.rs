@@ -1,4 +1,4 @@
-//! `Backend`: what the guest's serial port is connected to on the host.
+//! `Backend`: what a port of the guest is connected to on the host.
 
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
+use super::port::{PortKind, TerminalSize};
 use super::stdin::Stdin;
 use crate::config::SerialMode;
 use crate::listener::{ListenError, Listener};
@@ -22,8 +23,10 @@ use crate::sink::Sink;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be made.
-    #[error("--serial: cannot open {path}")]
+    #[error("{flag}: cannot open {path}")]
     Path {
+        /// Of the port.
+        flag: &'static str,
         /// The path.
         path: PathBuf,
         /// The kernel's answer.
@@ -31,8 +34,14 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Nobody can listen at the path of the socket.
-    #[error("--serial")]
-    Socket(#[source] ListenError),
+    #[error("{flag}")]
+    Socket {
+        /// Of the port.
+        flag: &'static str,
+        /// Why not.
+        #[source]
+        source: ListenError,
+    },
     /// The host lacks what every console needs: a descriptor, a thread, a pseudo-terminal.
     #[error("cannot set up the console: {what}")]
     Host {
@@ -80,7 +89,8 @@ pub(super) struct Client {
 
 impl Backend {
     /// Opens what `mode` names, with the output that belongs to it.
-    pub(super) fn open(mode: &SerialMode) -> Result<(Self, Sink), OpenError> {
+    pub(super) fn open(mode: &SerialMode, kind: PortKind) -> Result<(Self, Sink), OpenError> {
+        let flag = kind.flag();
         let start = |fd| Sink::start("console", fd).map_err(host("the writer thread"));
         match mode {
             SerialMode::Null => Ok((Self::OutputOnly, Sink::nowhere())),
@@ -90,17 +100,21 @@ impl Backend {
                 Ok((Self::Stdin(Stdin::open().map_err(host("raw mode"))?), output))
             }
             SerialMode::File(path) => {
-                let file = output_file::create(path)
-                    .map_err(|source| OpenError::Path { path: path.clone(), source })?;
+                let file = output_file::create(path).map_err(|source| OpenError::Path {
+                    flag,
+                    path: path.clone(),
+                    source,
+                })?;
                 Ok((Self::OutputOnly, start(Some(file.into()))?))
             }
             SerialMode::Pty => {
-                let (master, slave) = open_pty().map_err(|errno| host("a pseudo-terminal")(errno.into()))?;
+                let (master, slave) =
+                    open_pty(kind).map_err(|errno| host("a pseudo-terminal")(errno.into()))?;
                 let copy = master.try_clone().map_err(host("a copy of the pseudo-terminal"))?;
                 Ok((Self::Pty { master, _slave: slave }, start(Some(copy))?))
             }
             SerialMode::Unix(path) => {
-                let listener = Listener::bind(path).map_err(OpenError::Socket)?;
+                let listener = Listener::bind(path).map_err(|source| OpenError::Socket { flag, source })?;
                 Ok((Self::Unix { listener, client: None, accepting: true }, start(None)?))
             }
         }
@@ -150,7 +164,7 @@ impl Backend {
             Err(error) => {
                 // The client still knocks: trying again at once would never end.
                 *accepting = false;
-                tracing::error!(%error, "the serial port takes no more clients");
+                tracing::error!(%error, "a console takes no more clients");
             }
         }
     }
@@ -177,6 +191,20 @@ impl Backend {
         let _ = client.stream.shutdown(Shutdown::Both);
     }
 
+    /// Whether it is a pseudo-terminal of our own.
+    pub(super) fn is_pty(&self) -> bool {
+        matches!(self, Self::Pty { .. })
+    }
+
+    /// How large the terminal is, if it is one.
+    pub(super) fn size(&self) -> Option<TerminalSize> {
+        match self {
+            Self::Stdin(stdin) => stdin.size(),
+            Self::Pty { master, .. } => size_of(master.as_fd()),
+            Self::OutputOnly | Self::Unix { .. } => None,
+        }
+    }
+
     /// Standard input, if that is what the guest has.
     pub(super) fn stdin(&self) -> Option<&Stdin> {
         match self {
@@ -196,7 +224,7 @@ impl Backend {
 
 /// A pseudo-terminal whose slave passes every byte through; its name goes to standard error, where the user who asked
 /// for it can read it.
-fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
+fn open_pty(kind: PortKind) -> Result<(OwnedFd, OwnedFd), Errno> {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
     grantpt(&master)?;
     unlockpt(&master)?;
@@ -206,8 +234,14 @@ fn open_pty() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut mode = tcgetattr(&slave)?;
     cfmakeraw(&mut mode);
     tcsetattr(&slave, SetArg::TCSANOW, &mode)?;
-    messages::tell(format_args!("serial port: {name}\n"));
+    messages::tell(format_args!("{}: {name}\n", kind.name()));
     Ok((master.into(), slave))
+}
+
+/// How large the terminal is that `fd` is; `None`: it is none.
+pub(super) fn size_of(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
+    let size = rustix::termios::tcgetwinsize(fd).ok()?;
+    Some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
 }
 
 /// The offset with which preadv2 reads like read.

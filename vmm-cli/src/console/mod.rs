@@ -1,10 +1,12 @@
-//! `Console`: the host's end of the guest's serial port.
+//! `Console`: the host's end of a port of the guest: its serial port, or its virtio console.
 //!
 //! Output goes through a [`Sink`], so that no vCPU ever waits for a terminal, a pipe or a disk. Input is read by the event loop, at most as much as the guest's FIFO takes.
 
 mod ahead;
+mod all;
 mod backend;
 mod escape;
+mod port;
 mod stdin;
 mod terminal;
 
@@ -15,12 +17,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vmm_devices::legacy::Serial;
 
 use ahead::Ahead;
+pub(crate) use all::Consoles;
 use backend::Backend;
 pub(crate) use backend::OpenError;
 use escape::{Escape, HELP, INTERRUPT_HINT, Keys};
+pub(crate) use port::GuestPort;
+use port::PortKind;
 use stdin::Stdin;
 pub(crate) use terminal::{is_raw, restore_now};
 
@@ -36,6 +40,7 @@ const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(500);
 /// The open console. Dropped, it has written what can be written and the terminal is as it was.
 #[derive(Debug)]
 pub(crate) struct Console {
+    kind: PortKind,
     backend: Backend,
     output: Sink,
     /// Signalled when the guest's FIFO is empty.
@@ -47,13 +52,14 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Opens the console that `mode` names.
-    pub(crate) fn open(mode: &SerialMode) -> Result<Self, OpenError> {
+    /// Opens the console of a port that `mode` names.
+    pub(crate) fn open(mode: &SerialMode, kind: PortKind) -> Result<Self, OpenError> {
         let drained = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| OpenError::Host { what: "an eventfd", source: errno.into() })?;
-        let (backend, output) = Backend::open(mode)?;
+        let (backend, output) = Backend::open(mode, kind)?;
         let keys = backend.stdin().is_some_and(Stdin::has_terminal).then(Keys::default);
-        Ok(Self { backend, output, drained: Arc::new(drained), pending: Ahead::new(Instant::now()), keys })
+        let pending = Ahead::new(Instant::now());
+        Ok(Self { kind, backend, output, drained: Arc::new(drained), pending, keys })
     }
 
     /// A sink for a device, which never blocks.
@@ -61,7 +67,7 @@ impl Console {
         Box::new(self.output.pen())
     }
 
-    /// To be called by the serial port when its input FIFO is empty.
+    /// To be called by the port when its input FIFO is empty.
     pub(crate) fn on_drained(&self) -> Box<dyn Fn() + Send + Sync> {
         let drained = Arc::clone(&self.drained);
         // Fails when the counter is full: then the event loop has been told often enough.
@@ -103,17 +109,21 @@ impl Console {
 
     /// What [`input`](Self::input) waited for has come: reads what is there and offers it to the guest, if there is
     /// one now. Returns whether the user asked for the end of the machine.
-    pub(crate) fn receive(&mut self, serial: Option<&Serial>) -> bool {
+    pub(crate) fn receive(&mut self, port: Option<&dyn GuestPort>) -> bool {
         let mut buffer = [0; CHUNK];
         let Some(fd) = self.backend.input().filter(|_| self.reads_on()) else {
             self.backend.hang_up(&self.output, &mut self.pending.bytes);
-            self.offer(serial);
+            self.offer(port);
             return false;
         };
         let Some(bytes) = backend::receive(fd, &mut buffer) else {
             self.backend.end_of_input();
             return false;
         };
+        if self.backend.is_pty() {
+            // Nothing tells when its user has changed the size. Who has, types next.
+            self.tell_size(port);
+        }
         let escapes = match &mut self.keys {
             Some(keys) => {
                 let escapes = keys.filter(bytes, &mut self.pending.bytes);
@@ -134,15 +144,22 @@ impl Console {
             // The writer takes everything.
             let _ = self.output.pen().write_all(text.as_bytes());
         }
-        self.offer(serial);
+        self.offer(port);
         escapes.contains(&Escape::Quit)
     }
 
     /// The guest's FIFO is empty: offers what waits.
-    pub(crate) fn on_fifo_empty(&mut self, serial: &Serial) {
+    pub(crate) fn on_fifo_empty(&mut self, port: &dyn GuestPort) {
         // Nothing to read means that somebody else has been woken for it.
         let _ = self.drained.read();
-        self.offer(Some(serial));
+        self.offer(Some(port));
+    }
+
+    /// Tells the guest how large the terminal is, if there is one.
+    pub(crate) fn tell_size(&self, port: Option<&dyn GuestPort>) {
+        if let (Some(port), Some(size)) = (port, self.backend.size()) {
+            port.resize(size);
+        }
     }
 
     /// After the process was stopped and continued: the shell has had the terminal meanwhile.
@@ -172,8 +189,8 @@ impl Console {
     }
 
     /// Gives the guest as much of what waits as it takes.
-    fn offer(&mut self, serial: Option<&Serial>) {
-        let taken = serial.map_or(0, |serial| serial.input(&self.pending.bytes));
+    fn offer(&mut self, port: Option<&dyn GuestPort>) {
+        let taken = port.map_or(0, |port| port.input(&self.pending.bytes));
         self.pending.take(taken, Instant::now());
     }
 }
@@ -184,7 +201,8 @@ impl Drop for Console {
         if dropped != 0 {
             tracing::warn!(
                 bytes = dropped,
-                "serial output was dropped: its reader was slow, gone or never there, or its file full"
+                "output of the {} was dropped: its reader was slow, gone or never there, or its file full",
+                self.kind.name()
             );
         }
     }

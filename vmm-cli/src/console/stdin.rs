@@ -12,6 +12,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::backend::size_of;
+use super::port::TerminalSize;
 use super::terminal::{self, RawMode};
 
 /// The name of the inherited descriptor, for opening what it refers to again.
@@ -49,6 +51,11 @@ impl Stdin {
     /// Whether the guest has a terminal.
     pub(super) fn has_terminal(&self) -> bool {
         self.raw.is_some()
+    }
+
+    /// How large the terminal is: the one that is typed on, or else the one that is written to.
+    pub(super) fn size(&self) -> Option<TerminalSize> {
+        size_of(self.inherited.as_fd()).or_else(|| size_of(io::stdout().as_fd()))
     }
 
     /// Whether the terminal is somebody else's at present. Nothing tells a process that it comes to the foreground.

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::Value;
 
+use super::disks::SETTLE_LIMIT;
 use super::operations::Operation;
 use super::render;
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
@@ -72,13 +73,14 @@ impl CtlError {
 /// Asks once and prints the answer.
 #[must_use]
 pub fn run(args: &CtlArgs) -> ExitCode {
-    let operation = args.verb.operation(args.json);
+    let operation = args.verb.clone().operation(args.json);
     let owed = match operation {
         Operation::Pause { limit: time } | Operation::DirtyRate { time } => time,
+        Operation::Disk(_) => SETTLE_LIMIT,
         _ => Duration::ZERO,
     };
     let timeout = args.timeout.unwrap_or(owed + PATIENCE);
-    let answered = Attempt { path: &args.path, timeout, deadline: Instant::now() + timeout }.ask(operation);
+    let answered = Attempt { path: &args.path, timeout, deadline: Instant::now() + timeout }.ask(&operation);
     let (text, code) = match answered {
         Err(error) => {
             let code = error.exit_code();
@@ -86,7 +88,7 @@ pub fn run(args: &CtlArgs) -> ExitCode {
             return ExitCode::from(code);
         }
         Ok((line, Answer::Ok(value))) => {
-            (if args.json { line } else { render::text(operation, &value) }, ExitCode::SUCCESS)
+            (if args.json { line } else { render::text(&operation, &value) }, ExitCode::SUCCESS)
         }
         Ok((line, Answer::Error(error))) => {
             if !args.json {
@@ -110,7 +112,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// Asks until there is an answer. A client that had to make room has not been heard, or waits for a pause, which may
     /// be asked for again.
-    fn ask(&self, operation: Operation) -> Result<(String, Answer<Value>), CtlError> {
+    fn ask(&self, operation: &Operation) -> Result<(String, Answer<Value>), CtlError> {
         let request = wire::request(operation);
         loop {
             let line = self.exchange(request.as_bytes())?;

@@ -5,6 +5,7 @@
 pub mod client;
 mod connection;
 mod current;
+pub mod disks;
 pub mod lines;
 pub mod operations;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use serde_json::Value;
 use vmm_core::{VmEvent, VmEvents};
 
 use super::current::{Current, Lease};
+use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
 use crate::config::{MemorySize, StatsFormat};
 use crate::stats::Report;
 
@@ -21,7 +22,7 @@ pub const ASKED_BY: &str = "control socket";
 pub const SCHEMA: u32 = 1;
 
 /// One thing that is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// How the machine is.
     Status,
@@ -48,14 +49,17 @@ pub enum Operation {
         /// How long to look.
         time: Duration,
     },
+    /// A disk is changed.
+    Disk(DiskRequest),
 }
 
 impl Operation {
-    /// Whether it may wait, for a vCPU or for time to pass. Any other is done at once.
+    /// Whether it may wait, for a vCPU, for the host or for time to pass. Any other is done at once.
     #[must_use]
-    pub fn waits(self) -> bool {
+    pub fn waits(&self) -> bool {
         match self {
             Self::Pause { .. } | Self::DirtyRate { .. } => true,
+            Self::Disk(request) => matches!(request.change, DiskChange::Resize(_)),
             Self::Status | Self::Resume | Self::PowerButton => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
@@ -114,6 +118,8 @@ pub enum Outcome {
     Status(Status),
     /// Of [`Operation::DirtyRate`].
     DirtyRate(DirtyRate),
+    /// Of [`Operation::Disk`].
+    Disk(DiskOutcome),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -131,7 +137,7 @@ pub enum Outcome {
 }
 
 /// Why an operation has not been carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OperationError {
     /// There is no machine yet, or none between two lives.
     #[error("the machine is being started: ask again when its state is running")]
@@ -161,9 +167,13 @@ pub enum OperationError {
     /// KVM does not say what is written to; the log has the reason.
     #[error("this host's KVM does not say which pages are written to: see the log of the monitor")]
     NotTracked,
+    /// A disk is as it was.
+    #[error(transparent)]
+    Disk(#[from] DiskRefusal),
 }
 
-/// A machine as operations see it. Only [`pause`](Self::pause) and [`dirty_rate`](Self::dirty_rate) may wait.
+/// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate) and another size of one of
+/// its [`disks`](Self::disks) may wait.
 pub trait Controlled: Send + Sync {
     /// What it is doing: any but [`State::Starting`].
     fn state(&self) -> State;
@@ -185,6 +195,8 @@ pub trait Controlled: Send + Sync {
     /// # Errors
     /// [`OperationError`], [`OperationError::Stopping`] soon after the machine's end.
     fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError>;
+    /// Its disks.
+    fn disks(&self) -> &dyn ControlledDisks;
 }
 
 /// What does not change from one life of a machine to the next.
@@ -238,6 +250,7 @@ impl Operations {
                 Ok(Outcome::Passed {})
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
+            Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
             Operation::Stats { format } => {
                 let report = self.machine()?.report();
                 Ok(match format {
@@ -315,7 +328,8 @@ mod tests {
         let bench = bench();
         assert_eq!(state(&bench.operations), State::Starting);
         for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset, STATS] {
-            assert_eq!(bench.operations.execute(operation), Err(OperationError::Starting), "{operation:?}");
+            let refused = bench.operations.execute(operation.clone());
+            assert_eq!(refused, Err(OperationError::Starting), "{operation:?}");
         }
         assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
         assert_eq!(bench.asked.get(), Some(&VmEvent::UserStop(ASKED_BY)));
@@ -327,7 +341,7 @@ mod tests {
         let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
         for (operation, state) in [(PAUSE, State::Paused), (Operation::Resume, State::Running)] {
             for _ in 0..2 {
-                assert_eq!(bench.operations.execute(operation), Ok(Outcome::Reached { state }));
+                assert_eq!(bench.operations.execute(operation.clone()), Ok(Outcome::Reached { state }));
                 assert_eq!(super::tests::state(&bench.operations), state);
             }
         }

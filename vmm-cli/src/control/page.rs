@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::config::StatsFormat;
+use crate::config::{DiskId, StatsFormat};
 
+use super::disks::{DiskChange, DiskOutcome, DiskRefusal, SETTLE_LIMIT};
 use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 13] = [
+const CODES: [ErrorCode; 16] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -22,6 +23,9 @@ const CODES: [ErrorCode; 13] = [
     ErrorCode::NotListening,
     ErrorCode::Busy,
     ErrorCode::NotTracked,
+    ErrorCode::NoSuchDisk,
+    ErrorCode::DiskRefused,
+    ErrorCode::DiskFailed,
     ErrorCode::Exhausted,
     ErrorCode::Forbidden,
     ErrorCode::Idle,
@@ -61,6 +65,10 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                 Operation::DirtyRate { .. } => {
                     wire::line(&Answer::Ok(serde_json::from_value::<DirtyRate>(value).unwrap()))
                 }
+                Operation::Disk(request) => wire::line(&Answer::Ok(match request.change {
+                    DiskChange::Resize(_) => DiskOutcome::Size(serde_json::from_value(value).unwrap()),
+                    DiskChange::Limits(_) => DiskOutcome::Limits(serde_json::from_value(value).unwrap()),
+                })),
                 Operation::Pause { .. } | Operation::Resume => {
                     let state = serde_json::from_value(value["state"].clone()).unwrap();
                     wire::line(&Answer::Ok(Outcome::Reached { state }))
@@ -88,6 +96,11 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
         OperationError::NoAnswer { vcpu: 3, limit: Duration::from_millis(250) }.into(),
         OperationError::NotListening.into(),
         OperationError::Tracking.into(),
+        OperationError::from(DiskRefusal::Unknown {
+            id: DiskId::of_place(7),
+            disks: vec![DiskId::of_place(0)],
+        })
+        .into(),
     ];
     for error in errors {
         let line = wire::line(&Answer::<()>::Error(error));
@@ -99,8 +112,8 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
 fn every_verb_has_a_section_and_an_example() {
     for (verb, _) in wire::VERBS {
         assert!(PAGE.contains(&format!("### `{verb}`\n")), "{verb}");
-        let request = format!(r#"{{"verb":"{verb}"}}"#);
-        assert!(examples().iter().any(|(line, _)| *line == request), "{verb}");
+        let request = format!(r#"{{"verb":"{verb}""#);
+        assert!(examples().iter().any(|(line, _)| line.starts_with(&request)), "{verb}");
     }
 }
 
@@ -118,12 +131,16 @@ fn every_limit_is_the_one_of_the_code() {
     for (row, value) in [
         ("| request | ", wire::MAX_REQUEST.to_string() + " bytes |"),
         ("| connections | ", server::MOST_CONNECTIONS.to_string() + ";"),
-        ("| operations that wait (`pause`, `dirty-rate`) | ", server::MOST_WAITING.to_string() + " |"),
+        (
+            "| operations that wait (`pause`, `dirty-rate`, `disk-resize`) | ",
+            server::MOST_WAITING.to_string() + " |",
+        ),
         ("| idle time | ", connection::IDLE.as_secs().to_string() + " seconds |"),
     ] {
         assert!(PAGE.contains(&format!("{row}{value}")), "{row}{value}");
     }
     assert!(PAGE.contains("`5s` if it is left out") && wire::DEFAULT_LIMIT == Duration::from_secs(5));
+    assert!(PAGE.contains("within 5 seconds") && SETTLE_LIMIT == Duration::from_secs(5));
     assert!(PAGE.contains("from `0s` to `1m`") && wire::LONGEST_LIMIT == Duration::from_secs(60));
     assert!(PAGE.contains(&format!("{} operations wait already", server::MOST_WAITING)));
     assert!(PAGE.contains(&format!("{} seconds without", connection::IDLE.as_secs())));

@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
+use super::disks::{DiskChange, DiskLimits, DiskRequest, DiskSize};
 use super::operations::{DirtyRate, Operation, State, Status};
 
 /// What `operation` has come to, as whole lines.
-pub(super) fn text(operation: Operation, value: &Value) -> String {
+pub(super) fn text(operation: &Operation, value: &Value) -> String {
     match operation {
         Operation::Status => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |status| self::status(&status)),
@@ -15,6 +16,7 @@ pub(super) fn text(operation: Operation, value: &Value) -> String {
         }
         Operation::DirtyRate { .. } => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |rate| dirty_rate(&rate)),
+        Operation::Disk(request) => disk(request, value),
         Operation::Pause { .. } => "paused\n".into(),
         Operation::Resume => "running\n".into(),
         Operation::PowerButton => "the power button is pressed\n".into(),
@@ -26,6 +28,24 @@ pub(super) fn text(operation: Operation, value: &Value) -> String {
 /// `text` with nothing in it that a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn disk(request: &DiskRequest, value: &Value) -> String {
+    let text = match request.change {
+        DiskChange::Resize(_) => serde_json::from_value(value.clone()).map(|size| self::size(&size)),
+        DiskChange::Limits(_) => serde_json::from_value(value.clone()).map(|limits| self::limits(&limits)),
+    };
+    text.unwrap_or_else(|_| format!("{value}\n"))
+}
+
+fn size(DiskSize { disk, bytes }: &DiskSize) -> String {
+    format!("{disk} has {bytes} bytes\n")
+}
+
+fn limits(DiskLimits { bandwidth, operations, .. }: &DiskLimits) -> String {
+    let rows = [("bandwidth", bandwidth), ("operations", operations)];
+    let text = |limit: &Option<String>| limit.as_deref().map_or("unlimited".to_owned(), printable);
+    rows.iter().map(|(name, limit)| format!("{name:<10} {}\n", text(limit))).collect()
 }
 
 fn dirty_rate(DirtyRate { pages, ms }: &DirtyRate) -> String {
@@ -64,7 +84,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::StatsFormat;
+    use crate::config::{DiskId, StatsFormat};
+    use crate::control::disks::NewLimits;
 
     #[test]
     fn a_status_is_a_small_table() {
@@ -74,27 +95,37 @@ mod tests {
         });
         let expected =
             "state    paused\nvcpus    2\nmemory   128M\nuptime   12.034 s\npid      7\nversion  0.1.0\n";
-        assert_eq!(text(Operation::Status, &status), expected);
+        assert_eq!(text(&Operation::Status, &status), expected);
     }
 
     #[test]
     fn a_dirty_rate_says_how_much_in_what_time() {
         let operation = Operation::DirtyRate { time: Duration::from_secs(2) };
         let value = json!({ "pages": 3000, "ms": 2001 });
-        assert_eq!(text(operation, &value), "3000 pages, 12000 KiB in 2.001 s: 5997 KiB/s\n");
-        assert_eq!(text(operation, &json!({ "pages": 0, "ms": 0 })), "0 pages, 0 KiB in 0.000 s: 0 KiB/s\n");
+        assert_eq!(text(&operation, &value), "3000 pages, 12000 KiB in 2.001 s: 5997 KiB/s\n");
+        assert_eq!(text(&operation, &json!({ "pages": 0, "ms": 0 })), "0 pages, 0 KiB in 0.000 s: 0 KiB/s\n");
     }
 
     #[test]
     fn statistics_are_the_table_that_was_answered() {
         let table = json!({ "table": "vCPUs\n  exits  1\u{1b}\n" });
         let operation = Operation::Stats { format: StatsFormat::Table };
-        assert_eq!(text(operation, &table), "vCPUs\n  exits  1\u{fffd}\n");
+        assert_eq!(text(&operation, &table), "vCPUs\n  exits  1\u{fffd}\n");
+    }
+
+    #[test]
+    fn a_disk_says_its_size_and_its_limits() {
+        let request = |change| Operation::Disk(DiskRequest { disk: DiskId::of_place(0), change });
+        let resize = request(DiskChange::Resize(None));
+        assert_eq!(text(&resize, &json!({ "disk": "disk0", "bytes": 512 })), "disk0 has 512 bytes\n");
+        let limits = request(DiskChange::Limits(NewLimits::default()));
+        let value = json!({ "disk": "disk0", "bandwidth": "1024/1s", "operations": null });
+        assert_eq!(text(&limits, &value), "bandwidth  1024/1s\noperations unlimited\n");
     }
 
     #[test]
     fn an_answer_of_another_form_is_shown_as_it_came() {
-        assert_eq!(text(Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
+        assert_eq!(text(&Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use vmm_vcpu::Counters;
 
+use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimit, NewLimits, NewSize};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
+use crate::config::{DiskId, Rate};
 use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
@@ -37,6 +39,11 @@ impl FakeMachine {
     /// From now on the guest listens to its power button.
     pub(crate) fn listens(&self) {
         self.listens.store(true, Ordering::Relaxed);
+    }
+
+    fn find(&self, id: &DiskId) -> Result<(), DiskRefusal> {
+        let disks = vec![DiskId::of_place(0)];
+        if disks.contains(id) { Ok(()) } else { Err(DiskRefusal::Unknown { id: id.clone(), disks }) }
     }
 
     fn set(&self, state: State) {
@@ -85,9 +92,28 @@ impl Controlled for FakeMachine {
         Ok(DirtyRate { pages: 3, ms })
     }
 
+    fn disks(&self) -> &dyn ControlledDisks {
+        self
+    }
+
     fn report(&self) -> Report {
         let mut counters = [Counters::default(); 2];
         (counters[0].port_reads, counters[1].port_reads) = (1, 2);
         Report::take(MachineCounters::default(), counters.to_vec(), None)
+    }
+}
+
+/// A disk `disk0` of 512 bytes without limits.
+impl ControlledDisks for FakeMachine {
+    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
+        self.find(id)?;
+        Ok(DiskSize { disk: id.clone(), bytes: size.map_or(512, |size| size.bytes) })
+    }
+
+    fn limit(&self, id: &DiskId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal> {
+        self.find(id)?;
+        let text = |limit: NewLimit| limit.applied(None).map(|limit| Rate::from(limit).to_string());
+        let (bandwidth, operations) = (text(limits.bandwidth), text(limits.operations));
+        Ok(DiskLimits { disk: id.clone(), bandwidth, operations })
     }
 }

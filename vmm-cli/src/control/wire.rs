@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use super::disks::{self, DiskChange, DiskRefusal};
 use super::operations::{Operation, OperationError, Outcome};
 use crate::config::{StatsFormat, choice, duration};
 
@@ -35,10 +36,12 @@ pub(super) enum Verb {
     Quit,
     Stats,
     DirtyRate,
+    DiskResize,
+    DiskLimits,
 }
 
 /// The verbs as they are written.
-pub(super) const VERBS: [(&str, Verb); 8] = [
+pub(super) const VERBS: [(&str, Verb); 10] = [
     ("status", Verb::Status),
     ("pause", Verb::Pause),
     ("resume", Verb::Resume),
@@ -47,6 +50,8 @@ pub(super) const VERBS: [(&str, Verb); 8] = [
     ("quit", Verb::Quit),
     ("stats", Verb::Stats),
     ("dirty-rate", Verb::DirtyRate),
+    ("disk-resize", Verb::DiskResize),
+    ("disk-limits", Verb::DiskLimits),
 ];
 
 /// Only the verb, whatever stands beside it.
@@ -195,6 +200,8 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         Verb::DirtyRate => from_text::<DirtyRate>(text).map(|rate| Operation::DirtyRate { time: rate.time }),
         Verb::Stats => from_text::<Stats>(text)
             .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
+        Verb::DiskResize => from_text::<disks::Resize>(text).map(|resize| Operation::Disk(resize.into())),
+        Verb::DiskLimits => from_text::<disks::Limits>(text).map(|limits| Operation::Disk(limits.into())),
     }
 }
 
@@ -218,7 +225,7 @@ fn cut(text: &str, length: usize) -> String {
 
 /// Writes `operation` as [`parse`] reads it, with its newline.
 #[must_use]
-pub fn request(operation: Operation) -> String {
+pub fn request(operation: &Operation) -> String {
     #[derive(Serialize)]
     struct Request {
         verb: &'static str,
@@ -228,12 +235,14 @@ pub fn request(operation: Operation) -> String {
         format: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         time: Option<String>,
+        #[serde(flatten)]
+        disk: disks::Fields,
     }
-    let (mut limit, mut format, mut time) = (None, None, None);
+    let (mut limit, mut format, mut time, mut disk) = (None, None, None, disks::Fields::default());
     let verb = match operation {
         Operation::Status => Verb::Status,
         Operation::Pause { limit: longest } => {
-            limit = Some(duration::render(longest));
+            limit = Some(duration::render(*longest));
             Verb::Pause
         }
         Operation::Resume => Verb::Resume,
@@ -241,16 +250,23 @@ pub fn request(operation: Operation) -> String {
         Operation::Reset => Verb::Reset,
         Operation::Quit => Verb::Quit,
         Operation::Stats { format: chosen } => {
-            format = Some(choice::word(&chosen));
+            format = Some(choice::word(chosen));
             Verb::Stats
         }
         Operation::DirtyRate { time: whole } => {
-            time = Some(duration::render(whole));
+            time = Some(duration::render(*whole));
             Verb::DirtyRate
+        }
+        Operation::Disk(request) => {
+            disk = request.fields();
+            match request.change {
+                DiskChange::Resize(_) => Verb::DiskResize,
+                DiskChange::Limits(_) => Verb::DiskLimits,
+            }
         }
     };
     let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
-    line(&Request { verb: name, limit, format, time })
+    line(&Request { verb: name, limit, format, time, disk })
 }
 
 /// The answer to a request.
@@ -296,10 +312,16 @@ pub enum ErrorCode {
     Resumed,
     /// [`OperationError::NotListening`].
     NotListening,
-    /// As many operations wait as may, or [`OperationError::Tracking`].
+    /// As many operations wait as may, [`OperationError::Tracking`], or [`DiskRefusal::Busy`].
     Busy,
     /// [`OperationError::NotTracked`].
     NotTracked,
+    /// [`DiskRefusal::Unknown`].
+    NoSuchDisk,
+    /// [`DiskRefusal::Refused`].
+    DiskRefused,
+    /// [`DiskRefusal::Failed`].
+    DiskFailed,
     /// The host has no thread for it.
     Exhausted,
     /// The client is somebody else.
@@ -330,14 +352,18 @@ impl From<RequestError> for ErrorBody {
 
 impl From<OperationError> for ErrorBody {
     fn from(error: OperationError) -> Self {
-        let (code, vcpu) = match error {
+        let (code, vcpu) = match &error {
             OperationError::Starting => (ErrorCode::Starting, None),
             OperationError::Stopping => (ErrorCode::Stopping, None),
-            OperationError::NoAnswer { vcpu, .. } => (ErrorCode::NoAnswer, Some(vcpu)),
+            OperationError::NoAnswer { vcpu, .. } => (ErrorCode::NoAnswer, Some(*vcpu)),
             OperationError::Resumed => (ErrorCode::Resumed, None),
             OperationError::NotListening => (ErrorCode::NotListening, None),
             OperationError::Tracking => (ErrorCode::Busy, None),
             OperationError::NotTracked => (ErrorCode::NotTracked, None),
+            OperationError::Disk(DiskRefusal::Unknown { .. }) => (ErrorCode::NoSuchDisk, None),
+            OperationError::Disk(DiskRefusal::Busy(_)) => (ErrorCode::Busy, None),
+            OperationError::Disk(DiskRefusal::Refused(_)) => (ErrorCode::DiskRefused, None),
+            OperationError::Disk(DiskRefusal::Failed(_)) => (ErrorCode::DiskFailed, None),
         };
         Self { vcpu, ..Self::new(code, error.to_string()) }
     }
@@ -359,8 +385,10 @@ pub(super) fn line(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use vmm_devices::rate_limiter::Limit;
 
     use super::*;
+    use crate::control::disks::{DiskRequest, NewLimit, NewLimits, NewSize};
 
     fn refusal(line: &[u8]) -> (usize, String) {
         match parse(line).unwrap_err() {
@@ -374,7 +402,8 @@ mod tests {
         prop_oneof![
             (0_u64..=60_000).prop_map(|ms| Operation::Pause { limit: Duration::from_millis(ms) }),
             (0_u64..=60_000).prop_map(|ms| Operation::DirtyRate { time: Duration::from_millis(ms) }),
-            prop::sample::select(&[
+            every_disk_request().prop_map(Operation::Disk),
+            prop::sample::select(vec![
                 Operation::Status,
                 Operation::Resume,
                 Operation::PowerButton,
@@ -384,6 +413,20 @@ mod tests {
                 Operation::Stats { format: StatsFormat::Table },
             ]),
         ]
+    }
+
+    fn every_disk_request() -> impl Strategy<Value = DiskRequest> {
+        let size = prop::option::of((any::<u64>(), any::<bool>()));
+        let size = size.prop_map(|size| size.map(|(bytes, may_shrink)| NewSize { bytes, may_shrink }));
+        let limit = (1..=u64::MAX, 1..3_600_000_u64, any::<u64>()).prop_map(|(tokens, ms, burst)| {
+            NewLimit::To(Limit::new(tokens, Duration::from_millis(ms), burst).unwrap())
+        });
+        let limit = prop_oneof![Just(NewLimit::Same), Just(NewLimit::Lifted), limit];
+        let limits = prop::array::uniform2(limit);
+        let limits = limits.prop_map(|[bandwidth, operations]| NewLimits { bandwidth, operations });
+        let change = prop_oneof![size.prop_map(DiskChange::Resize), limits.prop_map(DiskChange::Limits)];
+        ("[a-zA-Z0-9_-]{1,20}", change)
+            .prop_map(|(disk, change)| DiskRequest { disk: disk.parse().unwrap(), change })
     }
 
     #[test]
@@ -420,6 +463,16 @@ mod tests {
             (r#"{"verb":"stats","format":"xml"}"#, 31, "xml is not one of table, json"),
             (r#"{"verb":"stats","limit":"1s"}"#, 23, "unknown field `limit`, expected `verb` or `format`"),
             (r#"{"verb":"pause","limit":null}"#, 28, "invalid type: null"),
+            (r#"{"verb":"disk-resize"}"#, 22, "missing field `disk`"),
+            (r#"{"verb":"disk-limits","disk":"a b"}"#, 35, "\"a b\" is not 1 to 20 of the characters"),
+            (r#"{"verb":"disk-resize","disk":"a","size":"1X"}"#, 45, "1X is not a size such as"),
+            (
+                r#"{"verb":"disk-resize","disk":"a","size":1}"#,
+                41,
+                "invalid type: integer `1`, expected a string",
+            ),
+            (r#"{"verb":"disk-resize","disk":"a","bandwidth":"1/1s"}"#, 44, "unknown field `bandwidth`"),
+            (r#"{"verb":"disk-limits","disk":"a","operations":"1"}"#, 50, "1 is not a number and a duration"),
             (r#"{"verb":"dirty-rate","time":"2m"}"#, 33, "the time `2m` is no duration from 0s to 1m"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());
@@ -468,7 +521,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(operation in every_operation()) {
-            let line = request(operation);
+            let line = request(&operation);
             prop_assert_eq!(parse(line.strip_suffix('\n').unwrap().as_bytes()), Ok(operation));
         }
 

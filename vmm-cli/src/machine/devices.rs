@@ -12,10 +12,12 @@ use vmm_devices::legacy::{
 use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::{VirtioMmio, pci};
 use vmm_devices::{BusDevice, Pvpanic};
 
+use super::disks::LiveDisks;
 use super::exits::Exits;
 use super::layout::{
     COM1, EVENTS_LINE, EVENTS_PORT, FLASH, PCI_ECAM, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
@@ -40,13 +42,14 @@ pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
     pub(super) pci: Option<Pci>,
+    pub(super) disks: LiveDisks,
     router: IrqRouter,
 }
 
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        Self { exits: Exits::new(), lines: Vec::new(), pci: None, router }
+        Self { exits: Exits::new(), lines: Vec::new(), pci: None, disks: LiveDisks::default(), router }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -120,10 +123,23 @@ impl Devices {
         self.add_virtio(virtio, "virtio-rng", Arc::new(device))
     }
 
+    /// Adds the virtio console, whose other end `console` is.
+    pub(super) fn add_virtio_console(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        console: &Console,
+    ) -> Result<Arc<VirtioConsole>, Failure> {
+        let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
+        let device = Arc::new(device);
+        self.add_virtio(virtio, "virtio-console", Arc::clone(&device) as Arc<dyn VirtioDevice>)?;
+        Ok(device)
+    }
+
     /// Adds a disk.
     pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: &Disk) -> Result<(), Failure> {
-        let device = disk.device(&virtio.events)?;
-        self.add_virtio(virtio, "virtio-blk", Arc::new(device))
+        let device = Arc::new(disk.device(&virtio.events)?);
+        self.disks.add(disk.id().clone(), Arc::clone(&device));
+        self.add_virtio(virtio, "virtio-blk", device)
     }
 
     /// Adds a virtio device: on the PCI bus, or where there is none, in MMIO space.

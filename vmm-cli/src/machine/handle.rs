@@ -9,7 +9,9 @@ use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
+use super::disks::LiveDisks;
 use super::exits::Exits;
+use crate::control::disks::ControlledDisks;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, Report};
 
@@ -23,6 +25,7 @@ pub(super) struct Handle {
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
     pub(super) dirty: Mutex<Arc<DirtyTracker>>,
+    pub(super) disks: LiveDisks,
 }
 
 /// How often somebody who counts looks whether the machine has ended, whose teardown waits for him.
@@ -95,9 +98,14 @@ impl Controlled for Handle {
         })
     }
 
+    fn disks(&self) -> &dyn ControlledDisks {
+        &self.disks
+    }
+
     fn report(&self) -> Report {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
-        Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref())
+        let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
+        report.with_disks(self.disks.counts())
     }
 }

@@ -4,6 +4,7 @@
 //! the machine ends. The order of the fields is the order of the teardown.
 
 mod devices;
+mod disks;
 mod exits;
 mod handle;
 mod irqchip;
@@ -24,6 +25,7 @@ use vmm_core::irq::IrqLine;
 use vmm_core::seam::{DirtyLog, DoorbellFds};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
+use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_memory::{AddressSpace, DirtyTracker, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
@@ -31,7 +33,7 @@ use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
-use crate::console::Console;
+use crate::console::{Consoles, GuestPort};
 use crate::control::operations::Controlled;
 use crate::disks::Disk;
 use crate::memory::{Ram, dirty_mechanism};
@@ -51,6 +53,8 @@ pub struct Machine {
     handle: Arc<Handle>,
     /// The guest's serial port, for the one who feeds it input.
     serial: Arc<Serial>,
+    /// The same of its virtio console, if there is one.
+    virtio_console: Option<Arc<VirtioConsole>>,
     _pci: Option<Pci>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
@@ -64,7 +68,7 @@ pub struct Resources<'a> {
 }
 
 impl Machine {
-    /// Builds the machine of `config` on `resources` and loads `source` into it; events go to `events`, output to `console`.
+    /// Builds the machine of `config` on `resources` and loads `source` into it; events go to `events`, output to `consoles`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
@@ -73,7 +77,7 @@ impl Machine {
         config: &VmConfig,
         resources: Resources<'_>,
         source: &BootSource<'_>,
-        console: &Console,
+        consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
         let Resources { processors, ram, disks } = resources;
@@ -94,7 +98,7 @@ impl Machine {
         if config.machine.irqchip == Irqchip::Split {
             devices.add_ioapic()?;
         }
-        let serial = devices.add_legacy(console, events)?;
+        let serial = devices.add_legacy(&consoles.serial, events)?;
         if config.machine.pci {
             devices.add_pci(events)?;
         } else {
@@ -110,6 +114,9 @@ impl Machine {
         for disk in disks {
             devices.add_disk(&mut virtio, disk)?;
         }
+        let virtio_console = consoles.virtio.as_ref();
+        let virtio_console =
+            virtio_console.map(|console| devices.add_virtio_console(&mut virtio, console)).transpose()?;
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
@@ -125,7 +132,7 @@ impl Machine {
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, .. } = devices;
+        let Devices { exits, lines, pci, disks, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -146,11 +153,18 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let handle =
-            Handle { vcpus, kernel_stats, power_button, exits, events: events.clone(), dirty: dirty.into() };
+        let handle = Handle {
+            vcpus,
+            kernel_stats,
+            power_button,
+            exits,
+            events: events.clone(),
+            dirty: dirty.into(),
+            disks,
+        };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
-        Ok(Self { handle, serial, _pci: pci, _lines: lines, _memory: memory })
+        Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
@@ -187,10 +201,10 @@ impl Machine {
         &self.handle.power_button
     }
 
-    /// The guest's serial port.
-    #[must_use]
-    pub fn serial(&self) -> &Arc<Serial> {
-        &self.serial
+    /// The guest's ports that have a console on the host, in the order of [`Consoles::iter`].
+    pub(crate) fn ports(&self) -> Vec<&dyn GuestPort> {
+        let virtio = self.virtio_console.as_ref().map(|console| &**console as &dyn GuestPort);
+        std::iter::once(&*self.serial as &dyn GuestPort).chain(virtio).collect()
     }
 }
 

@@ -3,10 +3,12 @@
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
+use vmm_devices::virtio::block::BlockCounts;
 use vmm_vcpu::Counters;
 
 use super::kernel::{KernelStats, Samples};
 use super::table;
+use crate::config::DiskId;
 
 /// Rises when a field changes its meaning or goes, not when one is added.
 const SCHEMA: u32 = 1;
@@ -19,6 +21,8 @@ pub struct Report {
     pub(super) machine: MachineCounts,
     /// By index.
     pub(super) vcpus: Vec<VcpuCounts>,
+    /// In the order in which the guest has them.
+    pub(super) disks: Vec<DiskCounts>,
     /// What the kernel's statistics are; `None` if this host's kernel has none.
     kernel: Option<Definitions>,
 }
@@ -53,6 +57,15 @@ pub(super) struct VcpuCounters {
     returns: u64,
     #[serde(flatten)]
     pub(super) counters: Counters,
+}
+
+/// The counts of one disk.
+#[derive(Debug, Serialize)]
+pub struct DiskCounts {
+    /// What it is called.
+    pub id: DiskId,
+    /// What this program has counted.
+    pub monitor: BlockCounts,
 }
 
 /// Values by name: a number, or the buckets of a histogram.
@@ -116,8 +129,15 @@ impl Report {
             schema: SCHEMA,
             vcpus: vcpus.collect(),
             machine: MachineCounts { monitor: machine, kernel: of_machine },
+            disks: Vec::new(),
             kernel: definitions,
         }
+    }
+
+    /// The same report, with what was counted of disks.
+    pub(crate) fn with_disks(mut self, disks: Vec<DiskCounts>) -> Self {
+        self.disks = disks;
+        self
     }
 
     /// The report as one JSON object on one line with a closing newline.
@@ -243,10 +263,26 @@ mod tests {
     }
 
     #[test]
+    fn each_disk_has_its_name_and_its_counts() {
+        let mut monitor = BlockCounts::default();
+        (monitor.reads, monitor.read_latency_hist[3]) = (2, 2);
+        let disk = DiskCounts { id: "root".parse().unwrap(), monitor };
+        let report = Report::new(MachineCounters::default(), Vec::new(), None).with_disks(vec![disk]);
+        let json = json(&report);
+        let disk = &json["disks"][0];
+        assert_eq!((&disk["id"], &disk["monitor"]["reads"]), (&json!("root"), &json!(2)));
+        assert_eq!(disk["monitor"]["read_latency_hist"][3], 2);
+        assert_eq!(disk["monitor"]["write_latency_hist"], json!(vec![0; 32]));
+    }
+
+    #[test]
     fn the_page_describes_every_count_of_this_program() {
-        let json = json(&Report::new(MachineCounters::default(), vec![Counters::default()], None));
+        let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
+        let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
+        let json = json(&report.with_disks(vec![disk]));
         let page = include_str!("../../../docs/stats.md");
-        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"]] {
+        let disk = &json["disks"][0]["monitor"];
+        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"], disk] {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

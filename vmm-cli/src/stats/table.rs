@@ -3,11 +3,12 @@
 use std::fmt::Write;
 
 use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
+use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
 use vmm_vcpu::Counters;
 
-use super::report::{MachineCounters, Report, Values, VcpuCounts};
+use super::report::{DiskCounts, MachineCounters, Report, Values, VcpuCounts};
 
-/// Most vCPUs that have a column each; of more there are the least and the greatest value.
+/// Most vCPUs, or disks, that have a column each; of more there are the least and the greatest value.
 const MOST_COLUMNS: usize = 4;
 
 /// A value of this program's counters, by its name.
@@ -34,6 +35,35 @@ const VCPU_COUNTERS: [Counter<Counters>; 15] = [
 const MACHINE_COUNTERS: [Counter<MachineCounters>; 2] = [
     ("unclaimed_ports", |counters| counters.unclaimed_ports),
     ("unclaimed_mmio", |counters| counters.unclaimed_mmio),
+];
+
+const DISK_COUNTERS: [Counter<BlockCounts>; 15] = [
+    ("reads", |counts| counts.reads),
+    ("writes", |counts| counts.writes),
+    ("flushes", |counts| counts.flushes),
+    ("discards", |counts| counts.discards),
+    ("write_zeroes", |counts| counts.write_zeroes),
+    ("bytes_read", |counts| counts.bytes_read),
+    ("bytes_written", |counts| counts.bytes_written),
+    ("bytes_discarded", |counts| counts.bytes_discarded),
+    ("bytes_zeroed", |counts| counts.bytes_zeroed),
+    ("failed", |counts| counts.failed),
+    ("refused", |counts| counts.refused),
+    ("throttled", |counts| counts.throttled),
+    ("notifications", |counts| counts.notifications),
+    ("interrupts", |counts| counts.interrupts),
+    ("host_calls", |counts| counts.host_calls),
+];
+
+/// A histogram of durations, by its name.
+type LatencyOf = (&'static str, fn(&BlockCounts) -> &Latency);
+
+const DISK_LATENCIES: [LatencyOf; 5] = [
+    ("read_latency_hist", |counts| &counts.read_latency_hist),
+    ("write_latency_hist", |counts| &counts.write_latency_hist),
+    ("flush_latency_hist", |counts| &counts.flush_latency_hist),
+    ("discard_latency_hist", |counts| &counts.discard_latency_hist),
+    ("write_zeroes_latency_hist", |counts| &counts.write_zeroes_latency_hist),
 ];
 
 /// Rows under a title.
@@ -67,6 +97,9 @@ pub(super) fn text(report: &Report) -> String {
     if let Some(samples) = samples {
         append(&by_kernel("vCPUs, counted by KVM", columns(samples.len()), &samples));
     }
+    if !report.disks.is_empty() {
+        append(&disks_by_monitor(&report.disks));
+    }
     append(&machine_by_monitor(&report.machine.monitor));
     match &report.machine.kernel {
         Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
@@ -80,6 +113,34 @@ fn vcpus_by_monitor(vcpus: &[VcpuCounts]) -> Section {
     for (name, value) in VCPU_COUNTERS {
         let values: Vec<u64> = vcpus.iter().map(|vcpu| value(&vcpu.monitor.counters)).collect();
         section.add(name.into(), String::new(), spread(&values, total));
+    }
+    section
+}
+
+fn disks_by_monitor(disks: &[DiskCounts]) -> Section {
+    let names = disks.iter().map(|disk| disk.id.to_string()).collect();
+    let mut section = Section::new("disks, counted by vmm-cli", columns_of(names));
+    let counts: Vec<&BlockCounts> = disks.iter().map(|disk| &disk.monitor).collect();
+    let row = |value: &dyn Fn(&BlockCounts) -> u64| {
+        let values: Vec<u64> = counts.iter().map(|counts| value(counts)).collect();
+        spread(&values, total)
+    };
+    for (name, value) in DISK_COUNTERS {
+        section.add(name.into(), String::new(), row(&value));
+    }
+    for (name, latency) in DISK_LATENCIES {
+        if !section.add(name.into(), "us".into(), row(&|counts| total(latency(counts)))) {
+            continue;
+        }
+        for class in 0..LATENCY_CLASSES {
+            let end = 1_u64 << class;
+            let name = if class + 1 < LATENCY_CLASSES {
+                format!("  under {end}")
+            } else {
+                format!("  {} or more", end / 2)
+            };
+            section.add_bucket(name, row(&|counts| latency(counts).get(class).copied().unwrap_or_default()));
+        }
     }
     section
 }
@@ -116,15 +177,19 @@ fn by_kernel(title: &'static str, columns: Vec<String>, samples: &[&Sample]) -> 
 
 /// The columns for `vcpus` vCPUs, as [`spread`] fills them.
 fn columns(vcpus: usize) -> Vec<String> {
-    let each = || (0..vcpus).map(|index| format!("vcpu{index}"));
-    match vcpus {
-        ..=1 => each().collect(),
-        2..=MOST_COLUMNS => std::iter::once("total".to_owned()).chain(each()).collect(),
+    columns_of((0..vcpus).map(|index| format!("vcpu{index}")).collect())
+}
+
+/// The columns for what is called `names`.
+fn columns_of(names: Vec<String>) -> Vec<String> {
+    match names.len() {
+        ..=1 => names,
+        2..=MOST_COLUMNS => std::iter::once("total".to_owned()).chain(names).collect(),
         _ => ["total", "least", "greatest"].map(str::to_owned).into(),
     }
 }
 
-/// The numbers of a row for the `values` of the vCPUs; `whole` makes one of all.
+/// The numbers of a row for the `values` of the vCPUs or disks; `whole` makes one of all.
 fn spread(values: &[u64], whole: fn(&[u64]) -> u64) -> Vec<u64> {
     match values.len() {
         ..=1 => values.to_vec(),
@@ -240,6 +305,7 @@ mod tests {
 
     use super::super::kernel::Samples;
     use super::*;
+    use crate::config::DiskId;
 
     /// A histogram of nanoseconds.
     fn waits(values: &[u64]) -> Described {
@@ -300,6 +366,29 @@ machine, counted by KVM
     }
 
     #[test]
+    fn disks_have_a_column_each_and_their_latencies_are_in_microseconds() {
+        let disk = |id: &str, reads: u64| {
+            let mut monitor = BlockCounts::default();
+            (monitor.reads, monitor.read_latency_hist[7], monitor.read_latency_hist[31]) = (reads, reads, 1);
+            DiskCounts { id: id.parse().unwrap(), monitor }
+        };
+        let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
+        let text = text(&report.with_disks(vec![disk("root", 4), disk("data", 0)]));
+        let section = text.split("\n\n").find(|section| section.starts_with("disks")).unwrap();
+        let rows: Vec<_> =
+            section.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let expected = [
+            "disks, counted by vmm-cli total root data",
+            "reads 4 4 0",
+            "read_latency_hist us 6 5 1",
+            "under 128 4 4 0",
+            "1073741824 or more 2 1 1",
+            "18 more are 0",
+        ];
+        assert_eq!(rows, expected, "{text}");
+    }
+
+    #[test]
     fn one_vcpu_has_one_column_and_many_have_their_extremes() {
         let one = text(&report(&[7]));
         assert!(one.lines().next().unwrap().ends_with("vcpu0") && !one.contains("total"), "{one}");
@@ -339,6 +428,8 @@ machine, counted by KVM
     #[test]
     fn every_count_of_this_program_has_a_row() {
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
+        let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
+        let report = report.with_disks(vec![disk]);
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
@@ -347,5 +438,8 @@ machine, counted by KVM
         assert_eq!(keys(&json["vcpus"][0]["monitor"]), names.into());
         let names = MACHINE_COUNTERS.map(|(name, _)| name.to_owned());
         assert_eq!(keys(&json["machine"]["monitor"]), names.into());
+        let latencies = DISK_LATENCIES.map(|(name, _)| name.to_owned());
+        let names = DISK_COUNTERS.map(|(name, _)| name.to_owned()).into_iter().chain(latencies);
+        assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());
     }
 }

@@ -138,6 +138,8 @@ struct Shared {
     /// Set by whoever finds it, cleared by a reset, when nobody is left who could set it for the time before.
     needs_reset: AtomicBool,
     generation: AtomicU32,
+    /// How many change the configuration at this moment. Read by [`DeviceStatus::generation`].
+    changing: AtomicU32,
     /// For drivers that reset and break the device over and over.
     log: LogLimit,
 }
@@ -155,6 +157,7 @@ impl DeviceStatus {
             interrupts,
             needs_reset: AtomicBool::new(false),
             generation: AtomicU32::new(0),
+            changing: AtomicU32::new(0),
             log: LogLimit::default(),
         }))
     }
@@ -184,13 +187,28 @@ impl DeviceStatus {
         self.0.interrupts.config_changed();
     }
 
+    /// Changes the configuration by `change`, and tells the driver. One that reads in the middle of it a field in several
+    /// pieces finds that the generation was another before and after.
+    pub fn change_config(&self, change: impl FnOnce()) {
+        self.0.changing.fetch_add(1, Ordering::AcqRel);
+        change();
+        self.0.generation.fetch_add(1, Ordering::Release);
+        self.0.changing.fetch_sub(1, Ordering::Release);
+        self.0.interrupts.config_changed();
+    }
+
     pub(super) fn needs_reset(&self) -> bool {
         self.0.needs_reset.load(Ordering::Acquire)
     }
 
-    /// How often the configuration has changed (virtio 1.3, section 2.5.1).
+    /// How often the configuration has changed (virtio 1.3, section 2.5.1). While it does, no two answers are the same: who has
+    /// read what is new finds at least the beginning of the change.
     pub(super) fn generation(&self) -> u32 {
-        self.0.generation.load(Ordering::Acquire)
+        if self.0.changing.load(Ordering::Acquire) == 0 {
+            self.0.generation.load(Ordering::Acquire)
+        } else {
+            self.0.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+        }
     }
 
     /// The device has stopped and was reset.
@@ -228,5 +246,25 @@ impl fmt::Debug for DeviceStatus {
 impl fmt::Debug for QueueInterrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueueInterrupt").field("index", &self.index).finish()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::CountedInterrupts;
+
+    #[test]
+    fn whoever_reads_in_the_middle_of_a_change_finds_another_generation_afterwards() {
+        let status = DeviceStatus::new("test", Arc::new(CountedInterrupts::new()));
+        let before = status.generation();
+        assert_eq!(status.generation(), before);
+        let mut seen = vec![before];
+        status.change_config(|| seen.extend([status.generation(), status.generation()]));
+        let after = status.generation();
+        assert_eq!(status.generation(), after);
+        seen.push(after);
+        assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
     }
 }

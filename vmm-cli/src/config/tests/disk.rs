@@ -29,6 +29,37 @@ fn flags_go_over_the_disks_of_the_file() {
 }
 
 #[test]
+fn a_backing_file_is_below_the_directory_of_the_file_and_is_not_written_over() {
+    let text = "[[disk]]\npath = 'a'\nformat = 'qcow2'\nbacking = 'b'\nbacking_format = 'qcow2'\n";
+    let disk = &parse(text).unwrap().disk[0];
+    assert_eq!((disk.format, disk.backing.as_deref()), (DiskFormat::Qcow2, Some(Path::new("dir/b"))));
+    let scratch = Scratch::new();
+    let (image, base) = (scratch.file("disk.img", ""), scratch.file("base.img", ""));
+    let flag =
+        format!("--disk=path={},format=qcow2,backing={},backing_format=raw", image.display(), base.display());
+    let log = format!("--log-file={}", base.display());
+    let error = message(load([&flag, &log]).unwrap_err());
+    assert!(error.contains("is also disk.backing (--disk), and would be written over"), "{error}");
+    load([&flag]).unwrap();
+}
+
+#[test]
+fn two_disks_have_two_names() {
+    let scratch = Scratch::new();
+    let (image, other) = (scratch.file("disk.img", ""), scratch.file("other.img", ""));
+    let flag = |path: &Path, id: &str| format!("--disk=path={},format=raw{id}", path.display());
+    let config = load([flag(&image, ",id=data"), flag(&other, "")]).unwrap();
+    let ids: Vec<_> = config.disk.iter().enumerate().map(|(place, disk)| disk.id(place)).collect();
+    assert_eq!(ids.iter().map(DiskId::as_str).collect::<Vec<_>>(), ["data", "disk1"]);
+    for flags in
+        [[flag(&image, ",id=data"), flag(&other, ",id=data")], [flag(&image, ",id=disk1"), flag(&other, "")]]
+    {
+        let error = message(load(flags).unwrap_err());
+        assert!(error.starts_with("disk.id (--disk): two disks are called d"), "{error}");
+    }
+}
+
+#[test]
 fn fault_c5_a_disk_without_a_format_is_refused_at_its_place() {
     let error = message(parse("[[disk]]\npath = 'disk.img'\n").unwrap_err());
     assert!(error.starts_with("dir/vm.toml:1:") && error.contains("missing field `format`"), "{error}");

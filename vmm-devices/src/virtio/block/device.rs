@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -108,23 +108,32 @@ pub enum BlockError {
 }
 
 /// What the queues share.
+///
+/// Lock order: `resizing`, in it `status` or `controls`; each of the others alone. Whoever finds `resizing` taken goes away.
 pub(super) struct Shared {
     options: BlockOptions,
     backend: Backend,
     /// Whether the engine is io_uring.
     uring: bool,
     /// In sectors.
-    capacity: AtomicU64,
+    pub(super) capacity: AtomicU64,
+    /// The capacity has changed while no driver was ready.
+    pub(super) untold: AtomicBool,
+    /// Held by who changes the size, never waited for.
+    pub(super) resizing: Mutex<()>,
     writeback: AtomicBool,
     pub(super) counters: Counters,
     failures: LogLimit,
     running: Mutex<Vec<(usize, Arc<Control>)>>,
-    status: Mutex<Option<DeviceStatus>>,
+    /// Of all queues that have not ended, those that are stopping too.
+    pub(super) controls: Mutex<Vec<Weak<Control>>>,
+    /// Of a driver that is ready. Locked while the capacity changes, so that none becomes ready beside it.
+    pub(super) status: Mutex<Option<DeviceStatus>>,
 }
 
 /// A disk. It has a thread of its own, so that a slow one stalls nothing but itself.
 pub struct Block {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     worker: Arc<Worker>,
     sizes: Vec<u16>,
 }
@@ -149,10 +158,13 @@ impl Block {
             backend,
             uring,
             capacity: AtomicU64::new(length / SECTOR),
+            untold: AtomicBool::new(false),
+            resizing: Mutex::default(),
             writeback: AtomicBool::new(true),
             counters: Counters::default(),
             failures: LogLimit::default(),
             running: Mutex::default(),
+            controls: Mutex::default(),
             status: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared), worker, sizes })
@@ -170,23 +182,9 @@ impl Block {
         self.shared.counters.counts()
     }
 
-    /// Looks how large the storage is now, and tells the guest if that has changed; returns the size in bytes.
-    ///
-    /// # Errors
-    /// The storage cannot say it.
-    pub fn resize(&self) -> io::Result<u64> {
-        let capacity = self.shared.backend.storage().length()? / SECTOR;
-        if self.shared.capacity.swap(capacity, Ordering::AcqRel) != capacity
-            && let Some(status) = &*lock(&self.shared.status)
-        {
-            status.config_changed();
-        }
-        Ok(capacity.saturating_mul(SECTOR))
-    }
-
-    /// Other limits from now on, for what waits too.
-    pub fn set_limits(&self, limits: Limits) {
-        self.shared.throttle().update(limits);
+    /// Other limits from now on, for what waits too: what `change` makes of those of before. Returns what they are.
+    pub fn change_limits(&self, change: impl FnOnce(Limits) -> Limits) -> Limits {
+        self.shared.throttle().change(change)
     }
 }
 
@@ -227,6 +225,15 @@ impl Shared {
         &self.options.name
     }
 
+    pub(super) fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    pub(super) fn storage(&self) -> Arc<dyn Storage> {
+        self.backend.storage()
+    }
+
+    /// In sectors.
     pub(super) fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Acquire)
     }
@@ -261,9 +268,12 @@ impl Shared {
 
     /// What serves `depth` requests at a time.
     pub(super) fn engine(&self, depth: u16) -> io::Result<Box<dyn Engine>> {
+        let calls = &self.counters.calls;
         Ok(match &self.backend {
-            Backend::Raw(image) if self.uring => Box::new(Uring::new(Arc::clone(image), depth)?),
-            backend => Box::new(Pool::new(backend.storage())?),
+            Backend::Raw(image) if self.uring => {
+                Box::new(Uring::new(Arc::clone(image), depth)?.counting(calls))
+            }
+            _ => Box::new(Pool::new(self.storage(), calls)?),
         })
     }
 
@@ -359,7 +369,13 @@ impl VirtioDevice for Block {
         if !flushes || !accepted(VIRTIO_BLK_F_CONFIG_WCE) {
             self.shared.writeback.store(flushes, Ordering::Release);
         }
-        *lock(&self.shared.status) = Some(status.clone());
+        {
+            let mut ready = lock(&self.shared.status);
+            *ready = Some(status.clone());
+            if self.shared.untold.swap(false, Ordering::AcqRel) {
+                status.config_changed();
+            }
+        }
         let shared = Arc::clone(&self.shared);
         let mut running = RunningBlock { shared, worker: Arc::clone(&self.worker), memory, status, features };
         for queue in queues {
@@ -425,9 +441,16 @@ impl QueueReset for RunningBlock {
             features: self.features,
         };
         let index = queue.index;
-        let started = BlockQueue::start(&self.worker, parts, queue);
         let failed = |source: io::Error| ActivateError { device: self.status.name(), source: source.into() };
-        lock(&self.shared.running).push((index, started.map_err(failed)?));
+        let control = Control::new().map_err(failed)?;
+        // Before its first turn, in which it may take requests that a change of the size has to wait for.
+        {
+            let mut controls = lock(&self.shared.controls);
+            controls.retain(|control| control.strong_count() != 0);
+            controls.push(Arc::downgrade(&control));
+        }
+        BlockQueue::start(&self.worker, parts, queue, &control).map_err(failed)?;
+        lock(&self.shared.running).push((index, control));
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 #[cfg(not(loom))]
 mod tests;
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -99,6 +99,7 @@ pub struct Image {
     cached: Option<(File, Alignment)>,
     blocks: Blocks,
     read_only: bool,
+    is_device: bool,
     /// The errno with which what was written was lost, or 0; see [`flushed`](Self::flushed).
     lost: AtomicI32,
 }
@@ -122,8 +123,10 @@ impl Image {
             LockRefusal::Held(holder) => ImageError::InUse { path: path.to_owned(), holder, purpose },
             LockRefusal::System(source) => ImageError::Lock { path: path.to_owned(), source },
         })?;
-        let blocks = blocks(&file, metadata.file_type().is_block_device()).map_err(look)?;
-        let mut image = Self::with(file, path.to_owned(), blocks, options.read_only);
+        let is_device = metadata.file_type().is_block_device();
+        let blocks = blocks(&file, is_device).map_err(look)?;
+        let mut image = Self::with(file, path.to_owned(), blocks);
+        (image.read_only, image.is_device) = (options.read_only, is_device);
         if options.direct {
             let direct = open(OFlags::DIRECT)
                 .map_err(|source| ImageError::NotDirect { path: path.to_owned(), source })?;
@@ -145,11 +148,12 @@ impl Image {
     /// Any file, unchecked.
     #[cfg(test)]
     pub(super) fn of(file: File) -> Self {
-        Self::with(file, PathBuf::new(), Blocks { logical: 512, physical: 512 }, false)
+        Self::with(file, PathBuf::new(), Blocks { logical: 512, physical: 512 })
     }
 
-    fn with(file: File, path: PathBuf, blocks: Blocks, read_only: bool) -> Self {
-        Self { path, file, cached: None, blocks, read_only, lost: AtomicI32::new(0) }
+    fn with(file: File, path: PathBuf, blocks: Blocks) -> Self {
+        let lost = AtomicI32::new(0);
+        Self { path, file, cached: None, blocks, read_only: false, is_device: false, lost }
     }
 
     /// Its path, for messages.
@@ -177,6 +181,23 @@ impl Image {
     pub fn length(&self) -> io::Result<u64> {
         // Of a block device, metadata has none. The position is used by nobody.
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// Whether `path` leads to this file or device.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let own = self.file.metadata().map(identity);
+        own.is_ok_and(|own| path.metadata().is_ok_and(|found| identity(found) == own))
+    }
+
+    /// Whether it is a block device, whose length is not chosen here.
+    pub(super) fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// Gives a file another length; what it gains reads as zero.
+    pub(super) fn set_length(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
     }
 
     /// Its descriptors: the first for what [`is_aligned`](Self::is_aligned), the second for the rest.

@@ -1,6 +1,6 @@
 //! Block devices: disk images, the engines that read and write them, and the virtio device (virtio 1.3, section 5.2).
 //!
-//! * [`Image`]: a raw file or block device, opened, checked and locked; [`Storage`]: any format, in calls that block;
+//! * [`Image`]: a file or block device, opened, checked and locked; [`Storage`]: any format, in calls that block; [`Qcow2`]: one;
 //! * [`Engine`]: how requests reach the host: io_uring, or threads;
 //! * [`Block`]: the device.
 
@@ -10,8 +10,10 @@ mod engine;
 mod image;
 mod lock;
 mod pool;
+mod qcow2;
 mod queue;
 mod request;
+mod resize;
 mod storage;
 #[cfg(test)]
 #[cfg(not(loom))]
@@ -19,11 +21,13 @@ mod tests;
 mod throttle;
 mod uring;
 
-pub use counters::{BlockCounts, LATENCY_CLASSES};
+pub use counters::{BlockCounts, LATENCY_CLASSES, Latency};
 pub use device::{Backend, Block, BlockError, BlockOptions, EngineChoice};
 pub use engine::{Completion, Engine, Operation, Request};
 pub use image::{Blocks, Image, ImageError, ImageOptions};
 pub use lock::LockHolder;
+pub use qcow2::{Backing, Qcow2, Qcow2Error};
+pub use resize::ResizeError;
 pub use storage::Storage;
 pub use throttle::Throttle;
 

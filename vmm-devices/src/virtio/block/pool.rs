@@ -6,11 +6,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::add;
 use super::engine::{Completion, Engine, Request};
 use super::storage::{Storage, perform};
 use crate::worker::Wakeup;
@@ -33,6 +35,8 @@ struct Shared {
     tray: Mutex<Tray>,
     /// Something waits, or the pool closes.
     news: Condvar,
+    /// Requests that were given to the host.
+    calls: Arc<AtomicU64>,
 }
 
 /// An engine of threads. Dropped, it cancels what has not begun and waits for the rest.
@@ -44,13 +48,19 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Serves `storage`.
+    /// Serves `storage`; requests that are given to the host are counted in `calls`.
     ///
     /// # Errors
     /// No descriptor.
-    pub fn new(storage: Arc<dyn Storage>) -> io::Result<Self> {
+    pub fn new(storage: Arc<dyn Storage>, calls: &Arc<AtomicU64>) -> io::Result<Self> {
         let completed = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let shared = Shared { storage, completed, tray: Mutex::default(), news: Condvar::new() };
+        let shared = Shared {
+            storage,
+            completed,
+            tray: Mutex::default(),
+            news: Condvar::new(),
+            calls: Arc::clone(calls),
+        };
         Ok(Self { shared: Arc::new(shared), pushed: Vec::new(), in_flight: 0, threads: Vec::new() })
     }
 
@@ -137,6 +147,7 @@ impl Shared {
             if let Some(request) = tray.waiting.pop_front() {
                 drop(tray);
                 let token = request.token;
+                add(&self.calls, 1);
                 let performed = catch_unwind(AssertUnwindSafe(|| perform(&*self.storage, request)));
                 let result = performed.unwrap_or_else(|_| Err(io::Error::other("the storage panicked")));
                 tray = self.lock();

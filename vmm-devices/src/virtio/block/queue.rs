@@ -4,18 +4,21 @@
 //! has ended, takes what is available, gives that to the engine in one system call, interrupts once. While it is at work the
 //! driver need not notify.
 //!
-//! Lock order: the queue itself, in it the disk's throttle, or `ending` or `handlers` of the control; those are innermost.
+//! Lock order: the queue itself, in it the disk's throttle, or `ending`, `handlers` or `settling` of the control; those are innermost.
 //! Whoever stops a queue does not lock the queue, which may be in a system call.
 
+use std::convert::Infallible;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_memory::{GuestMemory, MemoryReader, PinHolder, PinnedBuffers};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::SECTOR;
 use super::device::Shared;
 use super::engine::{Completion, Engine, Operation, Request};
 use super::request::{self, Disk, Status, Verdict};
@@ -24,6 +27,7 @@ use crate::sync::lock;
 use crate::virtio::ending::{Ending, Panicked};
 use crate::virtio::queue::{Buffers, Chain, Queue, QueueError, QueueState};
 use crate::virtio::{ActiveQueue, DeviceStatus, QueueInterrupt, QueueStopped};
+use crate::worker::Wakeup;
 use crate::{Handler, Progress, Timer, Worker, WorkerError};
 
 /// Chains that are taken in one turn at most.
@@ -42,22 +46,26 @@ const OWN_FLUSH: u16 = u16::MAX;
 /// What a queue is asked for from outside, bit by bit.
 const CANCEL: u8 = 1;
 const FLUSH: u8 = 2;
+const SETTLE: u8 = 4;
 
 /// What others do with a queue that runs.
 pub(super) struct Control {
     /// Rung after anything here has changed.
     bell: Arc<EventFd>,
     asked: AtomicU8,
+    /// Whoever waits until what is in flight has ended, as [`SETTLE`] says.
+    settling: Mutex<Vec<Sender<Infallible>>>,
     ending: Arc<Ending>,
     /// Those of the queue, which keep it alive.
     handlers: Mutex<Vec<Handler>>,
 }
 
 impl Control {
-    fn new() -> io::Result<Arc<Self>> {
+    pub(super) fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             asked: AtomicU8::new(0),
+            settling: Mutex::default(),
             ending: Ending::new(),
             handlers: Mutex::default(),
         }))
@@ -78,6 +86,12 @@ impl Control {
     /// Makes durable what has been written so far.
     pub(super) fn flush(&self) {
         self.ask(FLUSH);
+    }
+
+    /// Drops `share` when all has ended that is in flight now.
+    pub(super) fn settle(&self, share: Sender<Infallible>) {
+        lock(&self.settling).push(share);
+        self.ask(SETTLE);
     }
 
     fn ask(&self, what: u8) {
@@ -119,6 +133,12 @@ struct InFlight {
     since: Instant,
 }
 
+/// Somebody who waits for what was in flight at a moment.
+struct Settling {
+    since: Instant,
+    _share: Sender<Infallible>,
+}
+
 /// A chain that waits for the rate limiter.
 struct Throttled {
     chain: Chain,
@@ -142,6 +162,7 @@ pub(super) struct BlockQueue {
     /// By the first descriptor of the chain.
     in_flight: Vec<Option<InFlight>>,
     throttled: Option<Throttled>,
+    settling: Vec<Settling>,
     timer: Arc<Timer>,
     ended: Vec<Completion>,
     /// The driver has broken the ring: nothing is taken or given back any more.
@@ -167,27 +188,37 @@ pub(super) struct Parts {
 }
 
 impl BlockQueue {
-    /// Serves `active` on `worker`, until the control that comes back ends it.
+    /// Serves `active` on `worker`, until `control` ends it.
     ///
     /// # Errors
     /// No descriptors, no memory.
-    pub(super) fn start(worker: &Worker, parts: Parts, active: ActiveQueue) -> io::Result<Arc<Control>> {
+    pub(super) fn start(
+        worker: &Worker,
+        parts: Parts,
+        active: ActiveQueue,
+        control: &Arc<Control>,
+    ) -> io::Result<()> {
         let Parts { device, memory, status, features } = parts;
         let ActiveQueue { index, queue, doorbell, interrupt } = active;
-        let control = Control::new()?;
         let holder = PinHolder::new(format!("{}, queue {index}", device.name()), {
-            let control = Arc::downgrade(&control);
+            let control = Arc::downgrade(control);
             move |_| control.upgrade().iter().for_each(|control| control.cancel())
         });
         let engine = device.engine(queue.size().saturating_add(1))?;
         let timer = Arc::new(Timer::new()?);
-        let wakeups = [engine.wakeup(), timer.clone(), control.bell.clone(), doorbell];
+        let wakeups: [(Arc<dyn Wakeup>, bool); 4] = [
+            (engine.wakeup(), false),
+            (timer.clone(), false),
+            (control.bell.clone(), false),
+            (doorbell, true),
+        ];
         let name = status.name();
-        let failed = (status.clone(), Arc::downgrade(&control));
+        let failed = (status.clone(), Arc::downgrade(control));
         let queue = Arc::new(Mutex::new(Self {
             in_flight: (0..queue.size()).map(|_| None).collect(),
-            control: Arc::clone(&control),
+            control: Arc::clone(control),
             throttled: None,
+            settling: Vec::new(),
             ended: Vec::new(),
             broken: false,
             own_flush: false,
@@ -202,14 +233,21 @@ impl BlockQueue {
             holder,
             timer,
         }));
-        for wakeup in wakeups {
+        for (wakeup, is_doorbell) in wakeups {
             let queue = Arc::clone(&queue);
             let (status, control_of_failed) = failed.clone();
             let end = move || {
                 status.set_needs_reset(&Panicked);
                 control_of_failed.upgrade().iter().for_each(|control| control.retire());
             };
-            let added = worker.watch(name, wakeup, move |_| lock(&queue).turn(), end);
+            let serve = move |rings| {
+                let mut queue = lock(&queue);
+                if is_doorbell {
+                    queue.device.counters.notified(rings);
+                }
+                queue.turn()
+            };
+            let added = worker.watch(name, wakeup, serve, end);
             let handler = added.map_err(|WorkerError { source, .. }| source);
             match handler {
                 Ok(handler) => lock(&control.handlers).push(handler),
@@ -219,12 +257,24 @@ impl BlockQueue {
                 }
             }
         }
-        Ok(control)
+        Ok(())
     }
 
     /// One turn. What it returns tells whether another one is due without a wake-up.
     fn turn(&mut self) -> Progress {
         let asked = self.control.asked.swap(0, Ordering::Acquire);
+        if asked & SETTLE != 0 {
+            let since = Instant::now();
+            let shares = std::mem::take(&mut *lock(&self.control.settling));
+            self.settling.extend(shares.into_iter().map(|_share| Settling { since, _share }));
+        }
+        let progress = self.act(asked);
+        self.let_settled_go();
+        progress
+    }
+
+    /// Does what was asked for from outside, and what the driver wants.
+    fn act(&mut self, asked: u8) -> Progress {
         if asked & CANCEL != 0 {
             self.engine.cancel(&|request| request.buffers.is_leaving());
         }
@@ -282,17 +332,18 @@ impl BlockQueue {
     fn interrupt(&mut self) {
         let reader = self.memory.clone();
         if self.queue.needs_interrupt(&reader.load()).unwrap_or(false) {
+            // Before it, so that whoever is interrupted finds it counted.
+            self.device.counters.interrupted();
             self.interrupt.trigger();
         }
     }
 
     /// Takes chains and gives them to the engine. `Break`: some may be left.
     fn take(&mut self, memory: &GuestMemory) -> Result<ControlFlow<()>, QueueError> {
-        if let Some(Throttled { chain, operation, offset, length, since }) = self.throttled.take() {
-            let waits = self.perform(memory, InFlight { chain, operation, length, since }, offset)?;
-            if waits.is_break() {
-                return Ok(waits);
-            }
+        if let Some(throttled) = self.throttled.take()
+            && self.begin_again(memory, throttled)?.is_break()
+        {
+            return Ok(ControlFlow::Break(()));
         }
         let mut bytes = 0_u64;
         for _ in 0..BATCH {
@@ -334,10 +385,30 @@ impl BlockQueue {
                 self.answer(memory, chain, Status::Ok, written)?;
             }
             Verdict::Perform { operation, offset, length } => {
-                return self.perform(memory, InFlight { chain, operation, length, since }, offset);
+                let waits = self.perform(memory, InFlight { chain, operation, length, since }, offset)?;
+                if waits.is_break() {
+                    self.device.counters.throttled();
+                }
+                return Ok(waits);
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Goes on with a chain that has waited for the rate limiter. The disk may have shrunk meanwhile.
+    fn begin_again(
+        &mut self,
+        memory: &GuestMemory,
+        throttled: Throttled,
+    ) -> Result<ControlFlow<()>, QueueError> {
+        let Throttled { chain, operation, offset, length, since } = throttled;
+        if offset.saturating_add(length).div_ceil(SECTOR) > self.device.capacity() {
+            self.device.throttle().leave(&self.control.bell);
+            self.device.counters.refused();
+            self.answer(memory, chain, Status::IoError, 0)?;
+            return Ok(ControlFlow::Continue(()));
+        }
+        self.perform(memory, InFlight { chain, operation, length, since }, offset)
     }
 
     fn disk(&self) -> Disk {
@@ -364,7 +435,6 @@ impl BlockQueue {
             Operation::Flush | Operation::Discard => 0,
         };
         if let Err(wait) = self.device.throttle().admit(&self.control.bell, bytes) {
-            self.device.counters.throttled();
             if let Wait::For(delay) = wait {
                 self.wake_in(delay);
             }
@@ -485,6 +555,15 @@ impl BlockQueue {
             tracing::error!(disk = self.device.name(), %error, "a timer cannot be set");
             self.control.ring();
         }
+    }
+
+    /// Lets those go on who have waited for what was in flight, and is not any more.
+    fn let_settled_go(&mut self) {
+        let is_idle = self.engine.in_flight() == 0;
+        let in_flight = &self.in_flight;
+        let has_since = |moment| in_flight.iter().flatten().any(|begun| begun.since <= moment);
+        // What has ended in a broken queue is not taken out of it.
+        self.settling.retain(|settling| !is_idle && has_since(settling.since));
     }
 
     /// Nothing that waits for the rate limiter goes on here: others are not to wait for it.

@@ -47,13 +47,15 @@ impl Throttle {
         Arc::new(Self { since: Instant::now(), state: Mutex::new(state) })
     }
 
-    /// Other limits from now on, for those who wait too.
-    pub fn update(&self, limits: Limits) {
+    /// Other limits from now on, for those who wait too: what `change` makes of those of before. Returns what they are.
+    pub fn change(&self, change: impl FnOnce(Limits) -> Limits) -> Limits {
         let mut state = lock(&self.state);
+        let limits = change(state.limiter.limits());
         state.limiter.update(limits, self.now());
         let first = state.line.front().cloned();
         drop(state);
         ring(first);
+        limits
     }
 
     /// Whether an operation of so many bytes may go now, of the queue that has `bell`. If not, the queue is in the line until it
@@ -140,7 +142,7 @@ mod tests {
         assert_eq!(throttle.admit(&third, 1), Err(Wait::Turn));
         assert_eq!(throttle.admit(&small, 10), Err(Wait::Turn));
         assert!(!is_rung(&large));
-        throttle.update(Limits::default());
+        throttle.change(|_| Limits::default());
         assert_eq!((is_rung(&large), is_rung(&small)), (true, false));
         assert_eq!(throttle.admit(&large, 100), Ok(()));
         assert_eq!((is_rung(&small), is_rung(&third)), (true, false));

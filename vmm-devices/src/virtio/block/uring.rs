@@ -9,10 +9,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 
+use super::counters::add;
 use super::engine::{Completion, Engine, Operation, Request, ended_early};
 use super::image::Image;
 use super::storage::{ZEROS, discard_mode, is_unsupported, zero_mode};
@@ -75,6 +77,8 @@ pub struct Uring {
     /// Of the completion queue, while they are looked at.
     answers: Vec<(u64, i32)>,
     wakeup: Arc<RingFd>,
+    /// System calls that gave requests to the kernel.
+    calls: Arc<AtomicU64>,
 }
 
 impl Uring {
@@ -99,7 +103,15 @@ impl Uring {
             ended: Vec::new(),
             answers: Vec::new(),
             wakeup,
+            calls: Arc::default(),
         })
+    }
+
+    /// Counts its system calls in `calls` from now on.
+    #[must_use]
+    pub(super) fn counting(mut self, calls: &Arc<AtomicU64>) -> Self {
+        self.calls = Arc::clone(calls);
+        self
     }
 
     /// Puts the next step of a request into the submission queue. It has room: each request has at most one entry there.
@@ -139,6 +151,7 @@ impl Uring {
     /// Enters entries until the kernel has all, or takes no more.
     fn submit_all(&mut self) -> io::Result<()> {
         while !self.ring.submission().is_empty() {
+            add(&self.calls, 1);
             match self.ring.submit() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -67,7 +67,8 @@ fn image(length: u64) -> (tempfile::NamedTempFile, Arc<Image>) {
 
 /// Both engines; that of io_uring only where the host has it.
 fn engines(image: &Arc<Image>) -> Vec<Box<dyn Engine>> {
-    let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Pool::new(image.clone()).unwrap())];
+    let mut engines: Vec<Box<dyn Engine>> =
+        vec![Box::new(Pool::new(image.clone(), &Arc::default()).unwrap())];
     match Uring::new(Arc::clone(image), DEPTH) {
         Ok(uring) => engines.push(Box::new(uring)),
         Err(error) => eprintln!("not tested here, as the host has no io_uring: {error}"),
@@ -372,7 +373,7 @@ impl Storage for Slow {
 fn slow() -> (Pool, Receiver<u64>, Sender<io::Result<()>>) {
     let ((begun, is_begun), (let_go, go)) = (channel(), channel());
     let storage = Slow { begun: Mutex::new(begun), go: Mutex::new(go) };
-    (Pool::new(Arc::new(storage)).unwrap(), is_begun, let_go)
+    (Pool::new(Arc::new(storage), &Arc::default()).unwrap(), is_begun, let_go)
 }
 
 #[test]

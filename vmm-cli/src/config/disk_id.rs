@@ -1,0 +1,86 @@
+//! `DiskId`: what a disk is called, by its user, its guest and whoever changes it while it is in use.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::value::ValueError;
+
+pub(super) const EXPECTED: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ and -";
+
+/// Most bytes: as many as the identification of a virtio disk has (virtio 1.3, section 5.2.6).
+const LONGEST: usize = 20;
+
+/// The name of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DiskId(String);
+
+impl DiskId {
+    /// What the disk at `place` is called that has no other name.
+    #[must_use]
+    pub fn of_place(place: usize) -> Self {
+        Self(format!("disk{place}"))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DiskId {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if (1..=LONGEST).contains(&text.len()) && text.bytes().all(is_plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ValueError::Malformed { value: text.to_owned(), expected: EXPECTED })
+        }
+    }
+}
+
+impl TryFrom<String> for DiskId {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        text.parse()
+    }
+}
+
+impl From<DiskId> for String {
+    fn from(id: DiskId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_short_and_plain() {
+        for text in ["a", "root", "Data-2_x", "01234567890123456789"] {
+            assert_eq!(text.parse::<DiskId>().unwrap().to_string(), text);
+        }
+        for text in ["", "012345678901234567890", "a b", "a/b", "größe", "a.b", "a\0", "a,b"] {
+            let error = text.parse::<DiskId>().unwrap_err().to_string();
+            assert!(error.ends_with(&format!(" is not {EXPECTED}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_disk_without_an_id_is_called_after_its_place() {
+        assert_eq!(DiskId::of_place(3).as_str(), "disk3");
+    }
+}
