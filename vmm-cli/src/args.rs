@@ -329,7 +329,7 @@ pub struct VmArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub selftest: Option<bool>,
 
-    /// Disk, as path=PATH,format=raw and more settings; may be repeated, and goes over those of the file [default: none]
+    /// Disk, as path=PATH,format=raw (or qcow2) and more settings; may be repeated, and goes over those of the file [default: none]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub disk: Vec<DiskConfig>,
 

@@ -14,8 +14,20 @@ use crate::bench::subject::UnknownPeer;
 /// The subject that the others are compared with.
 pub const MICROVM: &str = "microvm";
 
+/// This project, and this project with devices.
+pub const VMM: &str = "vmm";
+/// See [`VMM`].
+pub const VMM_DEVICES: &str = "vmm_devices";
+
 /// The guest's memory, in MiB.
 const MEMORY: u32 = 256;
+
+/// What vmm-cli is given kernel, initrd and command line by.
+const VMM_NAMES: [&str; 3] = ["--kernel", "--initrd", "--cmdline"];
+
+/// Its disks where it has some, and their bytes.
+const DISKS: [&str; 2] = ["disk0", "disk1"];
+const DISK: u64 = 1 << 20;
 
 /// QEMU's microvm without what Linux can do without. The clock stays: Linux asks at its port 20,000 times for one that
 /// is not there. So does ACPI: without it, this does not boot.
@@ -34,6 +46,8 @@ pub struct BootMonitor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Vmm,
+    /// With four devices on its PCI bus.
+    VmmDevices,
     /// With the directory of its firmware.
     Microvm(PathBuf),
     Firecracker,
@@ -100,6 +114,11 @@ impl BootMonitor {
         Self { kind: Kind::Vmm, program: program.to_owned() }
     }
 
+    /// vmm-cli with four virtio devices: two disks, a source of entropy and a console.
+    pub fn vmm_with_devices(program: &Path) -> Self {
+        Self { kind: Kind::VmmDevices, program: program.to_owned() }
+    }
+
     /// QEMU's machine `microvm`, with the firmware files of a directory.
     pub fn microvm(program: &Path, firmware: &Path) -> Self {
         Self { kind: Kind::Microvm(firmware.to_owned()), program: program.to_owned() }
@@ -108,7 +127,8 @@ impl BootMonitor {
     /// Its name in the report.
     pub fn name(&self) -> &'static str {
         match self.kind {
-            Kind::Vmm => "vmm",
+            Kind::Vmm => VMM,
+            Kind::VmmDevices => VMM_DEVICES,
             Kind::Microvm(_) => MICROVM,
             Kind::Firecracker => "firecracker",
             Kind::CloudHypervisor => "cloud-hypervisor",
@@ -140,12 +160,17 @@ impl BootMonitor {
     pub fn launch(&self, guest: Guest<'_>, scratch: &Path) -> io::Result<Launch> {
         let cpus = guest.cpus;
         let (mut args, names) = match &self.kind {
-            Kind::Vmm => (
-                words(&format!(
-                    "run --cpus {cpus} --memory {MEMORY}M --serial stdio --on-triple-fault reset"
-                )),
-                ["--kernel", "--initrd", "--cmdline"],
-            ),
+            Kind::Vmm => (vmm_words(cpus), VMM_NAMES),
+            Kind::VmmDevices => {
+                let mut args = vmm_words(cpus);
+                args.extend(words("--entropy --virtio-console null"));
+                for name in DISKS {
+                    let disk = scratch.join(name);
+                    fs::File::create(&disk)?.set_len(DISK)?;
+                    args.push(format!("--disk=path={},format=raw", disk.display()).into());
+                }
+                (args, VMM_NAMES)
+            }
             Kind::Microvm(firmware) => {
                 let mut args = vec!["-L".into(), firmware.into()];
                 args.extend(words(&format!("{MICROVM_WORDS} -smp {cpus} -m {MEMORY}M")));
@@ -191,6 +216,10 @@ impl BootMonitor {
     }
 }
 
+fn vmm_words(cpus: u32) -> Vec<OsString> {
+    words(&format!("run --cpus {cpus} --memory {MEMORY}M --serial stdio --on-triple-fault reset"))
+}
+
 fn words(text: &str) -> Vec<OsString> {
     text.split_whitespace().map(OsString::from).collect()
 }
@@ -224,6 +253,19 @@ mod tests {
         assert_eq!(value_of(&ours, "--cmdline"), value_of(&microvm, "-append"));
         assert_eq!(value_of(&microvm, "-L"), "/firmware");
         assert!(value_of(&peer, "--cmdline").ends_with("-- boot poweroff"));
+    }
+
+    #[test]
+    fn devices_are_added_to_the_same_guest() {
+        let scratch = tempfile::tempdir().unwrap();
+        let program = Path::new("vmm-cli");
+        let with = BootMonitor::vmm_with_devices(program).launch(guest(), scratch.path()).unwrap().args;
+        let without = BootMonitor::vmm(program).launch(guest(), scratch.path()).unwrap().args;
+        let added: Vec<_> = with.iter().filter(|word| !without.contains(word)).collect();
+        // The console's word is two.
+        assert_eq!(added.len(), 1 + 2 + 2, "{added:?}");
+        assert!(without.iter().all(|word| with.contains(word)));
+        assert_eq!(fs::metadata(scratch.path().join("disk1")).unwrap().len(), DISK);
     }
 
     #[test]

@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::boot_monitor::MICROVM;
+use crate::bench::boot_monitor::{MICROVM, VMM, VMM_DEVICES};
 use crate::bench::boot_shape::{Shape, UnknownShape};
-use crate::bench::report::{Count, Host, Ratio, Report};
+use crate::bench::report::{Count, Host, Outcome, Ratio, Report};
 use crate::bench::series::{NoBaseline, Recorder, Sample};
 
 /// A line.
@@ -96,14 +96,27 @@ pub fn report(text: &str) -> Result<Report, SamplesError> {
         }
     }
     let report = recorder.finish("boot", rounds, Ratio::Cost)?;
+    notes.extend(shapes.iter().filter_map(|shape| devices_cost(&report, shape)));
     Ok(Report { host: run.host.clone(), counts: counted, notes, ..report })
+}
+
+/// What devices cost a boot.
+fn devices_cost(report: &Report, shape: &Shape) -> Option<String> {
+    let median = |subject: &str| {
+        let row = report.rows.iter().find(|row| row.case == shape.init.name && row.subject == subject);
+        match &row?.outcome {
+            Outcome::Measured(measured) => Some(measured.median),
+            _ => None,
+        }
+    };
+    let ratio = median(VMM_DEVICES)? / median(VMM)?;
+    Some(format!("{}: with four devices {ratio:.3} times as long as without", shape.init.name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bench::boot_shape::SHAPES;
-    use crate::bench::report::Outcome;
     use crate::bench::series::{Case, Taken};
 
     fn run() -> Line {
@@ -111,7 +124,7 @@ mod tests {
         Line::Run(Run {
             host,
             shapes: vec!["vmlinux_1".into()],
-            subjects: vec![MICROVM.into(), "vmm".into()],
+            subjects: vec![MICROVM.into(), VMM.into(), VMM_DEVICES.into()],
         })
     }
 
@@ -121,7 +134,7 @@ mod tests {
 
     fn round(microvm: f64, vmm: f64) -> Line {
         let sample = |subject, value| Sample::new(init(), subject, Taken::Values(vec![value]));
-        Line::Round(vec![sample(MICROVM, microvm), sample("vmm", vmm)])
+        Line::Round(vec![sample(MICROVM, microvm), sample(VMM, vmm), sample(VMM_DEVICES, vmm * 1.5)])
     }
 
     fn text(lines: &[Line]) -> String {
@@ -133,7 +146,9 @@ mod tests {
         let note = Line::Note("a host has died".into());
         let text = text(&[run(), round(10.0, 5.0), note, run(), round(30.0, 9.0), round(20.0, 9.0)]);
         let report = report(&text).unwrap();
-        assert_eq!((report.rounds, report.host.kernel.as_str(), report.notes.len()), (3, "6.12", 1));
+        assert_eq!((report.rounds, report.host.kernel.as_str()), (3, "6.12"));
+        let devices = "vmlinux_1_init: with four devices 1.500 times as long as without";
+        assert_eq!(report.notes, ["a host has died", devices]);
         let row = report.rows.iter().find(|row| row.case == init().name && row.subject == "vmm").unwrap();
         let Outcome::Measured(measured) = &row.outcome else { panic!("{row:?}") };
         assert_eq!((measured.samples, measured.median, measured.ratio_vs_baseline), (3, 9.0, Some(0.45)));

@@ -112,7 +112,11 @@ fn print(line: &Line) -> Result<()> {
 }
 
 fn monitors(args: &Measure) -> Result<Vec<BootMonitor>> {
-    let mut monitors = vec![BootMonitor::microvm(&args.qemu, &args.firmware), BootMonitor::vmm(&args.vmm)];
+    let mut monitors = vec![
+        BootMonitor::microvm(&args.qemu, &args.firmware),
+        BootMonitor::vmm(&args.vmm),
+        BootMonitor::vmm_with_devices(&args.vmm),
+    ];
     monitors.extend(args.peers.iter().cloned());
     let names: HashSet<_> = monitors.iter().map(BootMonitor::name).collect();
     ensure!(names.len() == monitors.len(), "a peer is given twice");

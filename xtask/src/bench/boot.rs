@@ -27,7 +27,7 @@ const NESTED_CLEARING: &str = "init_on_free=1";
 /// Seconds that the nested host may take for itself, and for one round: three times what it takes on two CPUs. An emulator that
 /// hangs does not let its guest's own deadlines pass.
 const NESTED_START: u32 = 300;
-const NESTED_ROUND: u32 = 360;
+const NESTED_ROUND: u32 = 540;
 
 /// Where the guests are booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -21,6 +21,8 @@ const LINKS: [(&str, &str); 2] = [("sbin/mkfs.ext4", "mke2fs"), ("sbin/fsck.ext4
 const MOUNT_POINTS: [&str; 6] = ["dev", "mnt", "proc", "run", "sys", "tmp"];
 /// The loader of dynamically linked programs, by the name that they have it under.
 const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
+/// Where it is among the unpacked packages.
+const UNPACKED_LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 /// Besides what is in it.
 const FREE_MIB: u64 = 16;
 
@@ -44,7 +46,7 @@ impl DiskContents {
         let tools = std::path::absolute(tools)?;
         let mut files = BTreeMap::from([
             ("bin/busybox".into(), busybox.to_path_buf()),
-            (LOADER.into(), tools.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")),
+            (LOADER.into(), tools.join(UNPACKED_LOADER)),
         ]);
         for program in PROGRAMS {
             let file = tools.join(program);
@@ -64,10 +66,10 @@ impl DiskContents {
         Ok(Self { tools, busybox: busybox.into(), files, bytes, texts })
     }
 
-    /// fio and its libraries, by their path in it.
+    /// fio, its loader and libraries, with their paths in it.
     pub fn fio(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
         let fio = self.tools.join(FIO);
-        let mut files = vec![(fio.clone(), FIO.into())];
+        let mut files = vec![(fio.clone(), FIO.into()), (self.tools.join(UNPACKED_LOADER), LOADER.into())];
         for library in libraries::of_unpacked(&fio, &self.tools)? {
             if let Ok(inside) = library.strip_prefix(&self.tools) {
                 files.push((library.clone(), inside.into()));

@@ -73,6 +73,37 @@ fn a_request_that_waits_for_the_limit_is_checked_against_the_size_of_then() {
 }
 
 #[test]
+fn a_request_that_is_refused_after_its_wait_keeps_no_other_queue_waiting() {
+    let file = image_file();
+    let throttle = Throttle::new(empty_for_long());
+    let disk = block(raw(&file), BlockOptions { queues: 2, throttle, ..options() });
+    let memory = ram();
+    let [mut first, mut second] =
+        [0, 1].map(|index| Driver::new(&memory, index, 16, index as u64 * 0x4_0000));
+    let started = Started::new(&disk, &memory, &[&first, &second], disk.features()).unwrap();
+    let waits = |count| {
+        while disk.counts().throttled < count {
+            std::thread::yield_now();
+        }
+    };
+    first.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+    first.submit(&[&header(VIRTIO_BLK_T_OUT, SECTORS - 1), &[1; 512]], &[1]);
+    started.doorbells[0].ring();
+    waits(1);
+    second.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+    started.doorbells[1].ring();
+    waits(2);
+    disk.resize(SECTOR, true, LIMIT).unwrap();
+    disk.change_limits(|_| Limits::default());
+    let deadline = std::time::Instant::now() + LIMIT / 2;
+    while second.used_index() == 0 {
+        assert!(std::time::Instant::now() < deadline, "the second queue waits for ever");
+        std::thread::yield_now();
+    }
+    assert_eq!((disk.counts().refused, disk.counts().reads, length(&file)), (1, 2, SECTOR));
+}
+
+#[test]
 fn what_is_in_flight_is_waited_for_also_in_a_queue_that_stops_and_in_one_that_is_broken() {
     for ending in ["runs", "stops", "broken"] {
         let (backend, slow) = Slow::backend();
