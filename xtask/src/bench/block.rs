@@ -23,7 +23,7 @@ pub fn measure(args: &BenchArgs) -> Result<String> {
     let version = args.kernel.name();
     let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
     let timeout = START + ROUND * rounds;
-    command.args(["nested", "--guest-kernels", version, "--timeout", &timeout.to_string()]);
+    command.args(["nested", "--fio", "--guest-kernels", version, "--timeout", &timeout.to_string()]);
     microvm::carry(&mut command, &qemu);
     command.arg("--file").arg(carried(Path::new(JOBS[0]), JOBS[1]));
     command.arg("--").arg(Path::new(PROGRAMS).join("bench_block"));
