@@ -78,11 +78,9 @@ impl Subject {
     #[must_use]
     pub fn launch(self, files: &Files, queues: u32, words: &str, socket: &Path) -> Launch {
         let (root, disk) = (files.root.display(), files.disk.display());
-        let line = |root: &str, disk: &str| {
-            format!(
-                "console=ttyS0 quiet reboot=t panic=-1 vmm.do=fio vmm.root={root} vmm.disk={disk} vmm.queues={queues} {words}"
-            )
-        };
+        let line = OsString::from(format!(
+            "console=ttyS0 quiet reboot=t panic=-1 vmm.do=fio vmm.root=/dev/vda vmm.disk=/dev/vdb vmm.queues={queues} {words}"
+        ));
         let image = |name: &str| OsString::from(files.images.join(name));
         match self {
             Self::Vmm(engine) => {
@@ -91,7 +89,7 @@ impl Subject {
                 args.push(format!("--disk=path={root},format=raw,read_only").into());
                 args.push(format!("--disk=path={disk},format=raw,engine={engine},queues={queues}").into());
                 args.extend(["--kernel".into(), image("bzImage"), "--initrd".into(), image("initrd")]);
-                args.extend(["--cmdline".into(), line("/dev/vda", "/dev/vdb").into()]);
+                args.extend(["--cmdline".into(), line]);
                 Launch { program: files.vmm.clone(), args }
             }
             Self::Microvm(aio) => {
@@ -103,8 +101,7 @@ impl Subject {
                      -device virtio-blk-device,drive=disk,num-queues={queues}"
                 )));
                 args.extend(["-kernel".into(), image("bzImage"), "-initrd".into(), image("initrd")]);
-                // It fills its places from the last one on.
-                args.extend(["-append".into(), line("/dev/vdb", "/dev/vda").into()]);
+                args.extend(["-append".into(), line]);
                 Launch { program: files.qemu.clone(), args }
             }
         }
