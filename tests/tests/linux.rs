@@ -9,6 +9,7 @@ mod linux {
     pub mod dedicated;
     pub mod disk;
     pub mod ends;
+    pub mod hotplug;
     pub mod irqchip;
     pub mod memory;
     pub mod shell;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         linux::console::trials(),
         linux::disk::trials(),
         linux::ends::trials(),
+        linux::hotplug::trials(),
         linux::irqchip::trials(),
         linux::memory::trials(),
         linux::virtio::trials(),

@@ -10,9 +10,10 @@ use vmm_vcpu::Scheduler;
 
 use crate::config::{
     Affinity, DirtyLogKind, DiskConfig, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, scheduler,
+    MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, disk, duration, scheduler,
     value,
 };
+use crate::control::devices::Removal;
 use crate::control::operations::Operation;
 use crate::control::wire;
 
@@ -91,14 +92,14 @@ pub struct CtlArgs {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// How long to wait for the answer: 0s to 60m [default: 10s, and for `pause` and `dirty-rate` their time in addition]
+    /// How long to wait for the answer: 0s to 60m [default: 10s, and for verbs with a limit or a time that in addition]
     #[arg(long, global = true, value_name = "DURATION", allow_hyphen_values = true)]
     #[arg(value_parser = duration::parse)]
     pub timeout: Option<Duration>,
 }
 
 /// The verbs of `vmm-cli ctl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum CtlVerb {
     /// Say how the machine is
     Status,
@@ -126,6 +127,27 @@ pub enum CtlVerb {
         #[arg(default_value = "1s", value_parser = wire::parse_time)]
         time: Duration,
     },
+    /// List the devices
+    Devices,
+    /// Add a disk; its guest is told
+    DeviceAdd {
+        /// Settings with commas between, as for `run`: path=PATH,format=raw and more
+        #[arg(long, value_name = "SETTINGS")]
+        disk: DiskConfig,
+    },
+    /// Remove a disk, when its guest gives it back
+    DeviceRemove {
+        /// Name of the disk
+        #[arg(value_name = "ID", value_parser = disk::parse_id)]
+        id: String,
+        /// Do not ask the guest: it loses the disk, and then is told
+        #[arg(long)]
+        force: bool,
+        /// How long the guest may take: 0s to 1m
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+        #[arg(default_value = "5s", value_parser = wire::parse_limit)]
+        limit: Duration,
+    },
 }
 
 impl CtlVerb {
@@ -142,6 +164,13 @@ impl CtlVerb {
             Self::Stats if for_programs => Operation::Stats { format: StatsFormat::Json },
             Self::Stats => Operation::Stats { format: StatsFormat::Table },
             Self::DirtyRate { time } => Operation::DirtyRate { time },
+            Self::Devices => Operation::Devices,
+            Self::DeviceAdd { mut disk } => {
+                // Where there is no current directory, the monitor refuses it.
+                disk.path = std::path::absolute(&disk.path).unwrap_or(disk.path);
+                Operation::DeviceAdd { disk: Box::new(disk) }
+            }
+            Self::DeviceRemove { id, force, limit } => Operation::DeviceRemove(Removal { id, limit, force }),
         }
     }
 }
@@ -443,6 +472,20 @@ mod tests {
         for wrong in
             [&["s"][..], &["status"], &["s", "reboot"], &["s", "status", "--limit=1s"], &["", "status"]]
         {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+        let here = std::env::current_dir().unwrap().join("x");
+        let Operation::DeviceAdd { disk } =
+            parse(&["s", "device-add", "--disk=path=x,format=raw"]).unwrap().verb.operation(false)
+        else {
+            panic!()
+        };
+        assert_eq!(disk.path, here);
+        assert_eq!(
+            parse(&["s", "device-remove", "a", "--force"]).unwrap().verb.operation(false),
+            Operation::DeviceRemove(Removal { id: "a".into(), limit: wire::DEFAULT_LIMIT, force: true })
+        );
+        for wrong in [&["s", "device-add"][..], &["s", "device-add", "--disk=x"], &["s", "device-remove"]] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
         }
         let error = parse(&["s", "pause", "--limit=2m"]).unwrap_err().to_string();

@@ -1,13 +1,15 @@
 //! The tables `[[disk]]`: block devices of the guest, and what is behind them on the host.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_devices::rate_limiter::Limit;
 
@@ -22,6 +24,16 @@ const FLAG: &str = "--disk";
 /// Most queues of one disk, as many as there are vCPUs.
 const MAX_QUEUES: u16 = 1024;
 
+/// Longest name: the bytes of a virtio disk's identification.
+const MAX_ID: usize = 20;
+
+/// Names that devices have which are no disks.
+const TAKEN: [&str; 1] = [ENTROPY_ID];
+
+/// The name of the entropy device among the devices of a machine.
+pub(crate) const ENTROPY_ID: &str = "entropy";
+
+const EXPECTED_ID: &str = "a name of 1 to 20 letters, digits, `-`, `_` and `.`, other than \"entropy\"";
 const EXPECTED_FORMAT: &str = "\"raw\"";
 const EXPECTED_ENGINE: &str = "one of \"auto\", \"io-uring\", \"threads\"";
 const EXPECTED_QUEUES: &str = "a whole number from 1 to 1024";
@@ -36,6 +48,7 @@ const EXPECTED_DISK: &str =
 pub(super) const SECTION: Section = Section {
     name: "disk",
     keys: &[
+        key("id", FLAG, Form::Text, EXPECTED_ID),
         key("path", FLAG, Form::Text, value::EXPECTED_PATH),
         key("format", FLAG, Form::Text, EXPECTED_FORMAT),
         key("read_only", FLAG, Form::Switch, EXPECTED_SWITCH),
@@ -80,6 +93,9 @@ impl From<DiskEngine> for vmm_devices::virtio::block::EngineChoice {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
+    /// What it is called; `None` leaves it to [`names`].
+    #[serde(default, deserialize_with = "id")]
+    pub id: Option<String>,
     /// The image: a regular file or a block device.
     #[serde(deserialize_with = "path")]
     pub path: PathBuf,
@@ -114,6 +130,57 @@ impl DiskConfig {
     #[must_use]
     pub fn queues(&self, vcpus: u16) -> u16 {
         self.queues.unwrap_or(vcpus.min(Self::DEFAULT_QUEUES))
+    }
+}
+
+/// What the disks are called, in their order: as configured, else by their place.
+pub(crate) fn names(disks: &[DiskConfig]) -> impl Iterator<Item = String> {
+    disks.iter().enumerate().map(|(index, disk)| disk.id.clone().unwrap_or_else(|| default_id(index)))
+}
+
+/// The name of a disk for which none is configured.
+pub(crate) fn default_id(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// Reads the name of a device.
+///
+/// # Errors
+/// What it has to be.
+pub(crate) fn parse_id(text: &str) -> Result<String, ValueError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match text.len() {
+        0 => Err(ValueError::Empty { expected: EXPECTED_ID }),
+        1..=MAX_ID if text.bytes().all(is_plain) => Ok(text.to_owned()),
+        _ => Err(ValueError::Malformed { value: text.to_owned(), expected: EXPECTED_ID }),
+    }
+}
+
+/// Writes what is set, as a table has it.
+impl Serialize for DiskConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { id, path, format, read_only, direct, engine, queues, bandwidth, operations } = self;
+        let mut table = serializer.serialize_map(None)?;
+        if let Some(id) = id {
+            table.serialize_entry("id", id)?;
+        }
+        table.serialize_entry("path", path)?;
+        table.serialize_entry("format", &choice::word(format))?;
+        for (key, switch) in [("read_only", read_only), ("direct", direct)] {
+            if *switch {
+                table.serialize_entry(key, &true)?;
+            }
+        }
+        table.serialize_entry("engine", &choice::word(engine))?;
+        if let Some(queues) = queues {
+            table.serialize_entry("queues", queues)?;
+        }
+        for (key, rate) in [("bandwidth", bandwidth), ("operations", operations)] {
+            if let Some(rate) = rate {
+                table.serialize_entry(key, &rate.to_string())?;
+            }
+        }
+        table.end()
     }
 }
 
@@ -182,6 +249,14 @@ fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::
     queues.map(Some).ok_or_else(|| D::Error::custom(refusal()))
 }
 
+fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let id = parse_id(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+    if TAKEN.contains(&id.as_str()) {
+        return Err(D::Error::custom(ValueError::Malformed { value: id, expected: EXPECTED_ID }));
+    }
+    Ok(Some(id))
+}
+
 fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     value::parse_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
@@ -190,7 +265,7 @@ fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error>
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum DiskFlagError {
-    #[error("{} is none of {}; expected {EXPECTED_DISK}", value::quote(name), names())]
+    #[error("{} is none of {}; expected {EXPECTED_DISK}", value::quote(name), keys())]
     UnknownKey { name: String },
     #[error("{name} is there twice")]
     Twice { name: String },
@@ -202,7 +277,7 @@ pub enum DiskFlagError {
     Table(String),
 }
 
-fn names() -> String {
+fn keys() -> String {
     SECTION.keys.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")
 }
 
@@ -250,6 +325,19 @@ pub enum DiskError {
         #[source]
         source: std::io::Error,
     },
+    #[error(
+        "disk.id ({FLAG}): two disks are called {id}; a disk without a name is called by its place, disk0 first"
+    )]
+    SameId { id: String },
+}
+
+/// Checks that every disk has a name of its own.
+pub(super) fn validate_names(disks: &[DiskConfig]) -> Result<(), DiskError> {
+    let mut seen = HashSet::new();
+    match names(disks).find(|id| !seen.insert(id.clone())) {
+        Some(id) => Err(DiskError::SameId { id }),
+        None => Ok(()),
+    }
 }
 
 impl DiskConfig {
@@ -297,8 +385,8 @@ mod tests {
     #[test]
     fn a_flag_that_is_no_disk_says_why() {
         for (text, message) in [
-            ("", "\"\" is none of path, format"),
-            ("path=x,format=raw,cache=none", "cache is none of path, format"),
+            ("", "\"\" is none of id, path, format"),
+            ("path=x,format=raw,cache=none", "cache is none of id, path, format"),
             ("path=x,format=raw,path=y", "path is there twice"),
             ("path=x,format", "format has no value; expected \"raw\""),
             ("path=x,format=raw,read_only=yes", "read_only = yes is not true or false"),
@@ -310,6 +398,44 @@ mod tests {
         ] {
             let error = refusal(text);
             assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_called_by_its_name_or_by_its_place() {
+        let disk = |text: &str| text.parse::<DiskConfig>().unwrap();
+        let named = disk("path=x,format=raw,id=root-1_a.B");
+        let disks = [disk("path=x,format=raw"), named, disk("path=y,format=raw")];
+        assert_eq!(names(&disks).collect::<Vec<_>>(), ["disk0", "root-1_a.B", "disk2"]);
+        validate_names(&disks).unwrap();
+        for (id, reason) in [
+            ("", "\"\" is empty; expected a name of 1 to 20 letters"),
+            ("a b", "\"a b\" is not a name"),
+            ("ä", "ä is not a name"),
+            ("a/b", "a/b is not a name"),
+            ("012345678901234567890", "012345678901234567890 is not a name"),
+            ("entropy", "entropy is not a name of 1 to 20 letters, digits, `-`, `_` and `.`, other than"),
+        ] {
+            let error = refusal(&format!("path=x,format=raw,id={id}"));
+            assert!(error.contains(reason), "{error}");
+        }
+        // The default of the second, and the same name twice.
+        for (one, other) in [("id=disk1,", ""), ("id=a,", "id=a,")] {
+            let disks = [one, other].map(|id| disk(&format!("{id}path=x,format=raw")));
+            let error = validate_names(&disks).unwrap_err().to_string();
+            assert!(error.contains("two disks are called"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_as_a_table_is_read_back() {
+        for text in [
+            "path=/x,format=raw",
+            "id=a,path=/y,format=raw,read_only,direct,engine=threads,queues=3,bandwidth=1M/1s+2M,operations=5/1s",
+        ] {
+            let disk: DiskConfig = text.parse().unwrap();
+            let written = serde_json::to_value(&disk).unwrap();
+            assert_eq!(serde_json::from_value::<DiskConfig>(written).unwrap(), disk);
         }
     }
 

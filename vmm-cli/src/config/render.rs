@@ -134,6 +134,10 @@ impl Writer {
 
     fn disk(&mut self, disk: &DiskConfig) {
         self.0 += "\n[[disk]]\n";
+        match &disk.id {
+            Some(id) => self.text("id", id),
+            None => self.unset("id", "disk and its place, from disk0 on"),
+        }
         self.text("path", &disk.path.to_string_lossy());
         self.text("format", &choice::word(&disk.format));
         self.set("read_only", disk.read_only);
@@ -254,7 +258,7 @@ mod tests {
 
     prop_compose! {
         fn disk()(
-            path in absolute_path(),
+            (id, path) in (prop::option::of("[a-z0-9._-]{1,6}"), absolute_path()),
             (read_only, direct) in (any::<bool>(), any::<bool>()),
             engine in word(),
             queues in prop::option::of(1..=1024_u16),
@@ -265,7 +269,7 @@ mod tests {
             });
             let [bandwidth, operations] = rates.map(rate);
             let format = DiskFormat::Raw;
-            DiskConfig { path, format, read_only, direct, engine, queues, bandwidth, operations }
+            DiskConfig { id, path, format, read_only, direct, engine, queues, bandwidth, operations }
         }
     }
 

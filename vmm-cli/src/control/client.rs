@@ -72,13 +72,14 @@ impl CtlError {
 /// Asks once and prints the answer.
 #[must_use]
 pub fn run(args: &CtlArgs) -> ExitCode {
-    let operation = args.verb.operation(args.json);
-    let owed = match operation {
-        Operation::Pause { limit: time } | Operation::DirtyRate { time } => time,
+    let operation = args.verb.clone().operation(args.json);
+    let owed = match &operation {
+        Operation::Pause { limit: time } | Operation::DirtyRate { time } => *time,
+        Operation::DeviceRemove(removal) => removal.limit,
         _ => Duration::ZERO,
     };
     let timeout = args.timeout.unwrap_or(owed + PATIENCE);
-    let answered = Attempt { path: &args.path, timeout, deadline: Instant::now() + timeout }.ask(operation);
+    let answered = Attempt { path: &args.path, timeout, deadline: Instant::now() + timeout }.ask(&operation);
     let (text, code) = match answered {
         Err(error) => {
             let code = error.exit_code();
@@ -86,7 +87,7 @@ pub fn run(args: &CtlArgs) -> ExitCode {
             return ExitCode::from(code);
         }
         Ok((line, Answer::Ok(value))) => {
-            (if args.json { line } else { render::text(operation, &value) }, ExitCode::SUCCESS)
+            (if args.json { line } else { render::text(&operation, &value) }, ExitCode::SUCCESS)
         }
         Ok((line, Answer::Error(error))) => {
             if !args.json {
@@ -110,7 +111,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// Asks until there is an answer. A client that had to make room has not been heard, or waits for a pause, which may
     /// be asked for again.
-    fn ask(&self, operation: Operation) -> Result<(String, Answer<Value>), CtlError> {
+    fn ask(&self, operation: &Operation) -> Result<(String, Answer<Value>), CtlError> {
         let request = wire::request(operation);
         loop {
             let line = self.exchange(request.as_bytes())?;

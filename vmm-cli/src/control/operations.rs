@@ -11,7 +11,8 @@ use serde_json::Value;
 use vmm_core::{VmEvent, VmEvents};
 
 use super::current::{Current, Lease};
-use crate::config::{MemorySize, StatsFormat};
+use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, Removal};
+use crate::config::{DiskConfig, MemorySize, StatsFormat};
 use crate::stats::Report;
 
 /// Who has asked, in the reason of a machine's end.
@@ -21,7 +22,7 @@ pub const ASKED_BY: &str = "control socket";
 pub const SCHEMA: u32 = 1;
 
 /// One thing that is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// How the machine is.
     Status,
@@ -48,15 +49,25 @@ pub enum Operation {
         /// How long to look.
         time: Duration,
     },
+    /// Which devices there are.
+    Devices,
+    /// The machine gets one more disk.
+    DeviceAdd {
+        /// What it is; its path is absolute.
+        disk: Box<DiskConfig>,
+    },
+    /// The machine has a device no more.
+    DeviceRemove(Removal),
 }
 
 impl Operation {
-    /// Whether it may wait, for a vCPU or for time to pass. Any other is done at once.
+    /// Whether it may wait, for a vCPU, for the guest, for a file or for time to pass. Any other is done at once.
     #[must_use]
-    pub fn waits(self) -> bool {
+    pub fn waits(&self) -> bool {
         match self {
             Self::Pause { .. } | Self::DirtyRate { .. } => true,
-            Self::Status | Self::Resume | Self::PowerButton => false,
+            Self::DeviceAdd { .. } | Self::DeviceRemove(_) => true,
+            Self::Status | Self::Resume | Self::PowerButton | Self::Devices => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
     }
@@ -114,6 +125,13 @@ pub enum Outcome {
     Status(Status),
     /// Of [`Operation::DirtyRate`].
     DirtyRate(DirtyRate),
+    /// Of [`Operation::Devices`].
+    Devices {
+        /// All of them.
+        devices: Vec<DeviceStatus>,
+    },
+    /// Of [`Operation::DeviceAdd`].
+    Added(Added),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -131,7 +149,7 @@ pub enum Outcome {
 }
 
 /// Why an operation has not been carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OperationError {
     /// There is no machine yet, or none between two lives.
     #[error("the machine is being started: ask again when its state is running")]
@@ -161,9 +179,13 @@ pub enum OperationError {
     /// KVM does not say what is written to; the log has the reason.
     #[error("this host's KVM does not say which pages are written to: see the log of the monitor")]
     NotTracked,
+    /// A device has not been added or removed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
-/// A machine as operations see it. Only [`pause`](Self::pause) and [`dirty_rate`](Self::dirty_rate) may wait.
+/// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate) and changes of its
+/// [`devices`](Self::devices) may wait.
 pub trait Controlled: Send + Sync {
     /// What it is doing: any but [`State::Starting`].
     fn state(&self) -> State;
@@ -180,6 +202,8 @@ pub trait Controlled: Send + Sync {
     fn reset(&self) -> bool;
     /// What has been counted.
     fn report(&self) -> Report;
+    /// Its devices.
+    fn devices(&self) -> &dyn DeviceControl;
     /// Counts the pages that are written to until `time` is over.
     ///
     /// # Errors
@@ -238,6 +262,12 @@ impl Operations {
                 Ok(Outcome::Passed {})
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
+            Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
+            Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
+            Operation::DeviceRemove(removal) => {
+                self.machine()?.devices().remove(&removal)?;
+                Ok(Outcome::Passed {})
+            }
             Operation::Stats { format } => {
                 let report = self.machine()?.report();
                 Ok(match format {
@@ -315,7 +345,8 @@ mod tests {
         let bench = bench();
         assert_eq!(state(&bench.operations), State::Starting);
         for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset, STATS] {
-            assert_eq!(bench.operations.execute(operation), Err(OperationError::Starting), "{operation:?}");
+            let asked = format!("{operation:?}");
+            assert_eq!(bench.operations.execute(operation), Err(OperationError::Starting), "{asked}");
         }
         assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
         assert_eq!(bench.asked.get(), Some(&VmEvent::UserStop(ASKED_BY)));
@@ -327,7 +358,7 @@ mod tests {
         let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
         for (operation, state) in [(PAUSE, State::Paused), (Operation::Resume, State::Running)] {
             for _ in 0..2 {
-                assert_eq!(bench.operations.execute(operation), Ok(Outcome::Reached { state }));
+                assert_eq!(bench.operations.execute(operation.clone()), Ok(Outcome::Reached { state }));
                 assert_eq!(super::tests::state(&bench.operations), state);
             }
         }
@@ -382,6 +413,33 @@ mod tests {
         let people = Operation::Stats { format: StatsFormat::Table };
         let Ok(Outcome::Table { table }) = bench.operations.execute(people) else { panic!() };
         assert!(table.starts_with("vCPUs, counted by vmm-cli"), "{table}");
+    }
+
+    #[test]
+    fn devices_come_and_go_and_their_errors_are_passed_on() {
+        let bench = bench();
+        let execute = |operation| bench.operations.execute(operation);
+        let disk = Box::new("id=kept,path=/x,format=raw".parse().unwrap());
+        let add = Operation::DeviceAdd { disk };
+        let remove = |force| {
+            let limit = Duration::from_secs(1);
+            Operation::DeviceRemove(Removal { id: "kept".into(), limit, force })
+        };
+        assert_eq!(execute(add.clone()), Err(OperationError::Starting));
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        assert!(add.waits() && remove(false).waits() && !Operation::Devices.waits());
+        let Ok(Outcome::Added(Added { device, notified: true })) = execute(add.clone()) else { panic!() };
+        assert_eq!(execute(Operation::Devices), Ok(Outcome::Devices { devices: vec![device] }));
+        let taken = DeviceError::IdTaken { id: "kept".into() };
+        assert_eq!(execute(add), Err(OperationError::Device(taken)));
+        let error = execute(remove(false)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the guest has not given kept back within 1s; it is still asked to"),
+            "{error}"
+        );
+        assert_eq!(execute(remove(true)), Ok(Outcome::Passed {}));
+        let unknown = DeviceError::UnknownId { id: "kept".into() };
+        assert_eq!(execute(remove(true)), Err(OperationError::Device(unknown)));
     }
 
     #[test]

@@ -6,13 +6,14 @@ use serde_json::Value;
 
 use crate::config::StatsFormat;
 
+use super::devices::{Added, DeviceError};
 use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 13] = [
+const CODES: [ErrorCode; 20] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -23,6 +24,13 @@ const CODES: [ErrorCode; 13] = [
     ErrorCode::Busy,
     ErrorCode::NotTracked,
     ErrorCode::Exhausted,
+    ErrorCode::NoBus,
+    ErrorCode::NoSlot,
+    ErrorCode::IdTaken,
+    ErrorCode::UnknownId,
+    ErrorCode::NotRemovable,
+    ErrorCode::BadDisk,
+    ErrorCode::InUse,
     ErrorCode::Forbidden,
     ErrorCode::Idle,
     ErrorCode::Evicted,
@@ -65,7 +73,14 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                     let state = serde_json::from_value(value["state"].clone()).unwrap();
                     wire::line(&Answer::Ok(Outcome::Reached { state }))
                 }
-                Operation::PowerButton | Operation::Reset | Operation::Quit => {
+                Operation::Devices => {
+                    let devices = serde_json::from_value(value["devices"].clone()).unwrap();
+                    wire::line(&Answer::Ok(Outcome::Devices { devices }))
+                }
+                Operation::DeviceAdd { .. } => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<Added>(value).unwrap()))
+                }
+                Operation::PowerButton | Operation::Reset | Operation::Quit | Operation::DeviceRemove(_) => {
                     wire::line(&Answer::Ok(Outcome::Passed {}))
                 }
                 Operation::Stats { format: StatsFormat::Json } => {
@@ -83,11 +98,14 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
 
 #[test]
 fn the_errors_of_the_examples_have_the_words_of_the_code() {
+    let not_ejected =
+        DeviceError::NotEjected { id: "scratch".into(), limit: Duration::from_secs(1), listens: true };
     let errors: Vec<ErrorBody> = vec![
         wire::parse(br#"{"verb":"reboot"}"#).unwrap_err().into(),
         OperationError::NoAnswer { vcpu: 3, limit: Duration::from_millis(250) }.into(),
         OperationError::NotListening.into(),
         OperationError::Tracking.into(),
+        OperationError::Device(not_ejected).into(),
     ];
     for error in errors {
         let line = wire::line(&Answer::<()>::Error(error));
@@ -99,8 +117,8 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
 fn every_verb_has_a_section_and_an_example() {
     for (verb, _) in wire::VERBS {
         assert!(PAGE.contains(&format!("### `{verb}`\n")), "{verb}");
-        let request = format!(r#"{{"verb":"{verb}"}}"#);
-        assert!(examples().iter().any(|(line, _)| *line == request), "{verb}");
+        let request = format!(r#"{{"verb":"{verb}""#);
+        assert!(examples().iter().any(|(line, _)| line.starts_with(&request)), "{verb}");
     }
 }
 
@@ -118,7 +136,10 @@ fn every_limit_is_the_one_of_the_code() {
     for (row, value) in [
         ("| request | ", wire::MAX_REQUEST.to_string() + " bytes |"),
         ("| connections | ", server::MOST_CONNECTIONS.to_string() + ";"),
-        ("| operations that wait (`pause`, `dirty-rate`) | ", server::MOST_WAITING.to_string() + " |"),
+        (
+            "| operations that wait (`pause`, `dirty-rate`, `device-add`, `device-remove`) | ",
+            server::MOST_WAITING.to_string() + " |",
+        ),
         ("| idle time | ", connection::IDLE.as_secs().to_string() + " seconds |"),
     ] {
         assert!(PAGE.contains(&format!("{row}{value}")), "{row}{value}");

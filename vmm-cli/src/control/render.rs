@@ -1,11 +1,13 @@
 //! Answers as text for people.
 
+use serde::Deserialize;
 use serde_json::Value;
 
+use super::devices::{self, Added};
 use super::operations::{DirtyRate, Operation, State, Status};
 
 /// What `operation` has come to, as whole lines.
-pub(super) fn text(operation: Operation, value: &Value) -> String {
+pub(super) fn text(operation: &Operation, value: &Value) -> String {
     match operation {
         Operation::Status => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |status| self::status(&status)),
@@ -15,6 +17,12 @@ pub(super) fn text(operation: Operation, value: &Value) -> String {
         }
         Operation::DirtyRate { .. } => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |rate| dirty_rate(&rate)),
+        Operation::Devices => Vec::deserialize(&value["devices"])
+            .map_or_else(|_| format!("{value}\n"), |devices| devices::table(&devices)),
+        Operation::DeviceAdd { .. } => {
+            Added::deserialize(value).map_or_else(|_| format!("{value}\n"), |added| self::added(&added))
+        }
+        Operation::DeviceRemove(removal) => format!("{} is removed\n", removal.id),
         Operation::Pause { .. } => "paused\n".into(),
         Operation::Resume => "running\n".into(),
         Operation::PowerButton => "the power button is pressed\n".into(),
@@ -26,6 +34,13 @@ pub(super) fn text(operation: Operation, value: &Value) -> String {
 /// `text` with nothing in it that a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn added(Added { device, notified }: &Added) -> String {
+    let slot = device.slot.as_deref().unwrap_or("-");
+    let silent =
+        if *notified { "" } else { "; the guest does not listen, and finds it when it looks at the bus" };
+    printable(&format!("{} is at {slot}{silent}", device.id)) + "\n"
 }
 
 fn dirty_rate(DirtyRate { pages, ms }: &DirtyRate) -> String {
@@ -65,6 +80,7 @@ mod tests {
 
     use super::*;
     use crate::config::StatsFormat;
+    use crate::control::devices::Removal;
 
     #[test]
     fn a_status_is_a_small_table() {
@@ -74,27 +90,44 @@ mod tests {
         });
         let expected =
             "state    paused\nvcpus    2\nmemory   128M\nuptime   12.034 s\npid      7\nversion  0.1.0\n";
-        assert_eq!(text(Operation::Status, &status), expected);
+        assert_eq!(text(&Operation::Status, &status), expected);
     }
 
     #[test]
     fn a_dirty_rate_says_how_much_in_what_time() {
         let operation = Operation::DirtyRate { time: Duration::from_secs(2) };
         let value = json!({ "pages": 3000, "ms": 2001 });
-        assert_eq!(text(operation, &value), "3000 pages, 12000 KiB in 2.001 s: 5997 KiB/s\n");
-        assert_eq!(text(operation, &json!({ "pages": 0, "ms": 0 })), "0 pages, 0 KiB in 0.000 s: 0 KiB/s\n");
+        assert_eq!(text(&operation, &value), "3000 pages, 12000 KiB in 2.001 s: 5997 KiB/s\n");
+        assert_eq!(text(&operation, &json!({ "pages": 0, "ms": 0 })), "0 pages, 0 KiB in 0.000 s: 0 KiB/s\n");
     }
 
     #[test]
     fn statistics_are_the_table_that_was_answered() {
         let table = json!({ "table": "vCPUs\n  exits  1\u{1b}\n" });
         let operation = Operation::Stats { format: StatsFormat::Table };
-        assert_eq!(text(operation, &table), "vCPUs\n  exits  1\u{fffd}\n");
+        assert_eq!(text(&operation, &table), "vCPUs\n  exits  1\u{fffd}\n");
     }
 
     #[test]
     fn an_answer_of_another_form_is_shown_as_it_came() {
-        assert_eq!(text(Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
+        assert_eq!(text(&Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
+    }
+
+    #[test]
+    fn devices_that_come_and_go_are_named() {
+        let operation = Operation::DeviceAdd { disk: Box::new("path=/x,format=raw".parse().unwrap()) };
+        let mut value = json!({
+            "id": "disk1", "device": "virtio-blk", "slot": "00:02.0", "state": "plugged", "removable": true,
+            "path": "/x", "notified": true,
+        });
+        assert_eq!(text(&operation, &value), "disk1 is at 00:02.0\n");
+        value["notified"] = false.into();
+        let expected =
+            "disk1 is at 00:02.0; the guest does not listen, and finds it when it looks at the bus\n";
+        assert_eq!(text(&operation, &value), expected);
+        let removal = Removal { id: "disk1".into(), limit: Duration::ZERO, force: false };
+        assert_eq!(text(&Operation::DeviceRemove(removal), &json!({})), "disk1 is removed\n");
+        assert_eq!(text(&Operation::Devices, &json!({ "devices": [] })), "id  device  slot  state  image\n");
     }
 
     #[test]

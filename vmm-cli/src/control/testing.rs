@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use vmm_vcpu::Counters;
 
+use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
+use crate::config::DiskConfig;
 use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
@@ -15,6 +17,7 @@ pub(crate) struct FakeMachine {
     changed: Condvar,
     deaf: AtomicBool,
     listens: AtomicBool,
+    devices: Mutex<Vec<DeviceStatus>>,
 }
 
 impl Default for FakeMachine {
@@ -24,6 +27,7 @@ impl Default for FakeMachine {
             changed: Condvar::new(),
             deaf: AtomicBool::new(false),
             listens: AtomicBool::new(false),
+            devices: Mutex::default(),
         }
     }
 }
@@ -85,9 +89,52 @@ impl Controlled for FakeMachine {
         Ok(DirtyRate { pages: 3, ms })
     }
 
+    fn devices(&self) -> &dyn DeviceControl {
+        self
+    }
+
     fn report(&self) -> Report {
         let mut counters = [Counters::default(); 2];
         (counters[0].port_reads, counters[1].port_reads) = (1, 2);
         Report::take(MachineCounters::default(), counters.to_vec(), None)
+    }
+}
+
+/// A machine whose guest gives every disk back at once, but for the one called `kept`.
+impl DeviceControl for FakeMachine {
+    fn list(&self) -> Vec<DeviceStatus> {
+        self.devices.lock().unwrap().clone()
+    }
+
+    fn add_disk(&self, disk: &DiskConfig) -> Result<Added, DeviceError> {
+        let id = disk.id.clone().unwrap_or_else(|| "disk0".into());
+        let mut devices = self.devices.lock().unwrap();
+        if devices.iter().any(|device| device.id == id) {
+            return Err(DeviceError::IdTaken { id });
+        }
+        let device = DeviceStatus {
+            id,
+            device: "virtio-blk".into(),
+            slot: Some("00:01.0".into()),
+            state: DeviceState::Plugged,
+            removable: true,
+            path: Some(disk.path.clone()),
+        };
+        devices.push(device.clone());
+        Ok(Added { device, notified: true })
+    }
+
+    fn remove(&self, removal: &Removal) -> Result<(), DeviceError> {
+        let Removal { id, limit, force } = removal.clone();
+        let mut devices = self.devices.lock().unwrap();
+        let Some(at) = devices.iter().position(|device| device.id == id) else {
+            return Err(DeviceError::UnknownId { id });
+        };
+        if id == "kept" && !force {
+            devices[at].state = DeviceState::Leaving;
+            return Err(DeviceError::NotEjected { id, limit, listens: true });
+        }
+        devices.remove(at);
+        Ok(())
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use super::devices::Removal;
 use super::operations::{Operation, OperationError, Outcome};
-use crate::config::{StatsFormat, choice, duration};
+use crate::config::{DiskConfig, StatsFormat, choice, disk, duration};
 
 /// Longest request in bytes, its newline not counted.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -35,10 +36,13 @@ pub(super) enum Verb {
     Quit,
     Stats,
     DirtyRate,
+    Devices,
+    DeviceAdd,
+    DeviceRemove,
 }
 
 /// The verbs as they are written.
-pub(super) const VERBS: [(&str, Verb); 8] = [
+pub(super) const VERBS: [(&str, Verb); 11] = [
     ("status", Verb::Status),
     ("pause", Verb::Pause),
     ("resume", Verb::Resume),
@@ -47,6 +51,9 @@ pub(super) const VERBS: [(&str, Verb); 8] = [
     ("quit", Verb::Quit),
     ("stats", Verb::Stats),
     ("dirty-rate", Verb::DirtyRate),
+    ("devices", Verb::Devices),
+    ("device-add", Verb::DeviceAdd),
+    ("device-remove", Verb::DeviceRemove),
 ];
 
 /// Only the verb, whatever stands beside it.
@@ -101,6 +108,44 @@ struct DirtyRate {
     _verb: IgnoredAny,
     #[serde(default = "default_time", deserialize_with = "time")]
     time: Duration,
+}
+
+/// A request to add a disk.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceAdd {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(deserialize_with = "new_disk")]
+    disk: DiskConfig,
+}
+
+/// A request to remove a device.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceRemove {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(deserialize_with = "id")]
+    id: String,
+    #[serde(default = "default_limit", deserialize_with = "limit")]
+    limit: Duration,
+    #[serde(default)]
+    force: bool,
+}
+
+/// A disk as in a configuration, but the monitor has no directory from which a path could start.
+fn new_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskConfig, D::Error> {
+    let disk = DiskConfig::deserialize(deserializer)?;
+    if !disk.path.is_absolute() {
+        let path = cut(&disk.path.to_string_lossy(), LONGEST_NAME);
+        return Err(D::Error::custom(format!("the path `{path}` is relative; write it from the root on")));
+    }
+    Ok(disk)
+}
+
+fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    disk::parse_id(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 fn default_time() -> Duration {
@@ -193,6 +238,14 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         Verb::Reset => bare(Operation::Reset),
         Verb::Quit => bare(Operation::Quit),
         Verb::DirtyRate => from_text::<DirtyRate>(text).map(|rate| Operation::DirtyRate { time: rate.time }),
+        Verb::Devices => bare(Operation::Devices),
+        Verb::DeviceAdd => {
+            from_text::<DeviceAdd>(text).map(|add| Operation::DeviceAdd { disk: Box::new(add.disk) })
+        }
+        Verb::DeviceRemove => from_text::<DeviceRemove>(text).map(|remove| {
+            let DeviceRemove { id, limit, force, .. } = remove;
+            Operation::DeviceRemove(Removal { id, limit, force })
+        }),
         Verb::Stats => from_text::<Stats>(text)
             .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
     }
@@ -218,10 +271,16 @@ fn cut(text: &str, length: usize) -> String {
 
 /// Writes `operation` as [`parse`] reads it, with its newline.
 #[must_use]
-pub fn request(operation: Operation) -> String {
-    #[derive(Serialize)]
-    struct Request {
+pub fn request(operation: &Operation) -> String {
+    #[derive(Default, Serialize)]
+    struct Request<'a> {
         verb: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        disk: Option<&'a DiskConfig>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         limit: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,11 +288,11 @@ pub fn request(operation: Operation) -> String {
         #[serde(skip_serializing_if = "Option::is_none")]
         time: Option<String>,
     }
-    let (mut limit, mut format, mut time) = (None, None, None);
+    let mut request = Request::default();
     let verb = match operation {
         Operation::Status => Verb::Status,
         Operation::Pause { limit: longest } => {
-            limit = Some(duration::render(longest));
+            request.limit = Some(duration::render(*longest));
             Verb::Pause
         }
         Operation::Resume => Verb::Resume,
@@ -241,16 +300,26 @@ pub fn request(operation: Operation) -> String {
         Operation::Reset => Verb::Reset,
         Operation::Quit => Verb::Quit,
         Operation::Stats { format: chosen } => {
-            format = Some(choice::word(&chosen));
+            request.format = Some(choice::word(chosen));
             Verb::Stats
         }
         Operation::DirtyRate { time: whole } => {
-            time = Some(duration::render(whole));
+            request.time = Some(duration::render(*whole));
             Verb::DirtyRate
+        }
+        Operation::Devices => Verb::Devices,
+        Operation::DeviceAdd { disk } => {
+            request.disk = Some(disk);
+            Verb::DeviceAdd
+        }
+        Operation::DeviceRemove(Removal { id, limit, force }) => {
+            (request.id, request.force) = (Some(id.as_str()), *force);
+            request.limit = Some(duration::render(*limit));
+            Verb::DeviceRemove
         }
     };
     let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
-    line(&Request { verb: name, limit, format, time })
+    line(&Request { verb: name, ..request })
 }
 
 /// The answer to a request.
@@ -290,7 +359,7 @@ pub enum ErrorCode {
     Starting,
     /// [`OperationError::Stopping`].
     Stopping,
-    /// [`OperationError::NoAnswer`].
+    /// [`OperationError::NoAnswer`], or [`DeviceError::NotEjected`](super::devices::DeviceError::NotEjected).
     NoAnswer,
     /// [`OperationError::Resumed`].
     Resumed,
@@ -300,8 +369,22 @@ pub enum ErrorCode {
     Busy,
     /// [`OperationError::NotTracked`].
     NotTracked,
-    /// The host has no thread for it.
+    /// The host has no thread for it, or not what a device takes.
     Exhausted,
+    /// There is no PCI bus.
+    NoBus,
+    /// Every slot is taken.
+    NoSlot,
+    /// Another device has the name.
+    IdTaken,
+    /// No device has the name.
+    UnknownId,
+    /// The device cannot be removed.
+    NotRemovable,
+    /// The image of a disk cannot be had.
+    BadDisk,
+    /// Somebody has the image of a disk.
+    InUse,
     /// The client is somebody else.
     Forbidden,
     /// The client has sent no request for too long.
@@ -330,14 +413,15 @@ impl From<RequestError> for ErrorBody {
 
 impl From<OperationError> for ErrorBody {
     fn from(error: OperationError) -> Self {
-        let (code, vcpu) = match error {
+        let (code, vcpu) = match &error {
             OperationError::Starting => (ErrorCode::Starting, None),
             OperationError::Stopping => (ErrorCode::Stopping, None),
-            OperationError::NoAnswer { vcpu, .. } => (ErrorCode::NoAnswer, Some(vcpu)),
+            OperationError::NoAnswer { vcpu, .. } => (ErrorCode::NoAnswer, Some(*vcpu)),
             OperationError::Resumed => (ErrorCode::Resumed, None),
             OperationError::NotListening => (ErrorCode::NotListening, None),
             OperationError::Tracking => (ErrorCode::Busy, None),
             OperationError::NotTracked => (ErrorCode::NotTracked, None),
+            OperationError::Device(error) => (error.code(), None),
         };
         Self { vcpu, ..Self::new(code, error.to_string()) }
     }
@@ -374,7 +458,16 @@ mod tests {
         prop_oneof![
             (0_u64..=60_000).prop_map(|ms| Operation::Pause { limit: Duration::from_millis(ms) }),
             (0_u64..=60_000).prop_map(|ms| Operation::DirtyRate { time: Duration::from_millis(ms) }),
+            ("[a-zA-Z0-9._-]{1,20}", 0_u64..=60_000, any::<bool>()).prop_map(|(id, ms, force)| {
+                Operation::DeviceRemove(Removal { id, limit: Duration::from_millis(ms), force })
+            }),
             prop::sample::select(&[
+                "path=/a,format=raw",
+                "id=x,path=/a b/ü,format=raw,read_only,direct,engine=threads,queues=2,bandwidth=1M/1s+1G",
+            ])
+            .prop_map(|disk| Operation::DeviceAdd { disk: Box::new(disk.parse().unwrap()) }),
+            prop::sample::select(&[
+                Operation::Devices,
                 Operation::Status,
                 Operation::Resume,
                 Operation::PowerButton,
@@ -420,6 +513,15 @@ mod tests {
             (r#"{"verb":"stats","format":"xml"}"#, 31, "xml is not one of table, json"),
             (r#"{"verb":"stats","limit":"1s"}"#, 23, "unknown field `limit`, expected `verb` or `format`"),
             (r#"{"verb":"pause","limit":null}"#, 28, "invalid type: null"),
+            (r#"{"verb":"device-remove"}"#, 24, "missing field `id`"),
+            (r#"{"verb":"device-remove","id":"a/b"}"#, 35, "a/b is not a name of 1 to 20 letters"),
+            (
+                r#"{"verb":"device-remove","id":"a","force":1}"#,
+                42,
+                "invalid type: integer `1`, expected a boolean",
+            ),
+            (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 41, "missing field `format`"),
+            (r#"{"verb":"device-add","disk":{"path":"x","format":"raw"}}"#, 55, "the path `x` is relative"),
             (r#"{"verb":"dirty-rate","time":"2m"}"#, 33, "the time `2m` is no duration from 0s to 1m"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());
@@ -468,7 +570,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(operation in every_operation()) {
-            let line = request(operation);
+            let line = request(&operation);
             prop_assert_eq!(parse(line.strip_suffix('\n').unwrap().as_bytes()), Ok(operation));
         }
 

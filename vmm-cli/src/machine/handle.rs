@@ -10,6 +10,8 @@ use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
 use super::exits::Exits;
+use super::plugged::Plugged;
+use crate::control::devices::DeviceControl;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, Report};
 
@@ -19,6 +21,7 @@ pub(super) struct Handle {
     /// Absent if nobody wants them, or the kernel has none.
     pub(super) kernel_stats: Option<KernelStats>,
     pub(super) power_button: PowerButton,
+    pub(super) plugged: Arc<Plugged>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
@@ -93,6 +96,10 @@ impl Controlled for Handle {
             );
             OperationError::NotTracked
         })
+    }
+
+    fn devices(&self) -> &dyn DeviceControl {
+        &*self.plugged
     }
 
     fn report(&self) -> Report {

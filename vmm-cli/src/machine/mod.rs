@@ -9,6 +9,7 @@ mod handle;
 mod irqchip;
 pub(crate) mod layout;
 mod pci;
+mod plugged;
 mod power;
 mod report;
 mod reset_vector;
@@ -33,7 +34,7 @@ use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::Console;
 use crate::control::operations::Controlled;
-use crate::disks::Disk;
+use crate::disks::Disks;
 use crate::memory::{Ram, dirty_mechanism};
 use crate::outcome::Failure;
 use crate::processors::Processors;
@@ -60,7 +61,7 @@ pub struct Machine {
 pub struct Resources<'a> {
     pub(crate) processors: &'a Processors,
     pub(crate) ram: Ram,
-    pub(crate) disks: &'a [Disk],
+    pub(crate) disks: &'a Arc<Disks>,
 }
 
 impl Machine {
@@ -107,7 +108,7 @@ impl Machine {
         let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
         let mut virtio =
             VirtioDevices::new(MemoryReader::new(Arc::clone(&memory)), doorbells, events.clone());
-        for disk in disks {
+        for disk in disks.of_next_life() {
             devices.add_disk(&mut virtio, disk)?;
         }
         if config.entropy.device {
@@ -119,6 +120,7 @@ impl Machine {
             virtio: virtio.places(),
         };
         acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
+        let plugged = devices.add_slots(virtio, Arc::clone(disks), config)?;
         memory
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
@@ -146,8 +148,8 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let handle =
-            Handle { vcpus, kernel_stats, power_button, exits, events: events.clone(), dirty: dirty.into() };
+        let (events, dirty) = (events.clone(), dirty.into());
+        let handle = Handle { vcpus, kernel_stats, power_button, plugged, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, _pci: pci, _lines: lines, _memory: memory })
@@ -161,6 +163,7 @@ impl Machine {
     /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
     pub fn request_stop(&self) {
         self.handle.vcpus.request_stop();
+        self.handle.plugged.end();
     }
 
     /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.
