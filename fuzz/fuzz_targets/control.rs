@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     for line in taken {
         match parse(&line) {
-            Ok(operation) => assert_eq!(parse(request(operation).trim_end().as_bytes()), Ok(operation)),
+            Ok(operation) => assert_eq!(parse(request(&operation).trim_end().as_bytes()), Ok(operation)),
             Err(RequestError::NotUtf8 { column } | RequestError::Malformed { column, .. }) => {
                 assert!(column <= line.len() + 1);
             }

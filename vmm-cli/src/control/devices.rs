@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::ErrorCode;
 use crate::config::{DiskConfig, duration};
+use crate::outcome::Failure;
 
 /// A device of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +123,13 @@ pub enum DeviceError {
     /// The machine has ended.
     #[error("the machine is being stopped")]
     Stopping,
+}
+
+/// The host does not give what a device takes.
+impl From<Failure> for DeviceError {
+    fn from(failure: Failure) -> Self {
+        Self::Host { message: failure.to_string() }
+    }
 }
 
 impl DeviceError {

@@ -521,7 +521,7 @@ mod tests {
                 "invalid type: integer `1`, expected a boolean",
             ),
             (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 41, "missing field `format`"),
-            (r#"{"verb":"device-add","disk":{"path":"x","format":"raw"}}"#, 55, "the path `x` is relative"),
+            (r#"{"verb":"device-add","disk":{"path":"x","format":"raw"}}"#, 56, "the path `x` is relative"),
             (r#"{"verb":"dirty-rate","time":"2m"}"#, 33, "the time `2m` is no duration from 0s to 1m"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());

@@ -1,71 +1,29 @@
 //! `Plugged`: the devices of a machine that its guest finds, and how they come and go while it runs
-//! ([ADR 0013](../../../docs/adr/0013-slots-are-asked-for-and-given-back.md)).
+//! (docs/adr/0013-slots-are-asked-for-and-given-back.md).
 //!
 //! The bus is changed on the thread for changes, and there alone. Whoever adds or removes a device waits on a thread of his
 //! own, without the lock. A guest that gives a slot back posts that and sleeps until it is done.
 
-use std::sync::mpsc::{Receiver, channel};
+mod slots;
+mod state;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use vmm_core::deferred;
-use vmm_core::irq::IrqRouter;
-use vmm_devices::acpi::{GenericEvents, HotplugSlots};
-use vmm_devices::pci::{Host, PciAddress, PciRoot, RootError};
+use vmm_devices::acpi::HotplugSlots;
+use vmm_devices::pci::PciAddress;
 use vmm_devices::virtio::block::ImageError;
 
-use super::layout::EVENTS_LINE;
-use super::virtio::VirtioDevices;
-use crate::config::{DiskConfig, VmConfig, disk};
+use crate::config::DiskConfig;
 use crate::control::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
 use crate::disks::{self, Disk, Disks};
-use crate::outcome::Failure;
+pub(super) use slots::Parts;
+use slots::Slots;
+pub(super) use state::Device;
+use state::{State, bit};
 
 /// What a disk is to a driver.
 pub(super) const DISK: &str = "virtio-blk";
-
-/// One device.
-pub(super) struct Device {
-    /// Of all that there ever were; another one may have its name and its slot later.
-    number: u64,
-    id: String,
-    /// What it is to a driver.
-    name: &'static str,
-    /// Where it is, on a PCI bus.
-    address: Option<PciAddress>,
-    state: DeviceState,
-    /// What is behind a disk that is plugged.
-    disk: Option<Arc<Disk>>,
-}
-
-impl Device {
-    /// One that the guest has from the beginning.
-    pub(super) fn new(
-        id: String,
-        name: &'static str,
-        address: Option<PciAddress>,
-        disk: Option<Arc<Disk>>,
-    ) -> Self {
-        Self { number: 0, id, name, address, state: DeviceState::Plugged, disk }
-    }
-
-    fn is_in(&self, slot: u8) -> bool {
-        self.address.is_some_and(|address| address.device() == slot)
-    }
-}
-
-/// What is known of the devices.
-#[derive(Default)]
-struct State {
-    devices: Vec<Device>,
-    /// The number of the newest device, and the slot of the last one that was added.
-    newest: u64,
-    last: u8,
-    /// Slots, a bit each, whose device was taken away while the guest had it: they are nobody's until it gives them back.
-    orphans: u32,
-    /// The machine ends.
-    ended: bool,
-}
 
 /// The devices of a machine.
 pub(super) struct Plugged {
@@ -77,34 +35,11 @@ pub(super) struct Plugged {
     slots: Option<Slots>,
 }
 
-/// What it takes to change the devices of a bus.
-struct Slots {
-    plugged: Weak<Plugged>,
-    registers: Arc<HotplugSlots>,
-    root: Arc<PciRoot>,
-    host: Host,
-    router: IrqRouter,
-    virtio: VirtioDevices,
-    config: VmConfig,
-}
-
-/// The parts of a machine from which devices are made.
-pub(super) struct Parts {
-    pub(super) root: Arc<PciRoot>,
-    pub(super) host: Host,
-    pub(super) router: IrqRouter,
-    pub(super) virtio: VirtioDevices,
-    pub(super) events: Arc<GenericEvents>,
-    pub(super) config: VmConfig,
-}
-
 impl Plugged {
     /// With `devices`; with a PCI bus, of whose machine these are `parts`.
     pub(super) fn new(devices: Vec<Device>, disks: Arc<Disks>, parts: Option<Parts>) -> Arc<Self> {
         Arc::new_cyclic(|plugged: &Weak<Self>| {
-            let numbered = (0..).zip(devices).map(|(number, device)| Device { number, ..device });
-            let devices: Vec<_> = numbered.collect();
-            let state = Mutex::new(State { newest: devices.len() as u64, devices, ..State::default() });
+            let state = Mutex::new(State::new(devices));
             let slots = parts.map(|parts| Slots::new(parts, plugged.clone()));
             Self { state, news: Condvar::new(), disks, slots }
         })
@@ -142,9 +77,9 @@ impl Plugged {
             None => state.free_id(),
         };
         let address = state.free_slot(free).ok_or(DeviceError::NoSlot)?;
-        (state.last, state.newest) = (address.device(), state.newest + 1);
-        let device = Device { number: state.newest, ..Device::new(id.clone(), DISK, Some(address), None) };
-        state.devices.push(Device { state: DeviceState::Coming, ..device });
+        state.last = address.device();
+        state
+            .add(Device { state: DeviceState::Coming, ..Device::new(id.clone(), DISK, Some(address), None) });
         Ok(Reserved { plugged: self, id, address })
     }
 
@@ -229,58 +164,6 @@ impl Plugged {
     }
 }
 
-/// The bit of a slot.
-fn bit(slot: u8) -> u32 {
-    1_u32.checked_shl(slot.into()).unwrap_or(0)
-}
-
-impl State {
-    fn device(&self, id: &str) -> Option<&Device> {
-        self.devices.iter().find(|device| device.id == id)
-    }
-
-    /// A name as a disk has it that was given none.
-    fn free_id(&self) -> String {
-        let mut ids = (0..).map(disk::default_id);
-        ids.find(|id| self.device(id).is_none()).unwrap_or_default()
-    }
-
-    /// A slot that nobody has, among `free` ones, a bit each: the next one after the last. A guest that is late with what it
-    /// was told of a slot does not do it to the next device then.
-    fn free_slot(&self, free: u32) -> Option<PciAddress> {
-        let is_free = |slot: u8| {
-            free & !self.orphans & bit(slot) != 0 && !self.devices.iter().any(|device| device.is_in(slot))
-        };
-        let slot = (self.last + 1..32).chain(1..=self.last).find(|slot| is_free(*slot))?;
-        PciAddress::new(slot, 0)
-    }
-
-    /// Whether there is a disk in `slot`, alone.
-    fn is_removable(&self, slot: u8) -> bool {
-        let mut devices = self.devices.iter().filter(|device| device.is_in(slot));
-        devices.next().is_some_and(|device| device.disk.is_some()) && devices.next().is_none()
-    }
-
-    /// The disk in `slot`, alone there.
-    fn removable_in(&mut self, slot: u8) -> Option<&mut Device> {
-        if !self.is_removable(slot) {
-            return None;
-        }
-        self.devices.iter_mut().find(|device| device.is_in(slot))
-    }
-
-    fn status(&self, device: &Device) -> DeviceStatus {
-        DeviceStatus {
-            id: device.id.clone(),
-            device: device.name.to_owned(),
-            slot: device.address.map(|address| address.to_string()),
-            state: device.state,
-            removable: device.address.is_some_and(|address| self.is_removable(address.device())),
-            path: device.disk.as_ref().map(|disk| disk.config().path.clone()),
-        }
-    }
-}
-
 /// A name and a slot. Dropped, they are free.
 struct Reserved<'a> {
     plugged: &'a Plugged,
@@ -308,86 +191,6 @@ impl Drop for Reserved<'_> {
     }
 }
 
-impl Slots {
-    fn new(parts: Parts, plugged: Weak<Plugged>) -> Self {
-        let Parts { root, host, router, virtio, events, config } = parts;
-        let (poster, of) = (host.poster.clone(), plugged.clone());
-        let eject = move |slot| {
-            let plugged = of.clone();
-            let (completer, access) = deferred();
-            let given_back = move || {
-                if let Some(plugged) = plugged.upgrade() {
-                    plugged.eject(slot, completer);
-                }
-            };
-            // Refused: the guest has asked for too much, and keeps what is in the slot.
-            poster.post(given_back).ok().map(|()| access)
-        };
-        let registers = Arc::new(HotplugSlots::new(events, eject));
-        Self { plugged, registers, root, host, router, virtio, config }
-    }
-
-    /// Whether the guest has the interrupt of the events open.
-    fn is_heard(&self) -> bool {
-        !self.router.pin_masked(EVENTS_LINE).unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot tell whether the guest listens to hot-plug events");
-            false
-        })
-    }
-
-    /// Puts the device of `disk` on the bus at `address`.
-    fn put(&self, disk: &Disk, address: PciAddress) -> Result<(), DeviceError> {
-        let device = Arc::new(disk.device(&self.virtio.events).map_err(host_error)?);
-        let function = self.virtio.function(DISK, device, &self.host, &self.router).map_err(host_error)?;
-        let root = Arc::clone(&self.root);
-        self.change(move || root.insert_at(address, function))?
-            .recv()
-            // Dropped: the machine ends.
-            .map_err(|_| DeviceError::Stopping)?
-            .map_err(|error| DeviceError::Host { message: error.to_string() })
-    }
-
-    /// Has `change` made by the thread for changes; what it has come to is received.
-    fn change<T: Send + 'static>(
-        &self,
-        change: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<Receiver<T>, DeviceError> {
-        let (sender, made) = channel();
-        // Nobody waits any more: not an error.
-        let post = move || drop(sender.send(change()));
-        self.host.poster.post(post).map_err(|error| DeviceError::Host { message: error.to_string() })?;
-        Ok(made)
-    }
-
-    /// Takes the disk at `address` off the bus, tells `plugged`, and calls `done` with whether it was there.
-    fn take(&self, plugged: &Arc<Plugged>, address: PciAddress, done: impl FnOnce(bool) + Send + 'static) {
-        let plugged = Arc::clone(plugged);
-        let end = move |removed: Result<(), RootError>| {
-            if removed.is_ok() {
-                plugged.gone(address);
-            }
-            done(removed.is_ok());
-        };
-        if let Err(error) = self.root.remove_later(address, &self.host.poster, end) {
-            tracing::warn!(%error, %address, "a device stays until the end of the machine");
-        }
-    }
-
-    /// Takes the disk in `slot` away from a guest that has it. Its driver is told afterwards, by the request to give the slot
-    /// back.
-    fn take_away(&self, slot: u8) {
-        let (Some(plugged), Some(address)) = (self.plugged.upgrade(), PciAddress::new(slot, 0)) else {
-            return;
-        };
-        let (registers, of) = (Arc::clone(&self.registers), Arc::clone(&plugged));
-        self.take(&plugged, address, move |was_there| {
-            if of.is_orphan(slot, was_there) {
-                registers.ask(slot);
-            }
-        });
-    }
-}
-
 impl DeviceControl for Plugged {
     fn list(&self) -> Vec<DeviceStatus> {
         let state = self.lock();
@@ -401,7 +204,7 @@ impl DeviceControl for Plugged {
         slots.config.check_new_disk(config).map_err(|error| bad_disk(error.into()))?;
         let image = disks::open_image(config).map_err(image_error)?;
         let disk = Disk::new(image, config, reserved.id.clone(), slots.config.cpu.count);
-        let disk = Arc::new(disk.map_err(host_error)?);
+        let disk = Arc::new(disk?);
         let address = reserved.address;
         slots.put(&disk, address)?;
         let device = reserved.plug(disk).ok_or(DeviceError::Stopping)?;
@@ -426,10 +229,6 @@ impl DeviceControl for Plugged {
             listens: slots.is_heard(),
         })
     }
-}
-
-fn host_error(failure: Failure) -> DeviceError {
-    DeviceError::Host { message: failure.to_string() }
 }
 
 fn image_error(error: ImageError) -> DeviceError {
