@@ -1,0 +1,94 @@
+//! The disks among the devices: by name, for those who change them while they are in use, and who count what they have done.
+
+use std::sync::Arc;
+
+use vmm_devices::rate_limiter::{Limit, Limits};
+use vmm_devices::virtio::block::{Block, ResizeError};
+
+use super::Plugged;
+use super::state::{Device, PluggedDisk};
+use crate::config::{DiskId, Rate};
+use crate::control::disks::{
+    ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimits, NewSize, SETTLE_LIMIT,
+};
+use crate::stats::DiskCounts;
+
+/// A disk that somebody works on, without the lock. It is not gone before this is dropped.
+struct Held<'a> {
+    // Given back before that is said.
+    block: Arc<Block>,
+    _holder: Holder<'a>,
+}
+
+/// One that a device waits for before it is gone.
+struct Holder<'a> {
+    plugged: &'a Plugged,
+    number: u64,
+}
+
+impl Drop for Holder<'_> {
+    fn drop(&mut self) {
+        let mut state = self.plugged.lock();
+        if let Some(device) = state.devices.iter_mut().find(|device| device.number == self.number) {
+            device.holders -= 1;
+        }
+        drop(state);
+        self.plugged.news.notify_all();
+    }
+}
+
+impl Plugged {
+    /// What each disk has counted, in the order in which they were plugged.
+    pub(in crate::machine) fn counts(&self) -> Vec<DiskCounts> {
+        let counts = |PluggedDisk { disk, block }: &PluggedDisk| DiskCounts {
+            id: disk.id().clone(),
+            monitor: block.counts(),
+        };
+        self.lock().disks().map(counts).collect()
+    }
+
+    fn hold(&self, id: &DiskId) -> Result<Held<'_>, DiskRefusal> {
+        let mut state = self.lock();
+        let disks: Vec<_> = state.disks().map(|plugged| plugged.disk.id().clone()).collect();
+        let found = state.devices.iter_mut().find(|device| device.id == id.as_str());
+        let Some(Device { number, disk: Some(plugged), holders, .. }) = found else {
+            return Err(DiskRefusal::Unknown { id: id.clone(), disks });
+        };
+        *holders += 1;
+        let holder = Holder { plugged: self, number: *number };
+        Ok(Held { block: Arc::clone(&plugged.block), _holder: holder })
+    }
+}
+
+impl ControlledDisks for Plugged {
+    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
+        let Held { block, .. } = &self.hold(id)?;
+        let resized = match size {
+            None => block.rescan(),
+            Some(NewSize { bytes, may_shrink }) => block.resize(bytes, may_shrink, SETTLE_LIMIT),
+        };
+        resized.map(|bytes| DiskSize { disk: id.clone(), bytes }).map_err(refusal)
+    }
+
+    fn limit(&self, id: &DiskId, new: NewLimits) -> Result<DiskLimits, DiskRefusal> {
+        let limits = self.hold(id)?.block.change_limits(|before| Limits {
+            bytes: new.bandwidth.applied(before.bytes),
+            operations: new.operations.applied(before.operations),
+        });
+        let text = |limit: Option<Limit>| limit.map(|limit| Rate::from(limit).to_string());
+        let (bandwidth, operations) = (text(limits.bytes), text(limits.operations));
+        Ok(DiskLimits { disk: id.clone(), bandwidth, operations })
+    }
+}
+
+/// By whose it is to mend.
+fn refusal(error: ResizeError) -> DiskRefusal {
+    let kind = match &error {
+        ResizeError::Busy { .. } | ResizeError::InFlight { .. } => DiskRefusal::Busy,
+        ResizeError::Fixed { .. } | ResizeError::NotSectors { .. } | ResizeError::Shrinks { .. } => {
+            DiskRefusal::Refused
+        }
+        ResizeError::Length { .. } | ResizeError::Host { .. } => DiskRefusal::Failed,
+    };
+    kind(format!("{:#}", anyhow::Error::new(error)))
+}
