@@ -22,7 +22,7 @@ use super::layout::{
     SELFTEST_LINE, SELFTEST_PORTS, SERIAL_LINE,
 };
 use super::pci::Pci;
-use super::plugged::{DISK, Device, Parts, Plugged};
+use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::config::VmConfig;
@@ -135,9 +135,10 @@ impl Devices {
 
     /// Adds a disk.
     pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: Arc<Disk>) -> Result<(), Failure> {
-        let device = disk.device(&virtio.events)?;
-        let address = self.add_virtio(virtio, DISK, Arc::new(device))?;
-        self.plugged.push(Device::new(disk.name().to_owned(), DISK, address, Some(disk)));
+        let block = Arc::new(disk.device(&virtio.events)?);
+        let address = self.add_virtio(virtio, DISK, Arc::clone(&block) as _)?;
+        let name = disk.name().to_owned();
+        self.plugged.push(Device::new(name, DISK, address, Some(PluggedDisk { disk, block })));
         Ok(())
     }
 

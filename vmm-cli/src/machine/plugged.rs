@@ -19,8 +19,8 @@ use crate::control::devices::{Added, DeviceControl, DeviceError, DeviceState, De
 use crate::disks::{self, Disk, Disks};
 pub(super) use slots::Parts;
 use slots::Slots;
-pub(super) use state::Device;
-use state::{State, bit};
+use state::State;
+pub(super) use state::{Device, PluggedDisk};
 
 /// What a disk is to a driver.
 pub(super) const DISK: &str = "virtio-blk";
@@ -85,34 +85,58 @@ impl Plugged {
 
     /// The guest gives `slot` back. Called on the thread for changes. `done` is dropped when the slot is empty.
     fn eject(self: &Arc<Self>, slot: u8, done: impl Send + 'static) {
-        let Some(slots) = &self.slots else { return };
+        let (Some(slots), Some(address)) = (&self.slots, PciAddress::new(slot, 0)) else { return };
         let mut state = self.lock();
-        // If its device was taken away before, there is nothing in it.
-        state.orphans &= !bit(slot);
-        let Some(device) = state.removable_in(slot) else { return };
-        device.state = DeviceState::Leaving;
-        let (id, address) = (device.id.clone(), PciAddress::new(slot, 0));
-        drop(state);
-        self.disks.leaves(&id);
-        if let Some(address) = address {
-            slots.take(self, address, move |_| drop(done));
+        let leaving = state.removable_in(slot).map(|device| {
+            device.state = DeviceState::Leaving;
+            (device.number, device.id.clone())
+        });
+        if leaving.is_none() && (state.is_taken(slot) || slot == 0) {
+            return;
         }
+        drop(state);
+        // Without a device there is nothing, or what is left of one that was taken away.
+        let number = leaving.map(|(number, id)| {
+            self.disks.leaves(&id);
+            number
+        });
+        slots.take(self, address, number, done);
     }
 
-    /// The device at `address` is off the bus. Nothing of it is left when those who wait are told.
-    fn gone(&self, address: PciAddress) {
-        let is_it = |device: &Device| device.address == Some(address);
+    /// The device `number`, in `slot`, has gone. Nothing of it is left when those who wait are told.
+    fn gone(&self, number: u64, slot: u8) {
         let mut state = self.lock();
-        let device = state.devices.iter_mut().find(|device| is_it(device));
-        let (id, disk) = device.map(|device| (device.id.clone(), device.disk.take())).unwrap_or_default();
+        let device = state.devices.iter_mut().find(|device| device.number == number);
+        let Some((id, behind)) = device.map(|device| (device.id.clone(), device.disk.take())) else { return };
         drop(state);
         // Its image is closed here, and not under the lock.
-        drop((disk, self.disks.remove(&id)));
+        drop((behind, self.disks.remove(&id)));
         if let Some(slots) = &self.slots {
-            slots.registers.forget(address.device());
+            slots.registers.forget(slot);
         }
-        self.lock().devices.retain(|device| !is_it(device));
+        self.lock().devices.retain(|device| device.number != number);
         self.news.notify_all();
+    }
+
+    /// Takes what is behind the disk in `slot` away from a guest that has it. The guest is told when nothing of it is left; what
+    /// fails every request stays in the slot until it gives that back.
+    fn take_away(&self, slots: &Slots, slot: u8) {
+        let mut state = self.lock();
+        // Absent: it goes already.
+        let behind = state.removable_in(slot).and_then(|device| {
+            let behind = device.disk.take()?;
+            Some((device.number, device.id.clone(), behind))
+        });
+        drop(state);
+        let Some((number, id, PluggedDisk { disk, block })) = behind else { return };
+        drop((disk, self.disks.remove(&id)));
+        let (plugged, registers) = (slots.plugged.clone(), Arc::clone(&slots.registers));
+        block.lose_storage(move || {
+            if let Some(plugged) = plugged.upgrade() {
+                plugged.gone(number, slot);
+                registers.ask(slot);
+            }
+        });
     }
 
     /// Waits until the device with this number has gone; returns whether it has within `limit`.
@@ -145,22 +169,9 @@ impl Plugged {
         let device = state.removable_in(slot).ok_or_else(not_removable)?;
         device.state = DeviceState::Leaving;
         let number = device.number;
-        if removal.force {
-            state.orphans |= bit(slot);
-        }
         drop(state);
         self.disks.leaves(&removal.id);
         Ok((number, slot))
-    }
-
-    /// The device of `slot` was taken away if it `was_there`, and given back by the guest if not. Whether the guest still has
-    /// to give the slot back.
-    fn is_orphan(&self, slot: u8, was_there: bool) -> bool {
-        let mut state = self.lock();
-        if !was_there {
-            state.orphans &= !bit(slot);
-        }
-        state.orphans & bit(slot) != 0
     }
 }
 
@@ -172,13 +183,13 @@ struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// `disk` has the slot now.
-    fn plug(self, disk: Arc<Disk>) -> Option<DeviceStatus> {
-        self.plugged.disks.add(Arc::clone(&disk));
+    /// The disk has the slot now.
+    fn plug(self, behind: PluggedDisk) -> Option<DeviceStatus> {
+        self.plugged.disks.add(Arc::clone(&behind.disk));
         let mut state = self.plugged.lock();
         let at = state.devices.iter().position(|device| device.address == Some(self.address))?;
         let device = &mut state.devices[at];
-        (device.state, device.disk) = (DeviceState::Plugged, Some(disk));
+        (device.state, device.disk) = (DeviceState::Plugged, Some(behind));
         Some(state.status(&state.devices[at]))
     }
 }
@@ -206,8 +217,8 @@ impl DeviceControl for Plugged {
         let disk = Disk::new(image, config, reserved.id.clone(), slots.config.cpu.count);
         let disk = Arc::new(disk?);
         let address = reserved.address;
-        slots.put(&disk, address)?;
-        let device = reserved.plug(disk).ok_or(DeviceError::Stopping)?;
+        let block = slots.put(&disk, address)?;
+        let device = reserved.plug(PluggedDisk { disk, block }).ok_or(DeviceError::Stopping)?;
         slots.registers.added(address.device());
         Ok(Added { device, notified: slots.is_heard() })
     }
@@ -216,7 +227,7 @@ impl DeviceControl for Plugged {
         let slots = self.slots()?;
         let (number, slot) = self.leaves(removal)?;
         if removal.force {
-            slots.take_away(slot);
+            self.take_away(slots, slot);
         } else {
             slots.registers.ask(slot);
         }

@@ -7,6 +7,7 @@ use vmm_core::deferred;
 use vmm_core::irq::IrqRouter;
 use vmm_devices::acpi::{GenericEvents, HotplugSlots};
 use vmm_devices::pci::{Host, PciAddress, PciRoot, RootError};
+use vmm_devices::virtio::block::Block;
 
 use super::{DISK, Plugged};
 use crate::config::VmConfig;
@@ -17,7 +18,7 @@ use crate::machine::virtio::VirtioDevices;
 
 /// What it takes to change the devices of a bus.
 pub(super) struct Slots {
-    plugged: Weak<Plugged>,
+    pub(super) plugged: Weak<Plugged>,
     pub(super) registers: Arc<HotplugSlots>,
     pub(super) root: Arc<PciRoot>,
     host: Host,
@@ -64,15 +65,16 @@ impl Slots {
     }
 
     /// Puts the device of `disk` on the bus at `address`.
-    pub(super) fn put(&self, disk: &Disk, address: PciAddress) -> Result<(), DeviceError> {
-        let device = Arc::new(disk.device(&self.virtio.events)?);
-        let function = self.virtio.function(DISK, device, &self.host, &self.router)?;
+    pub(super) fn put(&self, disk: &Disk, address: PciAddress) -> Result<Arc<Block>, DeviceError> {
+        let block = Arc::new(disk.device(&self.virtio.events)?);
+        let function = self.virtio.function(DISK, Arc::clone(&block) as _, &self.host, &self.router)?;
         let root = Arc::clone(&self.root);
         self.change(move || root.insert_at(address, function))?
             .recv()
             // Dropped: the machine ends.
             .map_err(|_| DeviceError::Stopping)?
-            .map_err(|error| DeviceError::Host { message: error.to_string() })
+            .map_err(|error| DeviceError::Host { message: error.to_string() })?;
+        Ok(block)
     }
 
     /// Has `change` made by the thread for changes; what it has come to is received.
@@ -87,36 +89,24 @@ impl Slots {
         Ok(made)
     }
 
-    /// Takes the disk at `address` off the bus, tells `plugged`, and calls `done` with whether it was there.
+    /// Takes what is at `address` off the bus, the device `number` of `plugged` if it is one, and drops `done`.
     pub(super) fn take(
         &self,
         plugged: &Arc<Plugged>,
         address: PciAddress,
-        done: impl FnOnce(bool) + Send + 'static,
+        number: Option<u64>,
+        done: impl Send + 'static,
     ) {
         let plugged = Arc::clone(plugged);
         let end = move |removed: Result<(), RootError>| {
-            if removed.is_ok() {
-                plugged.gone(address);
+            // Refused: there is nothing, or it goes already.
+            if let (Ok(()), Some(number)) = (removed, number) {
+                plugged.gone(number, address.device());
             }
-            done(removed.is_ok());
+            drop(done);
         };
         if let Err(error) = self.root.remove_later(address, &self.host.poster, end) {
             tracing::warn!(%error, %address, "a device stays until the end of the machine");
         }
-    }
-
-    /// Takes the disk in `slot` away from a guest that has it. Its driver is told afterwards, by the request to give the slot
-    /// back.
-    pub(super) fn take_away(&self, slot: u8) {
-        let (Some(plugged), Some(address)) = (self.plugged.upgrade(), PciAddress::new(slot, 0)) else {
-            return;
-        };
-        let (registers, of) = (Arc::clone(&self.registers), Arc::clone(&plugged));
-        self.take(&plugged, address, move |was_there| {
-            if of.is_orphan(slot, was_there) {
-                registers.ask(slot);
-            }
-        });
     }
 }

@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use vmm_devices::pci::PciAddress;
+use vmm_devices::virtio::block::Block;
 
 use crate::config::disk;
 use crate::control::devices::{DeviceState, DeviceStatus};
 use crate::disks::Disk;
+
+/// What is behind a disk, and what its driver sees of it.
+pub(in crate::machine) struct PluggedDisk {
+    pub(in crate::machine) disk: Arc<Disk>,
+    pub(in crate::machine) block: Arc<Block>,
+}
 
 /// One device.
 pub(in crate::machine) struct Device {
@@ -19,7 +26,7 @@ pub(in crate::machine) struct Device {
     pub(super) address: Option<PciAddress>,
     pub(super) state: DeviceState,
     /// What is behind a disk that is plugged.
-    pub(super) disk: Option<Arc<Disk>>,
+    pub(super) disk: Option<PluggedDisk>,
 }
 
 impl Device {
@@ -28,7 +35,7 @@ impl Device {
         id: String,
         name: &'static str,
         address: Option<PciAddress>,
-        disk: Option<Arc<Disk>>,
+        disk: Option<PluggedDisk>,
     ) -> Self {
         Self { number: 0, id, name, address, state: DeviceState::Plugged, disk }
     }
@@ -39,7 +46,7 @@ impl Device {
 }
 
 /// The bit of a slot.
-pub(super) fn bit(slot: u8) -> u32 {
+fn bit(slot: u8) -> u32 {
     1_u32.checked_shl(slot.into()).unwrap_or(0)
 }
 
@@ -51,8 +58,6 @@ pub(super) struct State {
     made: u64,
     /// The slot that was given out last.
     pub(super) last: u8,
-    /// Slots, a bit each, whose device was taken away while the guest had it: they are nobody's until it gives them back.
-    pub(super) orphans: u32,
     /// The machine ends.
     pub(super) ended: bool,
 }
@@ -84,11 +89,14 @@ impl State {
     /// A slot that nobody has, among `free` ones, a bit each: the next one after the last. A guest that is late with what it
     /// was told of a slot does not do it to the next device then.
     pub(super) fn free_slot(&self, free: u32) -> Option<PciAddress> {
-        let is_free = |slot: u8| {
-            free & !self.orphans & bit(slot) != 0 && !self.devices.iter().any(|device| device.is_in(slot))
-        };
+        let is_free = |slot: u8| free & bit(slot) != 0 && !self.is_taken(slot);
         let slot = (self.last + 1..32).chain(1..=self.last).find(|slot| is_free(*slot))?;
         PciAddress::new(slot, 0)
+    }
+
+    /// Whether any device is in `slot`.
+    pub(super) fn is_taken(&self, slot: u8) -> bool {
+        self.devices.iter().any(|device| device.is_in(slot))
     }
 
     /// Whether there is a disk in `slot`, alone; also one that is being taken apart.
@@ -113,23 +121,28 @@ impl State {
             slot: device.address.map(|address| address.to_string()),
             state: device.state,
             removable: device.address.is_some_and(|address| self.is_removable(address.device())),
-            path: device.disk.as_ref().map(|disk| disk.config().path.clone()),
+            path: device.disk.as_ref().map(|behind| behind.disk.config().path.clone()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use vmm_core::VmEvents;
+
     use super::*;
     use crate::config::DiskConfig;
     use crate::disks;
     use crate::machine::plugged::DISK;
 
-    fn disk(id: &str) -> Arc<Disk> {
+    fn disk(id: &str) -> PluggedDisk {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let config: DiskConfig = format!("path={},format=raw", file.path().display()).parse().unwrap();
-        Arc::new(Disk::new(disks::open_image(&config).unwrap(), &config, id.into(), 1).unwrap())
+        let image = disks::open_image(&config).unwrap();
+        let disk = Arc::new(Disk::new(image, &config, id.into(), 1).unwrap());
+        let block = Arc::new(disk.device(&VmEvents::new().unwrap()).unwrap());
+        PluggedDisk { disk, block }
     }
 
     fn at(slot: u8, function: u8) -> Option<PciAddress> {
@@ -154,9 +167,8 @@ mod tests {
     #[test]
     fn slots_are_given_out_in_turn_and_none_twice() {
         let mut state = State::new(vec![Device::new("a".into(), DISK, at(2, 0), None)]);
-        state.orphans = bit(4);
-        // The bridge, and a function that is nobody's here.
-        let free = !(bit(0) | bit(5));
+        // The bridge, and functions that are nobody's here.
+        let free = !(bit(0) | bit(4) | bit(5));
         let mut slots = Vec::new();
         while let Some(address) = state.free_slot(free) {
             state.last = address.device();
@@ -167,14 +179,14 @@ mod tests {
         assert_eq!(slots, expected);
         // Free again, each comes after those that were not used for longer.
         state.devices.retain(|device| !device.is_in(31) && !device.is_in(1));
-        (state.orphans, state.last) = (0, 31);
+        state.last = 31;
         let next = std::iter::from_fn(|| {
             let slot = state.free_slot(free)?.device();
             state.last = slot;
             state.add(Device::new(String::new(), DISK, at(slot, 0), None));
             Some(slot)
         });
-        assert_eq!(next.collect::<Vec<_>>(), [1, 4, 31]);
+        assert_eq!(next.collect::<Vec<_>>(), [1, 31]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use vmm_memory::MemoryReader;
 use super::SECTOR;
 use super::counters::{BlockCounts, Counters};
 use super::engine::{Engine, Operation};
+use super::gone;
 use super::image::{Blocks, Image};
 use super::pool::Pool;
 use super::queue::{BlockQueue, Control, Parts};
@@ -107,10 +108,31 @@ pub enum BlockError {
     Worker(#[from] WorkerError),
 }
 
+/// Dropped by the last who has it, it tells somebody.
+pub(super) struct Told(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Told {
+    fn new(done: impl FnOnce() + Send + 'static) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Box::new(done)))))
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let done = lock(&self.0).take();
+        if let Some(done) = done {
+            done();
+        }
+    }
+}
+
 /// What the queues share.
 pub(super) struct Shared {
     options: BlockOptions,
-    backend: Backend,
+    /// Absent once it was lost.
+    backend: Mutex<Option<Backend>>,
+    lost: AtomicBool,
+    blocks: Blocks,
     /// Whether the engine is io_uring.
     uring: bool,
     /// In sectors.
@@ -142,11 +164,16 @@ impl Block {
         let uring = choose(&options, image.map(|image| || Uring::new(Arc::clone(image), 1)))?;
         let length = backend.storage().length();
         let length = length.map_err(|source| BlockError::Length { name: options.name.clone(), source })?;
+        let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
+        let plain = Blocks { logical: sector, physical: sector };
+        let blocks = image.map_or(plain, |image| image.blocks());
         let worker = Arc::new(Worker::spawn("disk", events)?);
         let sizes = vec![QUEUE_SIZE; usize::from(options.queues.max(1))];
         let shared = Shared {
             options,
-            backend,
+            backend: Mutex::new(Some(backend)),
+            lost: AtomicBool::new(false),
+            blocks,
             uring,
             capacity: AtomicU64::new(length / SECTOR),
             writeback: AtomicBool::new(true),
@@ -175,13 +202,26 @@ impl Block {
     /// # Errors
     /// The storage cannot say it.
     pub fn resize(&self) -> io::Result<u64> {
-        let capacity = self.shared.backend.storage().length()? / SECTOR;
+        let storage = lock(&self.shared.backend).as_ref().map(Backend::storage);
+        let capacity = storage.ok_or_else(gone::error)?.length()? / SECTOR;
         if self.shared.capacity.swap(capacity, Ordering::AcqRel) != capacity
             && let Some(status) = &*lock(&self.shared.status)
         {
             status.config_changed();
         }
         Ok(capacity.saturating_mul(SECTOR))
+    }
+
+    /// Takes the storage away from a guest that has the disk: every request fails from now on, and those under way come to their
+    /// end. Then nothing here has the storage any more, and `done` is called, on any thread.
+    pub fn lose_storage(&self, done: impl FnOnce() + Send + 'static) {
+        let told = Told::new(done);
+        self.shared.lost.store(true, Ordering::Release);
+        let backend = lock(&self.shared.backend).take();
+        for (_, control) in lock(&self.shared.running).iter() {
+            control.lose(Arc::clone(&told));
+        }
+        drop(backend);
     }
 
     /// Other limits from now on, for what waits too.
@@ -235,6 +275,11 @@ impl Shared {
         self.options.read_only
     }
 
+    /// Whether the storage was taken away.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_writeback(&self) -> bool {
         self.writeback.load(Ordering::Acquire)
     }
@@ -261,7 +306,8 @@ impl Shared {
 
     /// What serves `depth` requests at a time.
     pub(super) fn engine(&self, depth: u16) -> io::Result<Box<dyn Engine>> {
-        Ok(match &self.backend {
+        let backend = lock(&self.backend).clone().ok_or_else(gone::error)?;
+        Ok(match &backend {
             Backend::Raw(image) if self.uring => Box::new(Uring::new(Arc::clone(image), depth)?),
             backend => Box::new(Pool::new(backend.storage())?),
         })
@@ -282,10 +328,7 @@ impl Shared {
     /// `struct virtio_blk_config` (section 5.2.4).
     fn config(&self) -> [u8; CONFIG_LENGTH] {
         let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
-        let Blocks { logical, physical } = match &self.backend {
-            Backend::Raw(image) => image.blocks(),
-            Backend::Other(_) => Blocks { logical: sector, physical: sector },
-        };
+        let Blocks { logical, physical } = self.blocks;
         let exponent = physical.checked_div(logical).and_then(u32::checked_ilog2).unwrap_or(0);
         let fields: [(usize, &[u8]); 12] = [
             (0, &self.capacity().to_le_bytes()),

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use vmm_memory::{GuestMemory, MemoryReader, PinHolder, PinnedBuffers};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::Shared;
+use super::device::{Shared, Told};
 use super::engine::{Completion, Engine, Operation, Request};
+use super::gone::Gone;
 use super::request::{self, Disk, Status, Verdict};
 use super::throttle::Wait;
 use crate::sync::lock;
@@ -51,6 +52,8 @@ pub(super) struct Control {
     ending: Arc<Ending>,
     /// Those of the queue, which keep it alive.
     handlers: Mutex<Vec<Handler>>,
+    /// Dropped when the queue has let the storage go that the disk has lost.
+    losing: Mutex<Option<Arc<Told>>>,
 }
 
 impl Control {
@@ -60,6 +63,7 @@ impl Control {
             asked: AtomicU8::new(0),
             ending: Ending::new(),
             handlers: Mutex::default(),
+            losing: Mutex::default(),
         }))
     }
 
@@ -78,6 +82,12 @@ impl Control {
     /// Makes durable what has been written so far.
     pub(super) fn flush(&self) {
         self.ask(FLUSH);
+    }
+
+    /// The disk has lost its storage: the queue lets it go when what is in flight has ended, and drops `told`.
+    pub(super) fn lose(&self, told: Arc<Told>) {
+        *lock(&self.losing) = Some(told);
+        self.ring();
     }
 
     fn ask(&self, what: u8) {
@@ -148,6 +158,8 @@ pub(super) struct BlockQueue {
     broken: bool,
     /// A flush that no chain asked for is in flight.
     own_flush: bool,
+    /// The engine has no storage any more.
+    has_let_go: bool,
     /// Behind the engine, which ends first.
     last: Last,
 }
@@ -191,6 +203,7 @@ impl BlockQueue {
             ended: Vec::new(),
             broken: false,
             own_flush: false,
+            has_let_go: false,
             last: Last { ending: Arc::clone(&control.ending), state: None },
             device,
             memory,
@@ -209,7 +222,7 @@ impl BlockQueue {
                 status.set_needs_reset(&Panicked);
                 control_of_failed.upgrade().iter().for_each(|control| control.retire());
             };
-            let added = worker.watch(name, wakeup, move |_| lock(&queue).turn(), end);
+            let added = worker.watch(name, wakeup, move |_| turn(&queue), end);
             let handler = added.map_err(|WorkerError { source, .. }| source);
             match handler {
                 Ok(handler) => lock(&control.handlers).push(handler),
@@ -220,6 +233,17 @@ impl BlockQueue {
             }
         }
         Ok(control)
+    }
+
+    /// With the storage lost and nothing in flight: lets the engine go. Returns who is to be told of it.
+    fn let_go(&mut self) -> Option<Arc<Told>> {
+        if !self.device.is_lost() || self.engine.in_flight() != 0 {
+            return None;
+        }
+        if !std::mem::replace(&mut self.has_let_go, true) {
+            self.engine = Box::new(Gone::new(Arc::clone(&self.control.bell)));
+        }
+        lock(&self.control.losing).take()
     }
 
     /// One turn. What it returns tells whether another one is due without a wake-up.
@@ -358,6 +382,13 @@ impl BlockQueue {
         offset: u64,
     ) -> Result<ControlFlow<()>, QueueError> {
         let InFlight { chain, operation, length, since } = begun;
+        if self.device.is_lost() {
+            // It may have waited for the rate limiter.
+            self.device.throttle().leave(&self.control.bell);
+            self.device.counters.ended(operation, length, false, since.elapsed());
+            self.answer(memory, chain, Status::IoError, 0)?;
+            return Ok(ControlFlow::Continue(()));
+        }
         // Zeroes are written too, by the host.
         let bytes = match operation {
             Operation::Read | Operation::Write | Operation::WriteZeroes { .. } => length,
@@ -512,6 +543,16 @@ impl BlockQueue {
         }
         Progress::Done
     }
+}
+
+/// A turn of `queue`. Who waits for the storage that it has let go is told without its lock.
+fn turn(queue: &Mutex<BlockQueue>) -> Progress {
+    let mut queue = lock(queue);
+    let progress = queue.turn();
+    let told = queue.let_go();
+    drop(queue);
+    drop(told);
+    progress
 }
 
 impl Drop for BlockQueue {
