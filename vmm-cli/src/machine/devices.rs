@@ -128,18 +128,15 @@ impl Devices {
     /// Adds the entropy device.
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
-        let address = self.add_virtio(virtio, RNG, Arc::new(device))?;
-        self.plugged.push(Device::new(ENTROPY_ID.into(), RNG, address, None));
-        Ok(())
+        self.add_virtio(virtio, (ENTROPY_ID, RNG), Arc::new(device), None)
     }
 
     /// Adds a disk.
     pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: Arc<Disk>) -> Result<(), Failure> {
         let block = Arc::new(disk.device(&virtio.events)?);
-        let address = self.add_virtio(virtio, DISK, Arc::clone(&block) as _)?;
-        let name = disk.name().to_owned();
-        self.plugged.push(Device::new(name, DISK, address, Some(PluggedDisk { disk, block })));
-        Ok(())
+        let device = Arc::clone(&block) as _;
+        let id = disk.name().to_owned();
+        self.add_virtio(virtio, (&id, DISK), device, Some(PluggedDisk { disk, block }))
     }
 
     /// Adds what lets devices come and go, after those that are there from the beginning; `virtio` is for those to come.
@@ -165,8 +162,21 @@ impl Devices {
         Ok(plugged)
     }
 
-    /// Adds a virtio device: on the PCI bus, at the address that is returned, or where there is none, in MMIO space.
+    /// Adds a virtio device with its id, and what it is to a driver.
     fn add_virtio(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        (id, name): (&str, &'static str),
+        device: Arc<dyn VirtioDevice>,
+        behind: Option<PluggedDisk>,
+    ) -> Result<(), Failure> {
+        let address = self.place_virtio(virtio, name, device)?;
+        self.plugged.push(Device::new(id.to_owned(), name, address, behind));
+        Ok(())
+    }
+
+    /// Puts a virtio device on the PCI bus, at the address that is returned, or where there is none, in MMIO space.
+    fn place_virtio(
         &mut self,
         virtio: &mut VirtioDevices,
         name: &'static str,
