@@ -9,7 +9,9 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use vmm_devices::virtio::block::{Image, ImageOptions};
-use vmm_tests::harness::{ControlSocket, Finished, Held, PATIENCE, RunningVm, TestVm, rounds, until};
+use vmm_tests::harness::{
+    ControlSocket, Finished, Held, PATIENCE, Qcow2Image, RunningVm, TestVm, rounds, until,
+};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -20,6 +22,8 @@ pub fn trials() -> Vec<Trial> {
         what_cannot_be_added_or_removed_says_why,
         a_machine_that_is_reset_has_the_disks_that_were_plugged_last,
         fault_d5_the_end_of_the_machine_ends_the_wait_for_its_guest,
+        a_disk_that_was_added_changes_and_is_counted_until_it_is_removed,
+        a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said,
     ]
 }
 
@@ -233,6 +237,83 @@ fn fault_d5_the_end_of_the_machine_ends_the_wait_for_its_guest() -> Result<()> {
     place.ctl("quit")?.ensure_code(0)?;
     let answer = client.receive()?;
     ensure!(answer["error"]["code"] == "stopping", "{answer}");
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
+}
+
+/// What is counted of disks.
+fn counted(place: &ControlSocket) -> Result<Vec<Value>> {
+    let answer = place.ask("stats")?;
+    answer["ok"]["disks"].as_array().cloned().with_context(|| answer.to_string())
+}
+
+fn a_disk_that_was_added_changes_and_is_counted_until_it_is_removed() -> Result<()> {
+    let place = ControlSocket::new()?;
+    let root = image("root")?;
+    let vm = format!("--disk=path={},format=raw,id=root,read_only", root.path().display());
+    let mut vm = place.start(TestVm::guest("hotplug").arg(vm))?;
+    vm.wait_for_output("ready\n")?;
+    let names = |counted: &[Value]| counted.iter().map(|disk| disk["id"].clone()).collect::<Vec<_>>();
+    for (round, how) in [(1, "--limit 1m"), (2, "--force")] {
+        let image = image("data")?;
+        add(&place, image.path(), ",id=hot,operations=1000000/1s")?.ensure_code(0)?;
+        vm.wait_for_lines("data 61746164\n", round)?;
+        place.ctl("disk-resize hot --size 1M")?.ensure_code(0)?.ensure_output("hot has 1048576 bytes\n")?;
+        ensure!(image.as_file().metadata()?.len() == 1 << 20, "the image is as it was");
+        let limits = place.ctl("disk-limits hot --bandwidth 1G/1s")?.ensure_code(0)?;
+        limits.ensure_output("bandwidth  1073741824/1s\noperations 1000000/1s\n")?;
+        let disks = counted(&place)?;
+        ensure!(names(&disks) == ["root", "hot"], "{disks:?}");
+        ensure!(disks[1]["monitor"]["reads"].as_u64() >= Some(1), "{}", disks[1]);
+        place.ctl(&format!("device-remove hot {how}"))?.ensure_code(0)?;
+        ensure!(is_free(image.path()), "the image is somebody's after its disk");
+        ensure!(names(&counted(&place)?) == ["root"], "counted after its end");
+        for verb in ["disk-resize", "disk-limits"] {
+            let message = ensure_refused(&place, &json!({ "verb": verb, "disk": "hot" }), "no-such-disk")?;
+            ensure!(message == "there is no disk hot; the disks are: root", "{message}");
+        }
+        place.ctl("disk-resize root")?.ensure_code(0)?;
+    }
+    place.ctl("quit")?.ensure_code(0)?;
+    vm.wait()?.ensure_code(0)?;
+    Ok(())
+}
+
+fn a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said() -> Result<()> {
+    let place = ControlSocket::new()?;
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("raw"), [0; 1 << 16])?;
+    Qcow2Image::new(3 << 20).backed_by("raw").write(&path("backed"))?;
+    let vm = start(&place, "bench_halt", "")?;
+    let add = |disk: Value| json!({ "verb": "device-add", "disk": disk });
+    let unsaid = json!({ "path": path("backed"), "format": "qcow2" });
+    let message = ensure_refused(&place, &add(unsaid), "bad-disk")?;
+    ensure!(message.contains("is used only if the configuration names it too"), "{message}");
+    let other = json!({ "path": path("raw"), "format": "qcow2" });
+    let message = ensure_refused(&place, &add(other), "bad-disk")?;
+    ensure!(message.contains("it does not begin as a qcow2 image does"), "{message}");
+    let half = json!({ "path": path("backed"), "format": "qcow2", "backing": path("raw") });
+    ensure_refused(&place, &add(half), "bad-disk")?;
+    let relative =
+        json!({ "path": path("backed"), "format": "qcow2", "backing": "raw", "backing_format": "raw" });
+    let message = ensure_refused(&place, &add(relative), "bad-request")?;
+    ensure!(message.contains("the path `raw` is relative"), "{message}");
+    let console = json!({ "path": path("raw"), "format": "raw", "id": "console" });
+    ensure_refused(&place, &add(console), "bad-request")?;
+    ensure!(devices(&place)?.is_empty() && is_free(&path("backed")) && is_free(&path("raw")));
+
+    let [image, base] = ["backed", "raw"].map(path);
+    let disk = format!("path={},format=qcow2,backing={}", image.display(), base.display());
+    place.ctl(&format!("device-add --disk {disk},backing_format=raw"))?.ensure_code(0)?;
+    place.ctl("disk-resize disk0")?.ensure_code(0)?.ensure_output("disk0 has 3145728 bytes\n")?;
+    let again = json!({ "path": image, "format": "raw" });
+    ensure_refused(&place, &add(again), "in-use")?;
+    let under = json!({ "path": base, "format": "raw" });
+    ensure_refused(&place, &add(under), "in-use")?;
+    place.ctl("device-remove disk0 --force")?.ensure_code(0)?;
+    ensure!(is_free(&image) && is_free(&base), "an image is somebody's after its disk");
+    place.ctl("quit")?.ensure_code(0)?;
     vm.wait()?.ensure_code(0)?;
     Ok(())
 }

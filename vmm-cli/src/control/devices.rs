@@ -56,7 +56,7 @@ pub struct Removal {
     pub id: DiskId,
     /// How long the guest may take.
     pub limit: Duration,
-    /// The guest is not asked: it loses the device, and then is told.
+    /// The guest is not asked: it loses what is behind the device, and then is asked for the slot.
     pub force: bool,
 }
 

@@ -129,9 +129,7 @@ impl Devices {
     /// Adds the entropy device.
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
-        let address = self.add_virtio(virtio, RNG, Arc::new(device))?;
-        self.plugged.push(Device::new(disk_id::ENTROPY.into(), RNG, address, None));
-        Ok(())
+        self.add_virtio(virtio, (disk_id::ENTROPY, RNG), Arc::new(device), None)
     }
 
     /// Adds the virtio console, whose other end `console` is.
@@ -142,18 +140,15 @@ impl Devices {
     ) -> Result<Arc<VirtioConsole>, Failure> {
         let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
         let device = Arc::new(device);
-        let address = self.add_virtio(virtio, CONSOLE, Arc::clone(&device) as Arc<dyn VirtioDevice>)?;
-        self.plugged.push(Device::new(disk_id::CONSOLE.into(), CONSOLE, address, None));
+        self.add_virtio(virtio, (disk_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 
     /// Adds a disk.
     pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: Arc<Disk>) -> Result<(), Failure> {
         let block = Arc::new(disk.device(&virtio.events)?);
-        let address = self.add_virtio(virtio, DISK, Arc::clone(&block) as Arc<dyn VirtioDevice>)?;
-        let id = disk.id().to_string();
-        self.plugged.push(Device::new(id, DISK, address, Some(PluggedDisk { disk, block })));
-        Ok(())
+        let (device, id) = (Arc::clone(&block) as _, disk.id().to_string());
+        self.add_virtio(virtio, (&id, DISK), device, Some(PluggedDisk { disk, block }))
     }
 
     /// Adds what lets devices come and go, after those that are there from the beginning; `virtio` is for those to come.
@@ -179,8 +174,21 @@ impl Devices {
         Ok(plugged)
     }
 
-    /// Adds a virtio device: on the PCI bus, at the address that is returned, or where there is none, in MMIO space.
+    /// Adds a virtio device with its id, and what it is to a driver.
     fn add_virtio(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        (id, name): (&str, &'static str),
+        device: Arc<dyn VirtioDevice>,
+        behind: Option<PluggedDisk>,
+    ) -> Result<(), Failure> {
+        let address = self.place_virtio(virtio, name, device)?;
+        self.plugged.push(Device::new(id.to_owned(), name, address, behind));
+        Ok(())
+    }
+
+    /// Puts a virtio device on the PCI bus, at the address that is returned, or where there is none, in MMIO space.
+    fn place_virtio(
         &mut self,
         virtio: &mut VirtioDevices,
         name: &'static str,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use vmm_devices::acpi::HotplugSlots;
 use vmm_devices::pci::PciAddress;
-use vmm_devices::virtio::block::{Block, ImageError};
+use vmm_devices::virtio::block::ImageError;
 
 use crate::config::{DiskConfig, DiskId};
 use crate::control::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
@@ -21,7 +21,7 @@ use crate::disks::{Disk, Disks, OpenError};
 pub(super) use slots::Parts;
 use slots::Slots;
 pub(super) use state::{Device, PluggedDisk};
-use state::{State, bit};
+use state::{Rest, State};
 
 /// What a disk is to a driver.
 pub(super) const DISK: &str = "virtio-blk";
@@ -86,45 +86,74 @@ impl Plugged {
 
     /// The guest gives `slot` back. Called on the thread for changes. `done` is dropped when the slot is empty.
     fn eject(self: &Arc<Self>, slot: u8, done: impl Send + 'static) {
-        let Some(slots) = &self.slots else { return };
+        let (Some(slots), Some(address)) = (&self.slots, PciAddress::new(slot, 0)) else { return };
         let mut state = self.lock();
-        // If its device was taken away before, there is nothing in it.
-        state.orphans &= !bit(slot);
-        let Some(device) = state.removable_in(slot) else { return };
-        device.state = DeviceState::Leaving;
-        let id = device.disk.as_ref().map(|plugged| plugged.disk.id().clone());
-        let address = PciAddress::new(slot, 0);
+        let leaving = state.removable_in(slot).map(|device| {
+            device.state = DeviceState::Leaving;
+            // Absent: it is being taken apart.
+            (device.number, device.disk.as_ref().map(|behind| behind.disk.id().clone()))
+        });
+        if leaving.is_none() && (state.is_taken(slot) || slot == 0) {
+            return;
+        }
         drop(state);
-        // Without: it is being taken apart.
-        if let Some(id) = id {
-            self.disks.leaves(&id);
-        }
-        if let Some(address) = address {
-            slots.take(self, address, move |_| drop(done));
-        }
+        // Without a device there is nothing, or what is left of one that was taken away.
+        let number = leaving.map(|(number, id)| {
+            id.iter().for_each(|id| self.disks.leaves(id));
+            number
+        });
+        slots.take(self, address, number, done);
     }
 
-    /// The device at `address` is off the bus. Nothing of it is left when those who wait are told.
-    fn gone(&self, address: PciAddress) {
-        let is_it = |device: &Device| device.address == Some(address);
+    /// The device `number` has gone, and left `rest` in its slot. Nothing else is left when those who wait are told. Does not wait for
+    /// who works on it: that may need the calling thread.
+    fn gone(&self, number: u64, rest: Rest) {
         let mut state = self.lock();
-        let live =
-            state.devices.iter_mut().find(|device| is_it(device)).and_then(|device| device.disk.take());
-        // Who gives it another size has it no longer than the host takes: none of its requests waits any more.
-        while state.devices.iter().any(|device| is_it(device) && device.holders != 0) {
-            state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let device = state.devices.iter_mut().find(|device| device.number == number);
+        let behind = device.and_then(|device| {
+            device.gone = Some(device.gone.map_or(rest, |before| before.min(rest)));
+            device.disk.take()
+        });
         drop(state);
-        if let Some(live) = live {
-            let id = live.disk.id().clone();
+        if let Some(PluggedDisk { disk, block }) = behind {
+            let kept = self.disks.remove(disk.id());
             // Its threads end and its image is closed here, and not under the lock.
-            drop((live, self.disks.remove(&id)));
+            drop((block, disk, kept));
         }
-        if let Some(slots) = &self.slots {
-            slots.registers.forget(address.device());
+        self.finish(number);
+    }
+
+    /// Forgets the device `number`, if it has gone and nobody works on it any more; who waits for that is told.
+    fn finish(&self, number: u64) {
+        let mut state = self.lock();
+        let over = state.devices.iter_mut().find(|device| device.number == number && device.holders == 0);
+        let over = over.and_then(|device| Some((device.gone.take()?, device.address?.device())));
+        drop(state);
+        let (Some(slots), Some((rest, slot))) = (&self.slots, over) else { return };
+        match rest {
+            Rest::Nothing => slots.registers.forget(slot),
+            Rest::Husk => slots.registers.ask(slot),
         }
-        self.lock().devices.retain(|device| !is_it(device));
+        self.lock().devices.retain(|device| device.number != number);
         self.news.notify_all();
+    }
+
+    /// Takes what is behind the disk in `slot` away from a guest that has it. The guest is told when nothing of it is left; what
+    /// fails every request stays in the slot until it gives that back.
+    fn take_away(&self, slots: &Slots, slot: u8) {
+        let mut state = self.lock();
+        // Absent: it goes already.
+        let behind = state.removable_in(slot).and_then(|device| Some((device.number, device.disk.take()?)));
+        drop(state);
+        let Some((number, PluggedDisk { disk, block })) = behind else { return };
+        let kept = self.disks.remove(disk.id());
+        drop((disk, kept));
+        let plugged = slots.plugged.clone();
+        block.lose_storage(move || {
+            if let Some(plugged) = plugged.upgrade() {
+                plugged.gone(number, Rest::Husk);
+            }
+        });
     }
 
     /// Waits until the device with this number has gone; returns whether it has within `limit`.
@@ -157,22 +186,9 @@ impl Plugged {
         let device = state.removable_in(slot).ok_or_else(not_removable)?;
         device.state = DeviceState::Leaving;
         let number = device.number;
-        if removal.force {
-            state.orphans |= bit(slot);
-        }
         drop(state);
         self.disks.leaves(&removal.id);
         Ok((number, slot))
-    }
-
-    /// The device of `slot` was taken away if it `was_there`, and given back by the guest if not. Whether the guest still has
-    /// to give the slot back.
-    fn is_orphan(&self, slot: u8, was_there: bool) -> bool {
-        let mut state = self.lock();
-        if !was_there {
-            state.orphans &= !bit(slot);
-        }
-        state.orphans & bit(slot) != 0
     }
 }
 
@@ -184,13 +200,13 @@ struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// `disk` has the slot now.
-    fn plug(self, disk: Arc<Disk>, block: Arc<Block>) -> Option<DeviceStatus> {
-        self.plugged.disks.add(Arc::clone(&disk));
+    /// The disk has the slot now.
+    fn plug(self, behind: PluggedDisk) -> Option<DeviceStatus> {
+        self.plugged.disks.add(Arc::clone(&behind.disk));
         let mut state = self.plugged.lock();
         let at = state.devices.iter().position(|device| device.address == Some(self.address))?;
         let device = &mut state.devices[at];
-        (device.state, device.disk) = (DeviceState::Plugged, Some(PluggedDisk { disk, block }));
+        (device.state, device.disk) = (DeviceState::Plugged, Some(behind));
         Some(state.status(&state.devices[at]))
     }
 }
@@ -219,7 +235,7 @@ impl DeviceControl for Plugged {
         let disk = Arc::new(disk?);
         let address = reserved.address;
         let block = slots.put(&disk, address)?;
-        let device = reserved.plug(disk, block).ok_or(DeviceError::Stopping)?;
+        let device = reserved.plug(PluggedDisk { disk, block }).ok_or(DeviceError::Stopping)?;
         slots.registers.added(address.device());
         Ok(Added { device, notified: slots.is_heard() })
     }
@@ -228,7 +244,7 @@ impl DeviceControl for Plugged {
         let slots = self.slots()?;
         let (number, slot) = self.leaves(removal)?;
         if removal.force {
-            slots.take_away(slot);
+            self.take_away(slots, slot);
         } else {
             slots.registers.ask(slot);
         }

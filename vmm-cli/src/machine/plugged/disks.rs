@@ -13,14 +13,14 @@ use crate::control::disks::{
 };
 use crate::stats::DiskCounts;
 
-/// A disk that somebody works on, without the lock. It is not gone before this is dropped.
+/// A disk that somebody works on, without the lock. Who waits for its end waits for the drop of this too.
 struct Held<'a> {
     // Given back before that is said.
     block: Arc<Block>,
     _holder: Holder<'a>,
 }
 
-/// One that a device waits for before it is gone.
+/// Has a device known until it is dropped.
 struct Holder<'a> {
     plugged: &'a Plugged,
     number: u64,
@@ -33,7 +33,7 @@ impl Drop for Holder<'_> {
             device.holders -= 1;
         }
         drop(state);
-        self.plugged.news.notify_all();
+        self.plugged.finish(self.number);
     }
 }
 

@@ -7,9 +7,9 @@ use vmm_core::deferred;
 use vmm_core::irq::IrqRouter;
 use vmm_devices::acpi::{GenericEvents, HotplugSlots};
 use vmm_devices::pci::{Host, PciAddress, PciRoot, RootError};
-use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::block::Block;
 
+use super::state::Rest;
 use super::{DISK, Plugged};
 use crate::config::VmConfig;
 use crate::control::devices::DeviceError;
@@ -19,7 +19,7 @@ use crate::machine::virtio::VirtioDevices;
 
 /// What it takes to change the devices of a bus.
 pub(super) struct Slots {
-    plugged: Weak<Plugged>,
+    pub(super) plugged: Weak<Plugged>,
     pub(super) registers: Arc<HotplugSlots>,
     pub(super) root: Arc<PciRoot>,
     host: Host,
@@ -68,8 +68,7 @@ impl Slots {
     /// Puts the device of `disk` on the bus at `address`.
     pub(super) fn put(&self, disk: &Disk, address: PciAddress) -> Result<Arc<Block>, DeviceError> {
         let block = Arc::new(disk.device(&self.virtio.events)?);
-        let device = Arc::clone(&block) as Arc<dyn VirtioDevice>;
-        let function = self.virtio.function(DISK, device, &self.host, &self.router)?;
+        let function = self.virtio.function(DISK, Arc::clone(&block) as _, &self.host, &self.router)?;
         let root = Arc::clone(&self.root);
         self.change(move || root.insert_at(address, function))?
             .recv()
@@ -91,36 +90,24 @@ impl Slots {
         Ok(made)
     }
 
-    /// Takes the disk at `address` off the bus, tells `plugged`, and calls `done` with whether it was there.
+    /// Takes what is at `address` off the bus, the device `number` of `plugged` if it is one, and drops `done`.
     pub(super) fn take(
         &self,
         plugged: &Arc<Plugged>,
         address: PciAddress,
-        done: impl FnOnce(bool) + Send + 'static,
+        number: Option<u64>,
+        done: impl Send + 'static,
     ) {
         let plugged = Arc::clone(plugged);
         let end = move |removed: Result<(), RootError>| {
-            if removed.is_ok() {
-                plugged.gone(address);
+            // Refused: there is nothing, or it goes already.
+            if let (Ok(()), Some(number)) = (removed, number) {
+                plugged.gone(number, Rest::Nothing);
             }
-            done(removed.is_ok());
+            drop(done);
         };
         if let Err(error) = self.root.remove_later(address, &self.host.poster, end) {
             tracing::warn!(%error, %address, "a device stays until the end of the machine");
         }
-    }
-
-    /// Takes the disk in `slot` away from a guest that has it. Its driver is told afterwards, by the request to give the slot
-    /// back.
-    pub(super) fn take_away(&self, slot: u8) {
-        let (Some(plugged), Some(address)) = (self.plugged.upgrade(), PciAddress::new(slot, 0)) else {
-            return;
-        };
-        let (registers, of) = (Arc::clone(&self.registers), Arc::clone(&plugged));
-        self.take(&plugged, address, move |was_there| {
-            if of.is_orphan(slot, was_there) {
-                registers.ask(slot);
-            }
-        });
     }
 }

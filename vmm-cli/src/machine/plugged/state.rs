@@ -9,10 +9,19 @@ use crate::config::DiskId;
 use crate::control::devices::{DeviceState, DeviceStatus};
 use crate::disks::Disk;
 
-/// What is behind a disk, and its device in this life of the machine.
+/// What is behind a disk, and what its driver sees of it in this life of the machine.
 pub(in crate::machine) struct PluggedDisk {
     pub(in crate::machine) disk: Arc<Disk>,
     pub(in crate::machine) block: Arc<Block>,
+}
+
+/// What is left in the slot of a device that has gone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rest {
+    /// The guest has given it back.
+    Nothing,
+    /// What fails every request; the guest is to give that back.
+    Husk,
 }
 
 /// One device.
@@ -27,8 +36,10 @@ pub(in crate::machine) struct Device {
     pub(super) state: DeviceState,
     /// What is behind a disk that is plugged.
     pub(super) disk: Option<PluggedDisk>,
-    /// How many work on that without the lock; it is not gone before they have ended.
+    /// How many work on that without the lock.
     pub(super) holders: usize,
+    /// It has gone, but for those.
+    pub(super) gone: Option<Rest>,
 }
 
 impl Device {
@@ -39,7 +50,7 @@ impl Device {
         address: Option<PciAddress>,
         disk: Option<PluggedDisk>,
     ) -> Self {
-        Self { number: 0, id, name, address, state: DeviceState::Plugged, disk, holders: 0 }
+        Self { number: 0, id, name, address, state: DeviceState::Plugged, disk, holders: 0, gone: None }
     }
 
     pub(super) fn is_in(&self, slot: u8) -> bool {
@@ -48,7 +59,7 @@ impl Device {
 }
 
 /// The bit of a slot.
-pub(super) fn bit(slot: u8) -> u32 {
+fn bit(slot: u8) -> u32 {
     1_u32.checked_shl(slot.into()).unwrap_or(0)
 }
 
@@ -60,8 +71,6 @@ pub(super) struct State {
     made: u64,
     /// The slot that was given out last.
     pub(super) last: u8,
-    /// Slots, a bit each, whose device was taken away while the guest had it: they are nobody's until it gives them back.
-    pub(super) orphans: u32,
     /// The machine ends.
     pub(super) ended: bool,
 }
@@ -99,11 +108,14 @@ impl State {
     /// A slot that nobody has, among `free` ones, a bit each: the next one after the last. A guest that is late with what it
     /// was told of a slot does not do it to the next device then.
     pub(super) fn free_slot(&self, free: u32) -> Option<PciAddress> {
-        let is_free = |slot: u8| {
-            free & !self.orphans & bit(slot) != 0 && !self.devices.iter().any(|device| device.is_in(slot))
-        };
+        let is_free = |slot: u8| free & bit(slot) != 0 && !self.is_taken(slot);
         let slot = (self.last + 1..32).chain(1..=self.last).find(|slot| is_free(*slot))?;
         PciAddress::new(slot, 0)
+    }
+
+    /// Whether any device is in `slot`.
+    pub(super) fn is_taken(&self, slot: u8) -> bool {
+        self.devices.iter().any(|device| device.is_in(slot))
     }
 
     /// Whether there is a disk in `slot`, alone; also one that is being taken apart.
@@ -174,9 +186,8 @@ mod tests {
     #[test]
     fn slots_are_given_out_in_turn_and_none_twice() {
         let mut state = State::new(vec![Device::new("a".into(), DISK, at(2, 0), None)]);
-        state.orphans = bit(4);
-        // The bridge, and a function that is nobody's here.
-        let free = !(bit(0) | bit(5));
+        // The bridge, and functions that are nobody's here.
+        let free = !(bit(0) | bit(4) | bit(5));
         let mut slots = Vec::new();
         while let Some(address) = state.free_slot(free) {
             state.last = address.device();
@@ -187,14 +198,14 @@ mod tests {
         assert_eq!(slots, expected);
         // Free again, each comes after those that were not used for longer.
         state.devices.retain(|device| !device.is_in(31) && !device.is_in(1));
-        (state.orphans, state.last) = (0, 31);
+        state.last = 31;
         let next = std::iter::from_fn(|| {
             let slot = state.free_slot(free)?.device();
             state.last = slot;
             state.add(Device::new(String::new(), DISK, at(slot, 0), None));
             Some(slot)
         });
-        assert_eq!(next.collect::<Vec<_>>(), [1, 4, 31]);
+        assert_eq!(next.collect::<Vec<_>>(), [1, 31]);
     }
 
     #[test]
