@@ -93,7 +93,7 @@ impl From<DiskEngine> for vmm_devices::virtio::block::EngineChoice {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// What it is called; `None` leaves it to [`names`].
+    /// What it is called; `None`: by its place, `disk0` first.
     #[serde(default, deserialize_with = "id")]
     pub id: Option<String>,
     /// The image: a regular file or a block device.
