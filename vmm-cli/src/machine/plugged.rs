@@ -129,10 +129,11 @@ impl Plugged {
         let over = state.devices.iter_mut().find(|device| device.number == number && device.holders == 0);
         let over = over.and_then(|device| Some((device.gone.take()?, device.address?.device())));
         drop(state);
-        let (Some(slots), Some((rest, slot))) = (&self.slots, over) else { return };
-        match rest {
-            Rest::Nothing => slots.registers.forget(slot),
-            Rest::Husk => slots.registers.ask(slot),
+        let Some((rest, slot)) = over else { return };
+        match (rest, self.registers()) {
+            (_, None) => {}
+            (Rest::Nothing, Some(registers)) => registers.forget(slot),
+            (Rest::Husk, Some(registers)) => registers.ask(slot),
         }
         self.lock().devices.retain(|device| device.number != number);
         self.news.notify_all();

@@ -92,3 +92,45 @@ fn refusal(error: ResizeError) -> DiskRefusal {
     };
     kind(format!("{:#}", anyhow::Error::new(error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm_core::VmEvents;
+    use vmm_devices::pci::PciAddress;
+    use vmm_devices::virtio::block::{Image, ImageOptions};
+
+    use super::super::DISK;
+    use super::super::state::Rest;
+    use super::*;
+    use crate::config::VmConfig;
+    use crate::control::devices::DeviceControl;
+    use crate::disks::Disks;
+
+    #[test]
+    fn a_disk_that_goes_is_known_until_nobody_works_on_it_any_more() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let disk = format!("path={},format=raw,engine=threads", file.path().display());
+        let config = VmConfig { disk: vec![disk.parse().unwrap()], ..VmConfig::default() };
+        let disks = Arc::new(Disks::open(&config).unwrap());
+        let disk = disks.of_next_life().remove(0);
+        let id = disk.id().clone();
+        let block = Arc::new(disk.device(&VmEvents::new().unwrap()).unwrap());
+        let address = PciAddress::new(1, 0);
+        let device = Device::new(id.to_string(), DISK, address, Some(PluggedDisk { disk, block }));
+        let plugged = Plugged::new(vec![device], disks, None);
+        let is_free = || Image::open(file.path(), ImageOptions::default()).is_ok();
+        assert_eq!(plugged.resize(&id, None).unwrap().bytes, 4096);
+        assert_eq!(plugged.counts().len(), 1);
+
+        let held = plugged.hold(&id).unwrap();
+        plugged.gone(0, Rest::Nothing);
+        assert!(plugged.counts().is_empty());
+        let unknown = DiskRefusal::Unknown { id: id.clone(), disks: Vec::new() };
+        assert_eq!(plugged.resize(&id, None), Err(unknown.clone()));
+        assert_eq!(plugged.limit(&id, NewLimits::default()), Err(unknown));
+        assert!(plugged.list().len() == 1 && !is_free(), "it is told to have gone too early");
+        drop(held);
+        assert!(plugged.list().is_empty() && is_free(), "something is left");
+    }
+}
