@@ -10,6 +10,7 @@ mod linux {
     pub mod disk;
     pub mod ends;
     pub mod file_system;
+    pub mod hotplug;
     pub mod irqchip;
     pub mod memory;
     pub mod shell;
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         linux::disk::trials(),
         linux::ends::trials(),
         linux::file_system::trials(),
+        linux::hotplug::trials(),
         linux::irqchip::trials(),
         linux::memory::trials(),
         linux::virtio::trials(),

@@ -15,6 +15,7 @@ mod native {
     pub mod doorbell;
     pub mod embed;
     pub mod ends;
+    pub mod hotplug;
     pub mod images;
     pub mod io;
     pub mod irq;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         native::doorbell::trials(),
         native::embed::trials(),
         native::ends::trials(),
+        native::hotplug::trials(),
         native::images::trials(),
         native::io::trials(),
         native::irq::trials(),

@@ -13,6 +13,7 @@ use crate::config::{
     MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, parse_bytes,
     scheduler, value,
 };
+use crate::control::devices::Removal;
 use crate::control::disks::{DiskChange, DiskRequest, NewLimit, NewLimits, NewSize};
 use crate::control::operations::Operation;
 use crate::control::wire;
@@ -151,6 +152,27 @@ pub enum CtlVerb {
         #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
         operations: Option<NewLimit>,
     },
+    /// List the devices
+    Devices,
+    /// Add a disk; its guest is told
+    DeviceAdd {
+        /// Settings with commas between, as for `run`: path=PATH,format=raw and more
+        #[arg(long, value_name = "SETTINGS")]
+        disk: DiskConfig,
+    },
+    /// Remove a disk, when its guest gives it back
+    DeviceRemove {
+        /// What the disk is called: `disk.id` of the configuration, or disk0, disk1 and so on
+        #[arg(value_name = "DISK")]
+        id: DiskId,
+        /// Do not ask the guest: it loses the disk, and then is told
+        #[arg(long)]
+        force: bool,
+        /// How long the guest may take: 0s to 1m
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+        #[arg(default_value = "5s", value_parser = wire::parse_limit)]
+        limit: Duration,
+    },
 }
 
 impl CtlVerb {
@@ -176,6 +198,17 @@ impl CtlVerb {
                 let limits = NewLimits { bandwidth, operations };
                 Operation::Disk(DiskRequest { disk, change: DiskChange::Limits(limits) })
             }
+            Self::Devices => Operation::Devices,
+            Self::DeviceAdd { mut disk } => {
+                for (_, path) in disk.paths_mut() {
+                    // Where there is no current directory, the monitor refuses it.
+                    if let Ok(absolute) = std::path::absolute(&*path) {
+                        *path = absolute;
+                    }
+                }
+                Operation::DeviceAdd { disk: Box::new(disk) }
+            }
+            Self::DeviceRemove { id, force, limit } => Operation::DeviceRemove(Removal { id, limit, force }),
         }
     }
 }
@@ -497,6 +530,22 @@ mod tests {
         assert_eq!(limits.verb.operation(false), Operation::Disk(request));
         let error = parse(&["s", "disk-limits", "a/b"]).unwrap_err().to_string();
         assert!(error.contains("a/b is not 1 to 20 of the characters"), "{error}");
+        let here = std::env::current_dir().unwrap();
+        let settings = "--disk=path=x,format=qcow2,backing=y,backing_format=raw";
+        let Operation::DeviceAdd { disk } =
+            parse(&["s", "device-add", settings]).unwrap().verb.operation(false)
+        else {
+            panic!()
+        };
+        assert_eq!((disk.path, disk.backing), (here.join("x"), Some(here.join("y"))));
+        let removal = Removal { id: DiskId::of_place(3), limit: wire::DEFAULT_LIMIT, force: true };
+        assert_eq!(
+            parse(&["s", "device-remove", "disk3", "--force"]).unwrap().verb.operation(false),
+            Operation::DeviceRemove(removal)
+        );
+        for wrong in [&["s", "device-add"][..], &["s", "device-add", "--disk=x"], &["s", "device-remove"]] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
         let error = parse(&["s", "pause", "--limit=2m"]).unwrap_err().to_string();
         assert!(error.contains("the limit `2m` is no duration from 0s to 1m"), "{error}");
     }

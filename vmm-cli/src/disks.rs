@@ -1,12 +1,14 @@
-//! The images of the disks: opened and locked before the machine is built, and kept through its restarts.
+//! The images of the disks: opened and locked before the machine is built, or when a disk is added to it, and kept through its
+//! restarts.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_core::VmEvents;
 use vmm_devices::rate_limiter::{Limit, Limits};
 use vmm_devices::virtio::block::{
-    Backend, Backing, Block, BlockError, BlockOptions, Image, ImageError, ImageOptions, Qcow2, Throttle,
+    Backend, Backing, Block, BlockError, BlockOptions, Image, ImageError, ImageOptions, Qcow2, Qcow2Error,
+    Throttle,
 };
 
 use crate::config::{DiskConfig, DiskFormat, DiskId, Rate, VmConfig};
@@ -23,29 +25,68 @@ pub(crate) struct Disk {
     throttle: Arc<Throttle>,
 }
 
-/// Opens and locks the images of all disks.
-///
-/// # Errors
-/// The first one that cannot be had, by whose it is to mend.
-pub(crate) fn open(config: &VmConfig) -> Result<Vec<Disk>, Failure> {
-    let open = |(index, disk): (usize, &DiskConfig)| {
-        let limits = Limits { bytes: limit(disk.bandwidth)?, operations: limit(disk.operations)? };
-        Ok(Disk {
-            backend: backend(disk)?,
-            config: disk.clone(),
-            id: disk.id(index),
-            queues: disk.queues(config.cpu.count),
-            throttle: Throttle::new(limits),
-        })
-    };
-    config.disk.iter().enumerate().map(open).collect()
+/// The disks of all lives of a machine, in the order in which a guest finds them.
+pub(crate) struct Disks(Mutex<Vec<Entry>>);
+
+struct Entry {
+    disk: Arc<Disk>,
+    /// The guest is asked to give it back: the next life does not have it.
+    leaves: bool,
 }
 
-/// What is behind a disk, in the format that the configuration says.
-fn backend(disk: &DiskConfig) -> Result<Backend, Failure> {
+impl Disks {
+    /// Opens and locks the images of all disks of `config`.
+    ///
+    /// # Errors
+    /// The first one that cannot be had, by whose it is to mend.
+    pub(crate) fn open(config: &VmConfig) -> Result<Self, Failure> {
+        let open = |(place, disk): (usize, &DiskConfig)| {
+            let disk = Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)?;
+            Ok(Entry { disk: Arc::new(disk), leaves: false })
+        };
+        let entries: Result<_, Failure> = config.disk.iter().enumerate().map(open).collect();
+        Ok(Self(Mutex::new(entries?)))
+    }
+
+    /// Those of the machine's next life. What a guest was asked to give back at the end of the last one is let go.
+    pub(crate) fn of_next_life(&self) -> Vec<Arc<Disk>> {
+        let mut entries = self.lock();
+        entries.retain(|entry| !entry.leaves);
+        entries.iter().map(|entry| Arc::clone(&entry.disk)).collect()
+    }
+
+    /// Keeps one more.
+    pub(crate) fn add(&self, disk: Arc<Disk>) {
+        self.lock().push(Entry { disk, leaves: false });
+    }
+
+    /// The guest is asked to give the disk `id` back.
+    pub(crate) fn leaves(&self, id: &DiskId) {
+        if let Some(entry) = self.lock().iter_mut().find(|entry| entry.disk.id == *id) {
+            entry.leaves = true;
+        }
+    }
+
+    /// Keeps the disk `id` no more.
+    pub(crate) fn remove(&self, id: &DiskId) -> Option<Arc<Disk>> {
+        let mut entries = self.lock();
+        let at = entries.iter().position(|entry| entry.disk.id == *id)?;
+        Some(entries.remove(at).disk)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens and locks the image of one disk. While a machine runs this is the one place that opens a path.
+///
+/// # Errors
+/// It cannot be had.
+pub(crate) fn open(disk: &DiskConfig) -> Result<Backend, OpenError> {
     let open = |path: &Path, read_only| {
         let options = ImageOptions { read_only, direct: disk.direct };
-        Image::open(path, options).map(Arc::new).map_err(image_failure)
+        Image::open(path, options).map(Arc::new)
     };
     let image = open(&disk.path, disk.read_only)?;
     if disk.format == DiskFormat::Raw {
@@ -57,24 +98,62 @@ fn backend(disk: &DiskConfig) -> Result<Backend, Failure> {
         // One without the other is not valid.
         _ => None,
     };
-    let image = Qcow2::open(image, backing.as_ref()).map_err(Failure::bad_input)?;
-    Ok(Backend::Other(Arc::new(image)))
+    Ok(Backend::Other(Arc::new(Qcow2::open(image, backing.as_ref())?)))
+}
+
+/// Why the image of a disk cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// Its file, or that behind it.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What is in it.
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2Error),
 }
 
 /// What is in use, or not possible on this file system, is not a mistake of the configuration.
-fn image_failure(error: ImageError) -> Failure {
-    match error {
-        ImageError::InUse { .. } | ImageError::Lock { .. } | ImageError::NotDirect { .. } => {
-            Failure::host_cannot(error)
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Image(
+                error @ (ImageError::InUse { .. } | ImageError::Lock { .. } | ImageError::NotDirect { .. }),
+            ) => Self::host_cannot(error),
+            OpenError::Image(error) => Self::bad_input(error),
+            OpenError::Qcow2(error) => Self::bad_input(error),
         }
-        _ => Failure::bad_input(error),
     }
 }
 
 impl Disk {
+    /// The disk `id` with what is in `backend`, beside `vcpus` vCPUs.
+    ///
+    /// # Errors
+    /// Its limits are none.
+    pub(crate) fn new(
+        backend: Backend,
+        config: &DiskConfig,
+        id: DiskId,
+        vcpus: u16,
+    ) -> Result<Self, Failure> {
+        let limits = Limits { bytes: limit(config.bandwidth)?, operations: limit(config.operations)? };
+        Ok(Self {
+            backend,
+            config: config.clone(),
+            id,
+            queues: config.queues(vcpus),
+            throttle: Throttle::new(limits),
+        })
+    }
+
     /// What it is called.
     pub(crate) fn id(&self) -> &DiskId {
         &self.id
+    }
+
+    /// How it is configured.
+    pub(crate) fn config(&self) -> &DiskConfig {
+        &self.config
     }
 
     /// The device of one life of the machine.

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,13 +19,14 @@ use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
 use crate::console::{Consoles, OpenError};
 use crate::control::{self, Control, Publication};
+use crate::disks::Disks;
 use crate::event_loop::{self, Ended, Inputs, Until};
 use crate::machine::{Machine, Resources, layout};
 use crate::memory::{self, Ram};
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
-use crate::{advice, default_guest, disks, host, logging, messages, stats};
+use crate::{advice, default_guest, host, logging, messages, stats};
 
 /// The device node of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
@@ -56,7 +58,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let processors = Processors::prepare(&kvm, &config.cpu)?;
     memory::check(&config.memory)?;
-    let disks = disks::open(config)?;
+    let disks = Arc::new(Disks::open(config)?);
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;

@@ -1,6 +1,7 @@
 //! The harness: the monitor as a user has it, a program that is started, watched from outside and that ends.
 
 mod control;
+mod held;
 mod linux;
 mod process;
 mod qcow2;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 pub use control::{ControlClient, ControlSocket, PATIENCE};
+pub use held::Held;
 pub use linux::{KernelFormat, LinuxGuest, LinuxReport, VMM_LINUX, VMM_LINUX_KERNELS, kernel_versions};
 pub use process::Process;
 pub use qcow2::Qcow2Image;

@@ -44,6 +44,16 @@ impl Process {
         Ok(fs::read_dir(&directory).with_context(|| directory.clone())?.count())
     }
 
+    /// The number of its mappings.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn mappings(self) -> Result<usize> {
+        let file = format!("/proc/{}/maps", self.0);
+        Ok(fs::read_to_string(&file).with_context(|| file.clone())?.lines().count())
+    }
+
     /// The names of its threads, sorted.
     ///
     /// # Errors
@@ -160,6 +170,7 @@ mod tests {
         drop(send);
         assert!(thread.join().unwrap());
         assert!(this.descriptors().unwrap() >= 3);
+        assert!(this.mappings().unwrap() > 3);
         assert!(this.peak_rss().unwrap() > 0);
         assert!(this.cpu_time().unwrap() > Duration::ZERO);
         assert!(!this.is_stopped().unwrap());

@@ -1,12 +1,13 @@
 //! The DSDT: the devices of the machine, in AML.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
-    Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path,
-    ResourceTemplate, Scope, Store, ZERO,
+    Interrupt, Local, Memory32Fixed, Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Package,
+    Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use vmm_devices::Pvpanic;
-use vmm_devices::acpi::{GenericEvents, POWER_BUTTON, SOFT_OFF};
+use vmm_devices::acpi::{GenericEvents, PCI_HOTPLUG, POWER_BUTTON, SOFT_OFF};
 use vmm_devices::legacy::Serial;
 use vmm_devices::virtio::transport::VirtioMmio;
 
@@ -27,7 +28,7 @@ pub(super) fn dsdt(machine: Described<'_>) -> Vec<u8> {
     for index in 0..machine.vcpus {
         devices.extend(processor(index));
     }
-    for device in [serial(), power_button(), generic_events(), pvpanic()] {
+    for device in [serial(), power_button(), generic_events(machine.pci), pvpanic()] {
         devices.extend(device);
     }
     if machine.pci {
@@ -81,10 +82,20 @@ fn power_button() -> Vec<u8> {
 }
 
 /// The generic event device (section 5.6.9): its method reads which events there are.
-fn generic_events() -> Vec<u8> {
-    let (events, pressed) = (Local(0), Local(1));
+fn generic_events(pci: bool) -> Vec<u8> {
+    let (events, event) = (Local(0), Local(1));
     let (register, button) = (Path::new("EVNT"), Path::new("\\_SB_.PWRB"));
-    let notify = Notify::new(&button, &BUTTON_PRESSED);
+    let read = Store::new(&events, &register);
+    let is_pressed = And::new(&event, &events, &POWER_BUTTON);
+    let press = Notify::new(&button, &BUTTON_PRESSED);
+    let pressed = If::new(&event, vec![&press]);
+    let is_plugged = And::new(&event, &events, &PCI_HOTPLUG);
+    let notify_slots = MethodCall::new(Path::new("\\_SB_.PCI0.PCNT"), vec![]);
+    let plugged = If::new(&event, vec![&notify_slots]);
+    let mut steps: Vec<&dyn Aml> = vec![&read, &is_pressed, &pressed];
+    if pci {
+        steps.extend([&is_plugged as &dyn Aml, &plugged]);
+    }
     to_bytes(&Device::new(
         Path::new("GED_"),
         vec![
@@ -99,16 +110,7 @@ fn generic_events() -> Vec<u8> {
                 FieldUpdateRule::WriteAsZeroes,
                 vec![FieldEntry::Named(*b"EVNT", 8 * GenericEvents::LENGTH as usize)],
             ),
-            &Method::new(
-                Path::new("_EVT"),
-                1,
-                true,
-                vec![
-                    &Store::new(&events, &register),
-                    &And::new(&pressed, &events, &POWER_BUTTON),
-                    &If::new(&pressed, vec![&notify]),
-                ],
-            ),
+            &Method::new(Path::new("_EVT"), 1, true, steps),
         ],
     ))
 }

@@ -8,6 +8,7 @@
 mod dsdt;
 mod madt;
 mod pci;
+mod slots;
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};

@@ -8,6 +8,7 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::{Aml, AmlSink};
 use vmm_devices::pci::{ConfigurationAddress, Ecam};
 
+use super::slots::Slots;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, to_bytes};
 use crate::machine::layout::{PCI_BARS, PCI_ECAM};
 
@@ -24,8 +25,8 @@ const OSC_OF_HOST_BRIDGE: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
 const OSC_UNKNOWN_UUID: u32 = 1 << 2;
 const OSC_MASKED: u32 = 1 << 4;
 
-/// The host bridge: the window for BARs, and no interrupt pins to route, as all functions have messages (PCI Firmware
-/// Specification 3.3, section 4.6).
+/// The host bridge: the window for BARs, no interrupt pins to route, as all functions have messages (PCI Firmware
+/// Specification 3.3, section 4.6), and the slots.
 pub(super) fn host_bridge() -> Vec<u8> {
     let (start, size) = PCI_BARS;
     let (address, _) = ConfigurationAddress::PORTS;
@@ -43,6 +44,7 @@ pub(super) fn host_bridge() -> Vec<u8> {
             &Name::new(Path::new("_UID"), &ZERO),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&bus, &ports, &window])),
             &OperatingSystemCapabilities,
+            &Slots,
         ],
     ))
 }

@@ -6,8 +6,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_devices::rate_limiter::Limit;
 
@@ -42,7 +43,7 @@ pub(super) const SECTION: Section = Section {
     keys: &[
         key("path", FLAG, Form::Text, value::EXPECTED_PATH),
         key("format", FLAG, Form::Text, EXPECTED_FORMAT),
-        key("id", FLAG, Form::Text, disk_id::EXPECTED),
+        key("id", FLAG, Form::Text, disk_id::EXPECTED_OF_DISK),
         key("backing", FLAG, Form::Text, value::EXPECTED_PATH),
         key("backing_format", FLAG, Form::Text, EXPECTED_FORMAT),
         key("read_only", FLAG, Form::Switch, EXPECTED_SWITCH),
@@ -96,7 +97,7 @@ pub struct DiskConfig {
     #[serde(deserialize_with = "choice::deserialize")]
     pub format: DiskFormat,
     /// What it is called; `None` leaves it to [`DiskConfig::id`].
-    #[serde(default, deserialize_with = "value::some_from_text")]
+    #[serde(default, deserialize_with = "disk_id::of_disk")]
     pub id: Option<DiskId>,
     /// The backing file of a qcow2 image, which its header must name too; `None`: it has none.
     #[serde(default, deserialize_with = "value::path")]
@@ -138,6 +139,41 @@ impl DiskConfig {
     #[must_use]
     pub fn queues(&self, vcpus: u16) -> u16 {
         self.queues.unwrap_or(vcpus.min(Self::DEFAULT_QUEUES))
+    }
+}
+
+/// Writes what is set, as a table has it.
+impl Serialize for DiskConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { path, format, id, backing, backing_format, .. } = self;
+        let Self { read_only, direct, engine, queues, bandwidth, operations, .. } = self;
+        let mut table = serializer.serialize_map(None)?;
+        table.serialize_entry("path", path)?;
+        table.serialize_entry("format", &choice::word(format))?;
+        if let Some(id) = id {
+            table.serialize_entry("id", id)?;
+        }
+        if let Some(backing) = backing {
+            table.serialize_entry("backing", backing)?;
+        }
+        if let Some(format) = backing_format {
+            table.serialize_entry("backing_format", &choice::word(format))?;
+        }
+        for (key, switch) in [("read_only", read_only), ("direct", direct)] {
+            if *switch {
+                table.serialize_entry(key, &true)?;
+            }
+        }
+        table.serialize_entry("engine", &choice::word(engine))?;
+        if let Some(queues) = queues {
+            table.serialize_entry("queues", queues)?;
+        }
+        for (key, rate) in [("bandwidth", bandwidth), ("operations", operations)] {
+            if let Some(rate) = rate {
+                table.serialize_entry(key, &rate.to_string())?;
+            }
+        }
+        table.end()
     }
 }
 
@@ -235,7 +271,7 @@ fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error>
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum DiskFlagError {
-    #[error("{} is none of {}; expected {EXPECTED_DISK}", value::quote(name), names())]
+    #[error("{} is none of {}; expected {EXPECTED_DISK}", value::quote(name), keys())]
     UnknownKey { name: String },
     #[error("{name} is there twice")]
     Twice { name: String },
@@ -247,7 +283,7 @@ pub enum DiskFlagError {
     Table(String),
 }
 
-fn names() -> String {
+fn keys() -> String {
     SECTION.keys.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")
 }
 
@@ -344,7 +380,7 @@ impl DiskConfig {
     }
 
     /// Its paths, with their keys.
-    pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+    pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
         std::iter::once((PATH, &mut self.path)).chain(self.backing.as_mut().map(|path| (BACKING, path)))
     }
 }
@@ -425,6 +461,19 @@ mod tests {
         ] {
             let error = refusal(text);
             assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_as_a_table_is_read_back() {
+        for text in [
+            "path=/x,format=raw",
+            "path=/x,format=qcow2,backing=/base,backing_format=raw",
+            "id=a,path=/y,format=raw,read_only,direct,engine=threads,queues=3,bandwidth=1M/1s+2M,operations=5/1s",
+        ] {
+            let disk: DiskConfig = text.parse().unwrap();
+            let written = serde_json::to_value(&disk).unwrap();
+            assert_eq!(serde_json::from_value::<DiskConfig>(written).unwrap(), disk);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use super::value::ValueError;
@@ -11,6 +12,13 @@ pub(super) const EXPECTED: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ an
 
 /// Most bytes: as many as the identification of a virtio disk has (virtio 1.3, section 5.2.6).
 const LONGEST: usize = 20;
+
+/// What the devices of a machine are called that are no disks.
+pub(crate) const ENTROPY: &str = "entropy";
+pub(crate) const CONSOLE: &str = "console";
+
+pub(super) const EXPECTED_OF_DISK: &str =
+    "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\" and \"console\"";
 
 /// The name of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -64,9 +72,19 @@ impl fmt::Display for DiskId {
     }
 }
 
+/// Reads what a disk is to be called: not as a device that is none.
+pub(super) fn of_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DiskId>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if [ENTROPY, CONSOLE].contains(&text.as_str()) {
+        return Err(D::Error::custom(ValueError::Malformed { value: text, expected: EXPECTED_OF_DISK }));
+    }
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DiskConfig;
 
     #[test]
     fn an_id_is_short_and_plain() {
@@ -76,6 +94,14 @@ mod tests {
         for text in ["", "012345678901234567890", "a b", "a/b", "größe", "a.b", "a\0", "a,b"] {
             let error = text.parse::<DiskId>().unwrap_err().to_string();
             assert!(error.ends_with(&format!(" is not {EXPECTED}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_disk_is_called_as_a_device_that_is_none() {
+        for id in [ENTROPY, CONSOLE] {
+            let error = format!("path=x,format=raw,id={id}").parse::<DiskConfig>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{id} is not {EXPECTED_OF_DISK}")), "{error}");
         }
     }
 

@@ -4,7 +4,7 @@ mod affinity;
 pub(crate) mod choice;
 pub(crate) mod cpu;
 pub(crate) mod disk;
-mod disk_id;
+pub(crate) mod disk_id;
 pub(crate) mod duration;
 mod error;
 mod file;
@@ -296,27 +296,45 @@ impl VmConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         self.cpu.validate()?;
         self.validate_irqchip()?;
-        let memory = self.memory.backing.path();
-        let images = [
-            ("boot.kernel", self.boot.kernel.as_ref()),
-            ("boot.initrd", self.boot.initrd.as_ref()),
-            (memory::BACKING, memory),
-        ];
+        let images = self.boot_images();
         for (key, image) in images {
             if let Some(path) = image {
                 open_regular(path).map_err(|source| ConfigError::Image { key, source })?;
             }
         }
         self.memory.validate()?;
-        self.disk.iter().try_for_each(DiskConfig::validate)?;
         self.validate_disk_ids()?;
         self.validate_consoles()?;
+        self.validate_files(&images)?;
+        self.validate_sockets()
+    }
+
+    /// Checks a disk for which the configuration had no place, beside everything that it has.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`VmConfig::load`]. Whether a disk of the machine has the same image, its lock says.
+    pub(crate) fn check_new_disk(&self, disk: &DiskConfig) -> Result<(), ConfigError> {
+        let beside = Self { disk: vec![disk.clone()], ..self.clone() };
+        beside.validate_files(&beside.boot_images())
+    }
+
+    /// What is only read, but for disks.
+    fn boot_images(&self) -> [(&'static str, Option<&PathBuf>); 3] {
+        [
+            ("boot.kernel", self.boot.kernel.as_ref()),
+            ("boot.initrd", self.boot.initrd.as_ref()),
+            (memory::BACKING, self.memory.backing.path()),
+        ]
+    }
+
+    /// Checks the disks, and that nothing that is written to is `images` or something else.
+    fn validate_files(&self, images: &[(&'static str, Option<&PathBuf>)]) -> Result<(), ConfigError> {
+        self.disk.iter().try_for_each(DiskConfig::validate)?;
         let read_only =
             self.disk.iter().filter(|disk| disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
         let backing = self.disk.iter().map(|disk| (disk::BACKING, disk.backing.as_ref()));
-        let images: Vec<_> = images.into_iter().chain(read_only).chain(backing).collect();
-        self.validate_outputs(&images)?;
-        self.validate_sockets()
+        let images: Vec<_> = images.iter().copied().chain(read_only).chain(backing).collect();
+        self.validate_outputs(&images)
     }
 
     /// Checks that no two disks have the same name, given or not.

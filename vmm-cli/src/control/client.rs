@@ -74,9 +74,10 @@ impl CtlError {
 #[must_use]
 pub fn run(args: &CtlArgs) -> ExitCode {
     let operation = args.verb.clone().operation(args.json);
-    let owed = match operation {
-        Operation::Pause { limit: time } | Operation::DirtyRate { time } => time,
+    let owed = match &operation {
+        Operation::Pause { limit: time } | Operation::DirtyRate { time } => *time,
         Operation::Disk(_) => SETTLE_LIMIT,
+        Operation::DeviceRemove(removal) => removal.limit,
         _ => Duration::ZERO,
     };
     let timeout = args.timeout.unwrap_or(owed + PATIENCE);

@@ -11,8 +11,9 @@ use serde_json::Value;
 use vmm_core::{VmEvent, VmEvents};
 
 use super::current::{Current, Lease};
+use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
-use crate::config::{MemorySize, StatsFormat};
+use crate::config::{DiskConfig, MemorySize, StatsFormat};
 use crate::stats::Report;
 
 /// Who has asked, in the reason of a machine's end.
@@ -51,16 +52,26 @@ pub enum Operation {
     },
     /// A disk is changed.
     Disk(DiskRequest),
+    /// Which devices there are.
+    Devices,
+    /// The machine gets one more disk.
+    DeviceAdd {
+        /// What it is; its paths are absolute.
+        disk: Box<DiskConfig>,
+    },
+    /// The machine has a device no more.
+    DeviceRemove(Removal),
 }
 
 impl Operation {
-    /// Whether it may wait, for a vCPU, for the host or for time to pass. Any other is done at once.
+    /// Whether it may wait, for a vCPU, for the guest, for the host or for time to pass. Any other is done at once.
     #[must_use]
     pub fn waits(&self) -> bool {
         match self {
             Self::Pause { .. } | Self::DirtyRate { .. } => true,
+            Self::DeviceAdd { .. } | Self::DeviceRemove(_) => true,
             Self::Disk(request) => matches!(request.change, DiskChange::Resize(_)),
-            Self::Status | Self::Resume | Self::PowerButton => false,
+            Self::Status | Self::Resume | Self::PowerButton | Self::Devices => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
     }
@@ -120,6 +131,13 @@ pub enum Outcome {
     DirtyRate(DirtyRate),
     /// Of [`Operation::Disk`].
     Disk(DiskOutcome),
+    /// Of [`Operation::Devices`].
+    Devices {
+        /// All of them.
+        devices: Vec<DeviceStatus>,
+    },
+    /// Of [`Operation::DeviceAdd`].
+    Added(Added),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -170,10 +188,13 @@ pub enum OperationError {
     /// A disk is as it was.
     #[error(transparent)]
     Disk(#[from] DiskRefusal),
+    /// A device has not been added or removed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
-/// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate) and another size of one of
-/// its [`disks`](Self::disks) may wait.
+/// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate), another size of one of
+/// its [`disks`](Self::disks) and changes of its [`devices`](Self::devices) may wait.
 pub trait Controlled: Send + Sync {
     /// What it is doing: any but [`State::Starting`].
     fn state(&self) -> State;
@@ -190,6 +211,8 @@ pub trait Controlled: Send + Sync {
     fn reset(&self) -> bool;
     /// What has been counted.
     fn report(&self) -> Report;
+    /// Its devices.
+    fn devices(&self) -> &dyn DeviceControl;
     /// Counts the pages that are written to until `time` is over.
     ///
     /// # Errors
@@ -251,6 +274,12 @@ impl Operations {
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
+            Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
+            Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
+            Operation::DeviceRemove(removal) => {
+                self.machine()?.devices().remove(&removal)?;
+                Ok(Outcome::Passed {})
+            }
             Operation::Stats { format } => {
                 let report = self.machine()?.report();
                 Ok(match format {
@@ -296,6 +325,7 @@ impl Operations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DiskId;
     use crate::control::testing::FakeMachine;
 
     const PAUSE: Operation = Operation::Pause { limit: Duration::from_secs(1) };
@@ -396,6 +426,34 @@ mod tests {
         let people = Operation::Stats { format: StatsFormat::Table };
         let Ok(Outcome::Table { table }) = bench.operations.execute(people) else { panic!() };
         assert!(table.starts_with("vCPUs, counted by vmm-cli"), "{table}");
+    }
+
+    #[test]
+    fn devices_come_and_go_and_their_errors_are_passed_on() {
+        let bench = bench();
+        let execute = |operation| bench.operations.execute(operation);
+        let kept = || "kept".parse::<DiskId>().unwrap();
+        let disk = Box::new("id=kept,path=/x,format=raw".parse().unwrap());
+        let add = Operation::DeviceAdd { disk };
+        let remove = |force| {
+            let limit = Duration::from_secs(1);
+            Operation::DeviceRemove(Removal { id: kept(), limit, force })
+        };
+        assert_eq!(execute(add.clone()), Err(OperationError::Starting));
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        assert!(add.waits() && remove(false).waits() && !Operation::Devices.waits());
+        let Ok(Outcome::Added(Added { device, notified: true })) = execute(add.clone()) else { panic!() };
+        assert_eq!(execute(Operation::Devices), Ok(Outcome::Devices { devices: vec![device] }));
+        let taken = DeviceError::IdTaken { id: kept() };
+        assert_eq!(execute(add), Err(OperationError::Device(taken)));
+        let error = execute(remove(false)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the guest has not given kept back within 1s; it is still asked to"),
+            "{error}"
+        );
+        assert_eq!(execute(remove(true)), Ok(Outcome::Passed {}));
+        let unknown = DeviceError::UnknownId { id: kept() };
+        assert_eq!(execute(remove(true)), Err(OperationError::Device(unknown)));
     }
 
     #[test]

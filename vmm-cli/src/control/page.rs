@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::config::{DiskId, StatsFormat};
 
+use super::devices::{Added, DeviceError};
 use super::disks::{DiskChange, DiskOutcome, DiskRefusal, SETTLE_LIMIT};
 use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
@@ -13,7 +14,7 @@ use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 16] = [
+const CODES: [ErrorCode; 23] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -27,6 +28,13 @@ const CODES: [ErrorCode; 16] = [
     ErrorCode::DiskRefused,
     ErrorCode::DiskFailed,
     ErrorCode::Exhausted,
+    ErrorCode::NoBus,
+    ErrorCode::NoSlot,
+    ErrorCode::IdTaken,
+    ErrorCode::UnknownId,
+    ErrorCode::NotRemovable,
+    ErrorCode::BadDisk,
+    ErrorCode::InUse,
     ErrorCode::Forbidden,
     ErrorCode::Idle,
     ErrorCode::Evicted,
@@ -73,7 +81,14 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                     let state = serde_json::from_value(value["state"].clone()).unwrap();
                     wire::line(&Answer::Ok(Outcome::Reached { state }))
                 }
-                Operation::PowerButton | Operation::Reset | Operation::Quit => {
+                Operation::Devices => {
+                    let devices = serde_json::from_value(value["devices"].clone()).unwrap();
+                    wire::line(&Answer::Ok(Outcome::Devices { devices }))
+                }
+                Operation::DeviceAdd { .. } => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<Added>(value).unwrap()))
+                }
+                Operation::PowerButton | Operation::Reset | Operation::Quit | Operation::DeviceRemove(_) => {
                     wire::line(&Answer::Ok(Outcome::Passed {}))
                 }
                 Operation::Stats { format: StatsFormat::Json } => {
@@ -91,6 +106,11 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
 
 #[test]
 fn the_errors_of_the_examples_have_the_words_of_the_code() {
+    let not_ejected = DeviceError::NotEjected {
+        id: "scratch".parse().unwrap(),
+        limit: Duration::from_secs(1),
+        listens: true,
+    };
     let errors: Vec<ErrorBody> = vec![
         wire::parse(br#"{"verb":"reboot"}"#).unwrap_err().into(),
         OperationError::NoAnswer { vcpu: 3, limit: Duration::from_millis(250) }.into(),
@@ -101,6 +121,7 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
             disks: vec![DiskId::of_place(0)],
         })
         .into(),
+        OperationError::Device(not_ejected).into(),
     ];
     for error in errors {
         let line = wire::line(&Answer::<()>::Error(error));
@@ -132,7 +153,7 @@ fn every_limit_is_the_one_of_the_code() {
         ("| request | ", wire::MAX_REQUEST.to_string() + " bytes |"),
         ("| connections | ", server::MOST_CONNECTIONS.to_string() + ";"),
         (
-            "| operations that wait (`pause`, `dirty-rate`, `disk-resize`) | ",
+            "| operations that wait (`pause`, `dirty-rate`, `disk-resize`, `device-add`, `device-remove`) | ",
             server::MOST_WAITING.to_string() + " |",
         ),
         ("| idle time | ", connection::IDLE.as_secs().to_string() + " seconds |"),

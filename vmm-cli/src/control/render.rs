@@ -1,7 +1,9 @@
 //! Answers as text for people.
 
+use serde::Deserialize;
 use serde_json::Value;
 
+use super::devices::{self, Added};
 use super::disks::{DiskChange, DiskLimits, DiskRequest, DiskSize};
 use super::operations::{DirtyRate, Operation, State, Status};
 
@@ -17,6 +19,12 @@ pub(super) fn text(operation: &Operation, value: &Value) -> String {
         Operation::DirtyRate { .. } => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |rate| dirty_rate(&rate)),
         Operation::Disk(request) => disk(request, value),
+        Operation::Devices => Vec::deserialize(&value["devices"])
+            .map_or_else(|_| format!("{value}\n"), |devices| devices::table(&devices)),
+        Operation::DeviceAdd { .. } => {
+            Added::deserialize(value).map_or_else(|_| format!("{value}\n"), |added| self::added(&added))
+        }
+        Operation::DeviceRemove(removal) => format!("{} is removed\n", removal.id),
         Operation::Pause { .. } => "paused\n".into(),
         Operation::Resume => "running\n".into(),
         Operation::PowerButton => "the power button is pressed\n".into(),
@@ -32,8 +40,8 @@ pub(super) fn printable(text: &str) -> String {
 
 fn disk(request: &DiskRequest, value: &Value) -> String {
     let text = match request.change {
-        DiskChange::Resize(_) => serde_json::from_value(value.clone()).map(|size| self::size(&size)),
-        DiskChange::Limits(_) => serde_json::from_value(value.clone()).map(|limits| self::limits(&limits)),
+        DiskChange::Resize(_) => DiskSize::deserialize(value).map(|size| self::size(&size)),
+        DiskChange::Limits(_) => DiskLimits::deserialize(value).map(|limits| self::limits(&limits)),
     };
     text.unwrap_or_else(|_| format!("{value}\n"))
 }
@@ -46,6 +54,13 @@ fn limits(DiskLimits { bandwidth, operations, .. }: &DiskLimits) -> String {
     let rows = [("bandwidth", bandwidth), ("operations", operations)];
     let text = |limit: &Option<String>| limit.as_deref().map_or("unlimited".to_owned(), printable);
     rows.iter().map(|(name, limit)| format!("{name:<10} {}\n", text(limit))).collect()
+}
+
+fn added(Added { device, notified }: &Added) -> String {
+    let slot = device.slot.as_deref().unwrap_or("-");
+    let silent =
+        if *notified { "" } else { "; the guest does not listen, and finds it when it looks at the bus" };
+    printable(&format!("{} is at {slot}{silent}", device.id)) + "\n"
 }
 
 fn dirty_rate(DirtyRate { pages, ms }: &DirtyRate) -> String {
@@ -85,6 +100,7 @@ mod tests {
 
     use super::*;
     use crate::config::{DiskId, StatsFormat};
+    use crate::control::devices::Removal;
     use crate::control::disks::NewLimits;
 
     #[test]
@@ -126,6 +142,23 @@ mod tests {
     #[test]
     fn an_answer_of_another_form_is_shown_as_it_came() {
         assert_eq!(text(&Operation::Status, &json!({ "state": "dreaming" })), "{\"state\":\"dreaming\"}\n");
+    }
+
+    #[test]
+    fn devices_that_come_and_go_are_named() {
+        let operation = Operation::DeviceAdd { disk: Box::new("path=/x,format=raw".parse().unwrap()) };
+        let mut value = json!({
+            "id": "disk1", "device": "virtio-blk", "slot": "00:02.0", "state": "plugged", "removable": true,
+            "path": "/x", "notified": true,
+        });
+        assert_eq!(text(&operation, &value), "disk1 is at 00:02.0\n");
+        value["notified"] = false.into();
+        let expected =
+            "disk1 is at 00:02.0; the guest does not listen, and finds it when it looks at the bus\n";
+        assert_eq!(text(&operation, &value), expected);
+        let removal = Removal { id: DiskId::of_place(1), limit: Duration::ZERO, force: false };
+        assert_eq!(text(&Operation::DeviceRemove(removal), &json!({})), "disk1 is removed\n");
+        assert_eq!(text(&Operation::Devices, &json!({ "devices": [] })), "id  device  slot  state  image\n");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use vmm_vcpu::Counters;
 
+use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimit, NewLimits, NewSize};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
-use crate::config::{DiskId, Rate};
+use crate::config::{DiskConfig, DiskId, Rate};
 use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
@@ -17,6 +18,7 @@ pub(crate) struct FakeMachine {
     changed: Condvar,
     deaf: AtomicBool,
     listens: AtomicBool,
+    devices: Mutex<Vec<DeviceStatus>>,
 }
 
 impl Default for FakeMachine {
@@ -26,6 +28,7 @@ impl Default for FakeMachine {
             changed: Condvar::new(),
             deaf: AtomicBool::new(false),
             listens: AtomicBool::new(false),
+            devices: Mutex::default(),
         }
     }
 }
@@ -96,6 +99,10 @@ impl Controlled for FakeMachine {
         self
     }
 
+    fn devices(&self) -> &dyn DeviceControl {
+        self
+    }
+
     fn report(&self) -> Report {
         let mut counters = [Counters::default(); 2];
         (counters[0].port_reads, counters[1].port_reads) = (1, 2);
@@ -115,5 +122,44 @@ impl ControlledDisks for FakeMachine {
         let text = |limit: NewLimit| limit.applied(None).map(|limit| Rate::from(limit).to_string());
         let (bandwidth, operations) = (text(limits.bandwidth), text(limits.operations));
         Ok(DiskLimits { disk: id.clone(), bandwidth, operations })
+    }
+}
+
+/// A machine whose guest gives every disk back at once, but for the one called `kept`.
+impl DeviceControl for FakeMachine {
+    fn list(&self) -> Vec<DeviceStatus> {
+        self.devices.lock().unwrap().clone()
+    }
+
+    fn add_disk(&self, disk: &DiskConfig) -> Result<Added, DeviceError> {
+        let id = disk.id(0);
+        let mut devices = self.devices.lock().unwrap();
+        if devices.iter().any(|device| device.id == id.as_str()) {
+            return Err(DeviceError::IdTaken { id });
+        }
+        let device = DeviceStatus {
+            id: id.to_string(),
+            device: "virtio-blk".into(),
+            slot: Some("00:01.0".into()),
+            state: DeviceState::Plugged,
+            removable: true,
+            path: Some(disk.path.clone()),
+        };
+        devices.push(device.clone());
+        Ok(Added { device, notified: true })
+    }
+
+    fn remove(&self, removal: &Removal) -> Result<(), DeviceError> {
+        let Removal { id, limit, force } = removal.clone();
+        let mut devices = self.devices.lock().unwrap();
+        let Some(at) = devices.iter().position(|device| device.id == id.as_str()) else {
+            return Err(DeviceError::UnknownId { id });
+        };
+        if id.as_str() == "kept" && !force {
+            devices[at].state = DeviceState::Leaving;
+            return Err(DeviceError::NotEjected { id, limit, listens: true });
+        }
+        devices.remove(at);
+        Ok(())
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use super::devices::Removal;
 use super::disks::{self, DiskChange, DiskRefusal};
 use super::operations::{Operation, OperationError, Outcome};
-use crate::config::{StatsFormat, choice, duration};
+use crate::config::{DiskConfig, DiskId, StatsFormat, choice, duration};
 
 /// Longest request in bytes, its newline not counted.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -38,10 +39,13 @@ pub(super) enum Verb {
     DirtyRate,
     DiskResize,
     DiskLimits,
+    Devices,
+    DeviceAdd,
+    DeviceRemove,
 }
 
 /// The verbs as they are written.
-pub(super) const VERBS: [(&str, Verb); 10] = [
+pub(super) const VERBS: [(&str, Verb); 13] = [
     ("status", Verb::Status),
     ("pause", Verb::Pause),
     ("resume", Verb::Resume),
@@ -52,6 +56,9 @@ pub(super) const VERBS: [(&str, Verb); 10] = [
     ("dirty-rate", Verb::DirtyRate),
     ("disk-resize", Verb::DiskResize),
     ("disk-limits", Verb::DiskLimits),
+    ("devices", Verb::Devices),
+    ("device-add", Verb::DeviceAdd),
+    ("device-remove", Verb::DeviceRemove),
 ];
 
 /// Only the verb, whatever stands beside it.
@@ -106,6 +113,39 @@ struct DirtyRate {
     _verb: IgnoredAny,
     #[serde(default = "default_time", deserialize_with = "time")]
     time: Duration,
+}
+
+/// A request to add a disk.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceAdd {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    #[serde(deserialize_with = "new_disk")]
+    disk: DiskConfig,
+}
+
+/// A request to remove a device.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceRemove {
+    #[serde(rename = "verb")]
+    _verb: IgnoredAny,
+    id: DiskId,
+    #[serde(default = "default_limit", deserialize_with = "limit")]
+    limit: Duration,
+    #[serde(default)]
+    force: bool,
+}
+
+/// A disk as in a configuration, but the monitor has no directory from which a path could start.
+fn new_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskConfig, D::Error> {
+    let mut disk = DiskConfig::deserialize(deserializer)?;
+    if let Some((_, path)) = disk.paths_mut().find(|(_, path)| !path.is_absolute()) {
+        let path = cut(&path.to_string_lossy(), LONGEST_NAME);
+        return Err(D::Error::custom(format!("the path `{path}` is relative; write it from the root on")));
+    }
+    Ok(disk)
 }
 
 fn default_time() -> Duration {
@@ -198,6 +238,14 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         Verb::Reset => bare(Operation::Reset),
         Verb::Quit => bare(Operation::Quit),
         Verb::DirtyRate => from_text::<DirtyRate>(text).map(|rate| Operation::DirtyRate { time: rate.time }),
+        Verb::Devices => bare(Operation::Devices),
+        Verb::DeviceAdd => {
+            from_text::<DeviceAdd>(text).map(|add| Operation::DeviceAdd { disk: Box::new(add.disk) })
+        }
+        Verb::DeviceRemove => from_text::<DeviceRemove>(text).map(|remove| {
+            let DeviceRemove { id, limit, force, .. } = remove;
+            Operation::DeviceRemove(Removal { id, limit, force })
+        }),
         Verb::Stats => from_text::<Stats>(text)
             .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
         Verb::DiskResize => from_text::<disks::Resize>(text).map(|resize| Operation::Disk(resize.into())),
@@ -226,9 +274,15 @@ fn cut(text: &str, length: usize) -> String {
 /// Writes `operation` as [`parse`] reads it, with its newline.
 #[must_use]
 pub fn request(operation: &Operation) -> String {
-    #[derive(Serialize)]
-    struct Request {
+    #[derive(Default, Serialize)]
+    struct Request<'a> {
         verb: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        disk: Option<&'a DiskConfig>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a DiskId>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         limit: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,13 +290,13 @@ pub fn request(operation: &Operation) -> String {
         #[serde(skip_serializing_if = "Option::is_none")]
         time: Option<String>,
         #[serde(flatten)]
-        disk: disks::Fields,
+        change: disks::Fields,
     }
-    let (mut limit, mut format, mut time, mut disk) = (None, None, None, disks::Fields::default());
+    let mut request = Request::default();
     let verb = match operation {
         Operation::Status => Verb::Status,
         Operation::Pause { limit: longest } => {
-            limit = Some(duration::render(*longest));
+            request.limit = Some(duration::render(*longest));
             Verb::Pause
         }
         Operation::Resume => Verb::Resume,
@@ -250,23 +304,33 @@ pub fn request(operation: &Operation) -> String {
         Operation::Reset => Verb::Reset,
         Operation::Quit => Verb::Quit,
         Operation::Stats { format: chosen } => {
-            format = Some(choice::word(chosen));
+            request.format = Some(choice::word(chosen));
             Verb::Stats
         }
         Operation::DirtyRate { time: whole } => {
-            time = Some(duration::render(*whole));
+            request.time = Some(duration::render(*whole));
             Verb::DirtyRate
         }
-        Operation::Disk(request) => {
-            disk = request.fields();
-            match request.change {
+        Operation::Disk(change) => {
+            request.change = change.fields();
+            match change.change {
                 DiskChange::Resize(_) => Verb::DiskResize,
                 DiskChange::Limits(_) => Verb::DiskLimits,
             }
         }
+        Operation::Devices => Verb::Devices,
+        Operation::DeviceAdd { disk } => {
+            request.disk = Some(disk);
+            Verb::DeviceAdd
+        }
+        Operation::DeviceRemove(Removal { id, limit, force }) => {
+            (request.id, request.force) = (Some(id), *force);
+            request.limit = Some(duration::render(*limit));
+            Verb::DeviceRemove
+        }
     };
     let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
-    line(&Request { verb: name, limit, format, time, disk })
+    line(&Request { verb: name, ..request })
 }
 
 /// The answer to a request.
@@ -306,7 +370,7 @@ pub enum ErrorCode {
     Starting,
     /// [`OperationError::Stopping`].
     Stopping,
-    /// [`OperationError::NoAnswer`].
+    /// [`OperationError::NoAnswer`], or [`DeviceError::NotEjected`](super::devices::DeviceError::NotEjected).
     NoAnswer,
     /// [`OperationError::Resumed`].
     Resumed,
@@ -322,8 +386,22 @@ pub enum ErrorCode {
     DiskRefused,
     /// [`DiskRefusal::Failed`].
     DiskFailed,
-    /// The host has no thread for it.
+    /// The host has no thread for it, or not what a device takes.
     Exhausted,
+    /// There is no PCI bus.
+    NoBus,
+    /// Every slot is taken.
+    NoSlot,
+    /// Another device has the name.
+    IdTaken,
+    /// No device has the name.
+    UnknownId,
+    /// The device cannot be removed.
+    NotRemovable,
+    /// The image of a disk cannot be had.
+    BadDisk,
+    /// Somebody has the image of a disk.
+    InUse,
     /// The client is somebody else.
     Forbidden,
     /// The client has sent no request for too long.
@@ -364,6 +442,7 @@ impl From<OperationError> for ErrorBody {
             OperationError::Disk(DiskRefusal::Busy(_)) => (ErrorCode::Busy, None),
             OperationError::Disk(DiskRefusal::Refused(_)) => (ErrorCode::DiskRefused, None),
             OperationError::Disk(DiskRefusal::Failed(_)) => (ErrorCode::DiskFailed, None),
+            OperationError::Device(error) => (error.code(), None),
         };
         Self { vcpu, ..Self::new(code, error.to_string()) }
     }
@@ -403,7 +482,18 @@ mod tests {
             (0_u64..=60_000).prop_map(|ms| Operation::Pause { limit: Duration::from_millis(ms) }),
             (0_u64..=60_000).prop_map(|ms| Operation::DirtyRate { time: Duration::from_millis(ms) }),
             every_disk_request().prop_map(Operation::Disk),
+            ("[a-zA-Z0-9_-]{1,20}", 0_u64..=60_000, any::<bool>()).prop_map(|(id, ms, force)| {
+                let id = id.parse().unwrap();
+                Operation::DeviceRemove(Removal { id, limit: Duration::from_millis(ms), force })
+            }),
+            prop::sample::select(&[
+                "path=/a,format=raw",
+                "path=/a,format=qcow2,backing=/b,backing_format=raw",
+                "id=x,path=/a b/ü,format=raw,read_only,direct,engine=threads,queues=2,bandwidth=1M/1s+1G",
+            ])
+            .prop_map(|disk| Operation::DeviceAdd { disk: Box::new(disk.parse().unwrap()) }),
             prop::sample::select(vec![
+                Operation::Devices,
                 Operation::Status,
                 Operation::Resume,
                 Operation::PowerButton,
@@ -473,6 +563,20 @@ mod tests {
             ),
             (r#"{"verb":"disk-resize","disk":"a","bandwidth":"1/1s"}"#, 44, "unknown field `bandwidth`"),
             (r#"{"verb":"disk-limits","disk":"a","operations":"1"}"#, 50, "1 is not a number and a duration"),
+            (r#"{"verb":"device-remove"}"#, 24, "missing field `id`"),
+            (r#"{"verb":"device-remove","id":"a/b"}"#, 35, "a/b is not 1 to 20 of the characters"),
+            (
+                r#"{"verb":"device-remove","id":"a","force":1}"#,
+                42,
+                "invalid type: integer `1`, expected a boolean",
+            ),
+            (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 41, "missing field `format`"),
+            (r#"{"verb":"device-add","disk":{"path":"x","format":"raw"}}"#, 56, "the path `x` is relative"),
+            (
+                r#"{"verb":"device-add","disk":{"path":"/x","format":"qcow2","backing":"y"}}"#,
+                73,
+                "the path `y` is relative",
+            ),
             (r#"{"verb":"dirty-rate","time":"2m"}"#, 33, "the time `2m` is no duration from 0s to 1m"),
         ] {
             let (found_column, found) = refusal(line.as_bytes());

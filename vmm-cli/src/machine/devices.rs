@@ -2,32 +2,33 @@
 
 use std::sync::{Arc, Mutex};
 
-use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger, TriggeredBy};
+use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
 use vmm_core::seam::DoorbellFds;
 use vmm_core::{Kvm, Vm, VmEvents};
-use vmm_devices::acpi::{GenericEvents, PowerControl};
+use vmm_devices::acpi::{GenericEvents, HotplugSlots, PowerControl};
 use vmm_devices::legacy::{
     Cmos, DebugConsole, DebugExit, Flash, I8042, I8042Data, Ioapic, ResetControl, Serial,
 };
-use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
+use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam, PciAddress};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::rng::Rng;
-use vmm_devices::virtio::transport::{VirtioMmio, pci};
+use vmm_devices::virtio::transport::VirtioMmio;
 use vmm_devices::{BusDevice, Pvpanic};
 
-use super::disks::LiveDisks;
 use super::exits::Exits;
 use super::layout::{
-    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, PCI_ECAM, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE, SELFTEST_LINE,
-    SELFTEST_PORTS, SERIAL_LINE,
+    COM1, EVENTS_LINE, EVENTS_PORT, FLASH, HOTPLUG_PORTS, PCI_ECAM, POWER_PORTS, PVPANIC_BASE, SELFTEST_BASE,
+    SELFTEST_LINE, SELFTEST_PORTS, SERIAL_LINE,
 };
 use super::pci::Pci;
+use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
+use crate::config::{VmConfig, disk_id};
 use crate::console::Console;
-use crate::disks::Disk;
+use crate::disks::{Disk, Disks};
 use crate::outcome::Failure;
 
 /// Ports, as on a PC.
@@ -37,19 +38,26 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
+/// What the entropy device and the virtio console are to a driver.
+const RNG: &str = "virtio-rng";
+const CONSOLE: &str = "virtio-console";
+
 /// Buses and interrupt lines while they are filled.
 pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
     pub(super) pci: Option<Pci>,
-    pub(super) disks: LiveDisks,
     router: IrqRouter,
+    /// Until the slots have it.
+    generic: Option<Arc<GenericEvents>>,
+    plugged: Vec<Device>,
 }
 
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        Self { exits: Exits::new(), lines: Vec::new(), pci: None, disks: LiveDisks::default(), router }
+        let (lines, plugged) = (Vec::new(), Vec::new());
+        Self { exits: Exits::new(), lines, pci: None, router, generic: None, plugged }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -95,12 +103,13 @@ impl Devices {
         Ok(())
     }
 
-    /// Adds the devices that the ACPI tables describe beside the serial port; returns the power button.
+    /// Adds the devices that the ACPI tables describe beside the serial port and the slots; returns the power button.
     pub(super) fn add_acpi(&mut self, events: &VmEvents) -> Result<PowerButton, Failure> {
         let power = Arc::new(PowerControl::new(events.clone()));
         self.port((POWER_PORTS.into(), PowerControl::LENGTH), "acpi power", power)?;
         let generic = Arc::new(GenericEvents::new(self.line(EVENTS_LINE, "acpi events")?));
         self.port((EVENTS_PORT.into(), GenericEvents::LENGTH), "acpi events", Arc::clone(&generic) as _)?;
+        self.generic = Some(Arc::clone(&generic));
         let pvpanic = Arc::new(Pvpanic::new(events.clone()));
         self.mmio((PVPANIC_BASE.into(), Pvpanic::LENGTH), "pvpanic", pvpanic)?;
         Ok(PowerButton::new(generic, self.router.clone(), EVENTS_LINE))
@@ -120,7 +129,7 @@ impl Devices {
     /// Adds the entropy device.
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
-        self.add_virtio(virtio, "virtio-rng", Arc::new(device))
+        self.add_virtio(virtio, (disk_id::ENTROPY, RNG), Arc::new(device), None)
     }
 
     /// Adds the virtio console, whose other end `console` is.
@@ -131,38 +140,68 @@ impl Devices {
     ) -> Result<Arc<VirtioConsole>, Failure> {
         let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
         let device = Arc::new(device);
-        self.add_virtio(virtio, "virtio-console", Arc::clone(&device) as Arc<dyn VirtioDevice>)?;
+        self.add_virtio(virtio, (disk_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 
     /// Adds a disk.
-    pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: &Disk) -> Result<(), Failure> {
-        let device = Arc::new(disk.device(&virtio.events)?);
-        self.disks.add(disk.id().clone(), Arc::clone(&device));
-        self.add_virtio(virtio, "virtio-blk", device)
+    pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: Arc<Disk>) -> Result<(), Failure> {
+        let block = Arc::new(disk.device(&virtio.events)?);
+        let (device, id) = (Arc::clone(&block) as _, disk.id().to_string());
+        self.add_virtio(virtio, (&id, DISK), device, Some(PluggedDisk { disk, block }))
     }
 
-    /// Adds a virtio device: on the PCI bus, or where there is none, in MMIO space.
+    /// Adds what lets devices come and go, after those that are there from the beginning; `virtio` is for those to come.
+    pub(super) fn add_slots(
+        &mut self,
+        virtio: VirtioDevices,
+        disks: Arc<Disks>,
+        config: &VmConfig,
+    ) -> Result<Arc<Plugged>, Failure> {
+        let parts = self.pci.as_ref().zip(self.generic.take()).map(|(pci, events)| Parts {
+            root: Arc::clone(pci.root()),
+            host: pci.host().clone(),
+            router: self.router.clone(),
+            virtio,
+            events,
+            config: config.clone(),
+        });
+        let plugged = Plugged::new(std::mem::take(&mut self.plugged), disks, parts);
+        if let Some(registers) = plugged.registers() {
+            let ports = (u64::from(HOTPLUG_PORTS), HotplugSlots::LENGTH);
+            self.port(ports, "acpi slots", Arc::clone(registers) as _)?;
+        }
+        Ok(plugged)
+    }
+
+    /// Adds a virtio device with its id, and what it is to a driver.
     fn add_virtio(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        (id, name): (&str, &'static str),
+        device: Arc<dyn VirtioDevice>,
+        behind: Option<PluggedDisk>,
+    ) -> Result<(), Failure> {
+        let address = self.place_virtio(virtio, name, device)?;
+        self.plugged.push(Device::new(id.to_owned(), name, address, behind));
+        Ok(())
+    }
+
+    /// Puts a virtio device on the PCI bus, at the address that is returned, or where there is none, in MMIO space.
+    fn place_virtio(
         &mut self,
         virtio: &mut VirtioDevices,
         name: &'static str,
         device: Arc<dyn VirtioDevice>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<PciAddress>, Failure> {
         if let Some(pci) = &self.pci {
-            let vectors = pci::vectors(&*device);
-            let vectors = self.router.msix_table(name, vectors, TriggeredBy::UserSpace);
-            return pci.insert(virtio.function(
-                name,
-                device,
-                pci.host(),
-                vectors.map_err(Failure::host_cannot)?,
-            )?);
+            return pci.insert(virtio.function(name, device, pci.host(), &self.router)?).map(Some);
         }
         let place = virtio.take_place()?;
         let trigger = self.line(place.line, name)?;
         let device = virtio.make(name, device, place, trigger)?;
-        self.mmio((place.base, VirtioMmio::LENGTH), name, Arc::new(device))
+        self.mmio((place.base, VirtioMmio::LENGTH), name, Arc::new(device))?;
+        Ok(None)
     }
 
     fn line(&mut self, gsi: u32, owner: &'static str) -> Result<IrqTrigger, Failure> {

@@ -9,8 +9,9 @@ use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
-use super::disks::LiveDisks;
 use super::exits::Exits;
+use super::plugged::Plugged;
+use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, Report};
@@ -21,11 +22,11 @@ pub(super) struct Handle {
     /// Absent if nobody wants them, or the kernel has none.
     pub(super) kernel_stats: Option<KernelStats>,
     pub(super) power_button: PowerButton,
+    pub(super) plugged: Arc<Plugged>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
     pub(super) dirty: Mutex<Arc<DirtyTracker>>,
-    pub(super) disks: LiveDisks,
 }
 
 /// How often somebody who counts looks whether the machine has ended, whose teardown waits for him.
@@ -99,13 +100,17 @@ impl Controlled for Handle {
     }
 
     fn disks(&self) -> &dyn ControlledDisks {
-        &self.disks
+        &*self.plugged
+    }
+
+    fn devices(&self) -> &dyn DeviceControl {
+        &*self.plugged
     }
 
     fn report(&self) -> Report {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
-        report.with_disks(self.disks.counts())
+        report.with_disks(self.plugged.counts())
     }
 }

@@ -23,6 +23,7 @@ pub(crate) const COM1: u16 = 0x3f8;
 /// Ports of the ACPI registers.
 pub(crate) const POWER_PORTS: u16 = 0xb00;
 pub(crate) const EVENTS_PORT: u16 = 0xb04;
+pub(crate) const HOTPLUG_PORTS: u16 = 0xb10;
 
 /// Irqchip pins; the first is that of a PC, the second that of its SCI.
 pub(crate) const SERIAL_LINE: u32 = 4;

@@ -4,12 +4,12 @@
 //! the machine ends. The order of the fields is the order of the teardown.
 
 mod devices;
-mod disks;
 mod exits;
 mod handle;
 mod irqchip;
 pub(crate) mod layout;
 mod pci;
+mod plugged;
 mod power;
 mod report;
 mod reset_vector;
@@ -35,7 +35,7 @@ use crate::boot::{self, BootError, BootSource, Platform};
 use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::{Consoles, GuestPort};
 use crate::control::operations::Controlled;
-use crate::disks::Disk;
+use crate::disks::Disks;
 use crate::memory::{Ram, dirty_mechanism};
 use crate::outcome::Failure;
 use crate::processors::Processors;
@@ -64,7 +64,7 @@ pub struct Machine {
 pub struct Resources<'a> {
     pub(crate) processors: &'a Processors,
     pub(crate) ram: Ram,
-    pub(crate) disks: &'a [Disk],
+    pub(crate) disks: &'a Arc<Disks>,
 }
 
 impl Machine {
@@ -111,7 +111,7 @@ impl Machine {
         let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
         let mut virtio =
             VirtioDevices::new(MemoryReader::new(Arc::clone(&memory)), doorbells, events.clone());
-        for disk in disks {
+        for disk in disks.of_next_life() {
             devices.add_disk(&mut virtio, disk)?;
         }
         let virtio_console = consoles.virtio.as_ref();
@@ -126,13 +126,14 @@ impl Machine {
             virtio: virtio.places(),
         };
         acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
+        let plugged = devices.add_slots(virtio, Arc::clone(disks), config)?;
         memory
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, disks, .. } = devices;
+        let Devices { exits, lines, pci, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -153,15 +154,8 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let handle = Handle {
-            vcpus,
-            kernel_stats,
-            power_button,
-            exits,
-            events: events.clone(),
-            dirty: dirty.into(),
-            disks,
-        };
+        let (events, dirty) = (events.clone(), dirty.into());
+        let handle = Handle { vcpus, kernel_stats, power_button, plugged, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })
@@ -175,6 +169,7 @@ impl Machine {
     /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
     pub fn request_stop(&self) {
         self.handle.vcpus.request_stop();
+        self.handle.plugged.end();
     }
 
     /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vmm_core::VmEvents;
-use vmm_devices::pci::{BarWindow, Function, Host, PciRoot};
+use vmm_devices::pci::{BarWindow, Function, Host, PciAddress, PciRoot};
 use vmm_devices::{Bus, Reconfigure};
 
 use super::layout::PCI_BARS;
@@ -39,9 +39,8 @@ impl Pci {
         &self.host
     }
 
-    /// Puts a function on the bus.
-    pub(super) fn insert(&self, function: Function) -> Result<(), Failure> {
-        self.root.insert(function).map_err(Failure::bad_input)?;
-        Ok(())
+    /// Puts a function on the bus; returns where.
+    pub(super) fn insert(&self, function: Function) -> Result<PciAddress, Failure> {
+        self.root.insert(function).map_err(Failure::bad_input)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use vmm_core::VmEvents;
-use vmm_core::irq::{IrqTrigger, MsixTable};
+use vmm_core::irq::{IrqRouter, IrqTrigger, TriggeredBy};
 use vmm_core::seam::DoorbellFds;
 use vmm_devices::Worker;
 use vmm_devices::pci::{Function, Host};
@@ -70,14 +70,16 @@ impl VirtioDevices {
         Ok(place)
     }
 
-    /// Makes the PCI function of `device`.
+    /// Makes the PCI function of `device`, with vectors of `router`.
     pub(super) fn function(
         &self,
         name: &'static str,
         device: Arc<dyn VirtioDevice>,
         host: &Host,
-        vectors: MsixTable,
+        router: &IrqRouter,
     ) -> Result<Function, Failure> {
+        let vectors = router.msix_table(name, pci::vectors(&*device), TriggeredBy::UserSpace);
+        let vectors = vectors.map_err(Failure::host_cannot)?;
         let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
         let setup = PciSetup { name, host: host.clone(), memory, vectors, doorbells };
         pci::function(device, setup).map_err(Failure::host_cannot)

@@ -9,6 +9,9 @@ use crate::BusDevice;
 /// The event bit of the power button.
 pub const POWER_BUTTON: u8 = 1 << 0;
 
+/// The event bit of PCI slots whose registers have news.
+pub const PCI_HOTPLUG: u8 = 1 << 1;
+
 /// One register of a byte: the events since it was last read. Reading clears it.
 ///
 /// The `_EVT` method of the generic event device (HID `ACPI0013`) reads it and notifies a device for each bit.

@@ -167,6 +167,12 @@ impl Bus {
         deferred
     }
 
+    /// Whether no device answers at any of `length` addresses from `start` now.
+    #[must_use]
+    pub fn is_free(&self, start: u64, length: u64) -> bool {
+        self.ranges.load().is_free(start, length)
+    }
+
     /// How many accesses, or pieces of one, have fallen into holes.
     #[must_use]
     pub fn unclaimed(&self) -> u64 {

@@ -106,6 +106,13 @@ impl Ranges {
         self.ranges.get(self.ranges.partition_point(|range| range.start < address)).map(|range| range.start)
     }
 
+    /// Whether no range has any of `length` addresses from `start`.
+    pub(super) fn is_free(&self, start: u64, length: u64) -> bool {
+        let at = self.ranges.partition_point(|range| range.last() < start);
+        let end = start.saturating_add(length);
+        self.ranges.get(at).is_none_or(|next| next.start >= end)
+    }
+
     /// The same with `new` in it.
     pub(super) fn with(&self, new: Range, name: &'static str) -> Result<Self, BusError> {
         let at = self.ranges.partition_point(|range| range.last() < new.start);

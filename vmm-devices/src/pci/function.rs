@@ -51,6 +51,23 @@ pub struct Host {
     pub window: Arc<BarWindow>,
 }
 
+impl Host {
+    /// A place for a BAR of `size` bytes at which nobody answers: software moves BARs to any place of the window.
+    fn allocate(&self, size: u64) -> Result<Place, WindowError> {
+        let bus = self.bus.upgrade();
+        let is_free = |place: &Place| bus.as_ref().is_none_or(|bus| bus.is_free(place.start(), size));
+        // Kept until one is found, so that each is another.
+        let mut taken = Vec::new();
+        loop {
+            let place = self.window.allocate(size)?;
+            if is_free(&place) {
+                return Ok(place);
+            }
+            taken.push(place);
+        }
+    }
+}
+
 /// What the register of a BAR says that can be nowhere: an address that no window has.
 const NOWHERE: u64 = 0;
 
@@ -97,7 +114,7 @@ impl Function {
         let mut allocated = Vec::new();
         for index in 0..BARS {
             if let Some(bar) = configuration.bar(index) {
-                let place = host.window.allocate(bar.size())?;
+                let place = host.allocate(bar.size())?;
                 configuration.set_bar_address(index, place.start());
                 allocated.push(place);
             }

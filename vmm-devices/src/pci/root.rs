@@ -10,6 +10,7 @@ use super::HOST_BRIDGE;
 use super::configuration::{Configuration, HEADER_TYPE};
 use super::function::{Function, Host, PciDevice};
 use super::window::WindowError;
+use crate::reconfigure::{PostError, Poster};
 
 /// In the header type of function 0: there are others.
 const MULTI_FUNCTION: u8 = 1 << 7;
@@ -71,6 +72,24 @@ pub enum RootError {
 
 type Functions = BTreeMap<PciAddress, Arc<Function>>;
 
+/// Whether nobody is in a function any more.
+type Waited = Result<(), InReadSection>;
+
+/// The last owner of a function. Dropped, the function goes, and then that is said.
+struct Last {
+    function: Option<Arc<Function>>,
+    done: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        drop(self.function.take());
+        if let Some(done) = self.done.take() {
+            done();
+        }
+    }
+}
+
 /// The one bus of a machine: 32 devices of 8 functions.
 pub struct PciRoot {
     functions: Published<Functions>,
@@ -113,20 +132,76 @@ impl PciRoot {
         found
     }
 
+    /// Puts `function` on the bus at `address`, where software finds it from now on.
+    ///
+    /// # Errors
+    /// [`RootError::Taken`].
+    pub fn insert_at(&self, address: PciAddress, function: Function) -> Result<(), RootError> {
+        let function = Arc::new(function);
+        let retired = self.functions.update(|functions| {
+            if functions.contains_key(&address) {
+                return Err(RootError::Taken(address));
+            }
+            let mut functions = functions.clone();
+            functions.insert(address, Arc::clone(&function));
+            Ok(functions)
+        })?;
+        // As for `insert`.
+        let _ = retired.wait();
+        Ok(())
+    }
+
+    /// The devices that have no function, a bit each.
+    #[must_use]
+    pub fn free_devices(&self) -> u32 {
+        let bit = |address: &PciAddress| 1_u32.checked_shl(address.device().into()).unwrap_or(0);
+        !self.functions.load().keys().fold(0, |taken, address| taken | bit(address))
+    }
+
     /// Takes the function at `address` off the bus. After the return no access to it is running and none will come.
     ///
     /// # Errors
     /// No function is there; or it goes and cannot be waited for.
     pub fn remove(&self, address: PciAddress) -> Result<(), RootError> {
+        let (_function, waited) = self.take(address)?;
+        Ok(waited?)
+    }
+
+    /// Takes the function at `address` off the bus, on the thread of `poster`, and calls `done` when nothing of it is left:
+    /// its device has stopped, and what it had of the host is given back. `done` is told whether a function was there.
+    ///
+    /// # Errors
+    /// As [`Poster::post`]; `done` is dropped then.
+    pub fn remove_later(
+        self: &Arc<Self>,
+        address: PciAddress,
+        poster: &Poster,
+        done: impl FnOnce(Result<(), RootError>) + Send + 'static,
+    ) -> Result<(), PostError> {
+        let (root, behind) = (Arc::clone(self), poster.clone());
+        poster.post(move || match root.take(address) {
+            Err(error) => done(Err(error)),
+            Ok((function, _waited)) => {
+                let last = Last { function: Some(function), done: Some(Box::new(move || done(Ok(())))) };
+                // Accesses that came before may have posted moves of its BARs, which have it too: those are made before this.
+                // Refused: it is dropped here.
+                let _ = behind.post(move || drop(last));
+            }
+        })
+    }
+
+    /// The function that was at `address`, and how the wait for its accesses has ended.
+    fn take(&self, address: PciAddress) -> Result<(Arc<Function>, Waited), RootError> {
         let mut removed = None;
         let retired = self.functions.update(|functions| {
             let mut functions = functions.clone();
-            removed = Some(functions.remove(&address).ok_or(RootError::NotFound(address))?);
-            Ok::<_, RootError>(functions)
+            removed = functions.remove(&address);
+            if removed.is_some() { Ok(functions) } else { Err(RootError::NotFound(address)) }
         })?;
-        let withdrawn = removed.as_ref().map_or(Ok(()), |function| function.withdraw());
-        retired.wait()?;
-        Ok(withdrawn?)
+        let function = removed.ok_or(RootError::NotFound(address))?;
+        let withdrawn = function.withdraw();
+        let waited = retired.wait();
+        Ok((function, withdrawn.and(waited)))
     }
 
     /// Software reads registers of the function at `address`. `data` is all ones, and stays so where there are none.

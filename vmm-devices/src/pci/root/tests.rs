@@ -1,5 +1,7 @@
 //! The two ways to configuration space, against each other and against what each byte should be.
 
+use std::sync::mpsc::{Sender, TryRecvError, channel};
+
 use proptest::prelude::*;
 use vmm_core::{VmEvent, VmEvents};
 
@@ -7,7 +9,7 @@ use super::*;
 use crate::legacy::ResetControl;
 use crate::pci::testing::{TestHost, finish, named};
 use crate::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
-use crate::{Bus, BusDevice};
+use crate::{Bus, BusDevice, Reconfigure};
 
 const ECAM: u64 = 0xe000_0000;
 
@@ -147,6 +149,90 @@ fn a_function_that_is_removed_is_gone_with_its_bars() {
     assert_eq!((machine.host.who(bar), machine.memory(0x8000, 4)), (0xff, vec![0xff; 4]));
     assert_eq!(machine.root.remove(address), Err(RootError::NotFound(address)));
     assert_eq!(machine.add(6), address);
+}
+
+#[test]
+fn a_function_is_put_where_it_is_to_be_and_nowhere_else() {
+    let machine = machine();
+    assert_eq!(machine.root.free_devices(), !1);
+    let place = PciAddress::new(7, 0).unwrap();
+    machine.root.insert_at(place, named(&machine.host, 7).1).unwrap();
+    assert_eq!(machine.memory(7 * 0x8000, 2), [0x34, 0x12]);
+    assert_eq!(machine.root.free_devices(), !0x81);
+    let again = machine.root.insert_at(place, named(&machine.host, 8).1);
+    assert_eq!(again, Err(RootError::Taken(place)));
+    // The one that was refused keeps no place for its BARs.
+    assert_eq!(machine.add(1).to_string(), "00:01.0");
+    let bar = |at| u32::from_le_bytes(machine.memory(at, 4).try_into().unwrap());
+    assert_eq!(bar(0x8010), bar(7 * 0x8000 + 0x10) + 0x1000);
+}
+
+#[test]
+fn a_new_function_is_placed_beside_the_bars_that_software_has_moved() {
+    let machine = machine();
+    machine.add(1);
+    // To where the next one would be placed.
+    finish(machine.memory.write(ECAM + 0x8010, 4, &0xc000_1000u32.to_le_bytes()));
+    finish(machine.memory.write(ECAM + 0x8004, 2, &[2, 0]));
+    assert_eq!(machine.host.who(0xc000_1000), 1);
+    let second = machine.add(2);
+    let at = u64::from(second.device()) * 0x8000;
+    let bar = u64::from(u32::from_le_bytes(machine.memory(at + 0x10, 4).try_into().unwrap()));
+    finish(machine.memory.write(ECAM + at + 4, 2, &[2, 0]));
+    assert_eq!((machine.host.who(0xc000_1000), machine.host.who(bar)), (1, 2));
+}
+
+/// Keeps the thread for changes busy until the sender is dropped.
+fn busy(reconfigure: &Reconfigure) -> Sender<()> {
+    let ((begin, begun), (end, ended)) = (channel(), channel::<()>());
+    let wait = move || {
+        begin.send(()).unwrap();
+        assert!(ended.recv().is_err());
+    };
+    reconfigure.poster().post(wait).unwrap();
+    begun.recv().unwrap();
+    end
+}
+
+#[test]
+fn a_function_that_is_removed_later_has_gone_when_that_is_said() {
+    let machine = machine();
+    let (device, function) = named(&machine.host, 5);
+    let address = machine.root.insert(function).unwrap();
+    finish(machine.memory.write(ECAM + 0x8004, 2, &[6, 0]));
+    let poster = machine.host.reconfigure.poster();
+    for expected in [Ok(()), Err(RootError::NotFound(address))] {
+        let end = busy(&machine.host.reconfigure);
+        let ((sender, done), device) = (channel(), Arc::clone(&device));
+        let told = move |result| sender.send((result, Arc::strong_count(&device))).unwrap();
+        machine.root.remove_later(address, &poster, told).unwrap();
+        // A change that has the function too, and is made after it was taken off the bus.
+        let unfinished = machine.memory.write(ECAM + 0x8004, 2, &[0, 0]);
+        drop(end);
+        finish(unfinished);
+        // The device is the test's, and the closure's.
+        assert_eq!(done.recv().unwrap(), (expected, 2));
+    }
+    assert_eq!(machine.memory(0x8000, 4), [0xff; 4]);
+}
+
+#[test]
+fn nobody_waits_for_a_function_that_goes_with_the_machine() {
+    let host = TestHost::new();
+    let root = Arc::new(PciRoot::new(&host.host()).unwrap());
+    let (device, function) = named(&host, 5);
+    let address = root.insert(function).unwrap();
+    let TestHost { reconfigure, .. } = host;
+    let end = busy(&reconfigure);
+    let (sender, done) = channel();
+    let told = move |result: Result<(), RootError>| sender.send(result).unwrap();
+    root.remove_later(address, &reconfigure.poster(), told).unwrap();
+    drop(end);
+    drop(reconfigure);
+    // Made, or dropped with the thread.
+    assert!(matches!(done.try_recv(), Ok(Ok(())) | Err(TryRecvError::Disconnected)));
+    drop(root);
+    assert_eq!(Arc::strong_count(&device), 1);
 }
 
 proptest! {

@@ -16,6 +16,7 @@ use vmm_memory::MemoryReader;
 use super::SECTOR;
 use super::counters::{BlockCounts, Counters};
 use super::engine::{Engine, Operation};
+use super::gone;
 use super::image::{Blocks, Image};
 use super::pool::Pool;
 use super::queue::{BlockQueue, Control, Parts};
@@ -107,12 +108,33 @@ pub enum BlockError {
     Worker(#[from] WorkerError),
 }
 
+/// Dropped by the last who has it, it tells somebody.
+pub(super) struct Told(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Told {
+    fn new(done: impl FnOnce() + Send + 'static) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Box::new(done)))))
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let done = lock(&self.0).take();
+        if let Some(done) = done {
+            done();
+        }
+    }
+}
+
 /// What the queues share.
 ///
 /// Lock order: `resizing`, in it `status` or `controls`; each of the others alone. Whoever finds `resizing` taken goes away.
 pub(super) struct Shared {
     options: BlockOptions,
-    backend: Backend,
+    /// Absent once it was lost.
+    backend: Mutex<Option<Backend>>,
+    lost: AtomicBool,
+    blocks: Blocks,
     /// Whether the engine is io_uring.
     uring: bool,
     /// In sectors.
@@ -151,11 +173,16 @@ impl Block {
         let uring = choose(&options, image.map(|image| || Uring::new(Arc::clone(image), 1)))?;
         let length = backend.storage().length();
         let length = length.map_err(|source| BlockError::Length { name: options.name.clone(), source })?;
+        let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
+        let plain = Blocks { logical: sector, physical: sector };
+        let blocks = image.map_or(plain, |image| image.blocks());
         let worker = Arc::new(Worker::spawn("disk", events)?);
         let sizes = vec![QUEUE_SIZE; usize::from(options.queues.max(1))];
         let shared = Shared {
             options,
-            backend,
+            backend: Mutex::new(Some(backend)),
+            lost: AtomicBool::new(false),
+            blocks,
             uring,
             capacity: AtomicU64::new(length / SECTOR),
             untold: AtomicBool::new(false),
@@ -186,6 +213,18 @@ impl Block {
     pub fn change_limits(&self, change: impl FnOnce(Limits) -> Limits) -> Limits {
         self.shared.throttle().change(change)
     }
+
+    /// Takes the storage away from a guest that has the disk: every request fails from now on, and those under way come to their
+    /// end. Then nothing here has the storage any more, and `done` is called, on any thread.
+    pub fn lose_storage(&self, done: impl FnOnce() + Send + 'static) {
+        let told = Told::new(done);
+        self.shared.lost.store(true, Ordering::Release);
+        let backend = lock(&self.shared.backend).take();
+        let controls: Vec<Arc<Control>> =
+            lock(&self.shared.controls).iter().filter_map(Weak::upgrade).collect();
+        controls.iter().for_each(|control| control.lose(Arc::clone(&told)));
+        drop((controls, backend));
+    }
 }
 
 /// Whether the engine is io_uring; `probe` tries it, if the storage is one that it can serve.
@@ -212,7 +251,7 @@ pub(super) fn choose<T>(
 }
 
 impl Backend {
-    fn storage(&self) -> Arc<dyn Storage> {
+    pub(super) fn storage(&self) -> Arc<dyn Storage> {
         match self {
             Self::Raw(image) => Arc::clone(image) as Arc<dyn Storage>,
             Self::Other(storage) => Arc::clone(storage),
@@ -225,12 +264,9 @@ impl Shared {
         &self.options.name
     }
 
-    pub(super) fn backend(&self) -> &Backend {
-        &self.backend
-    }
-
-    pub(super) fn storage(&self) -> Arc<dyn Storage> {
-        self.backend.storage()
+    /// What is behind the disk, unless that was lost.
+    pub(super) fn backend(&self) -> io::Result<Backend> {
+        lock(&self.backend).clone().ok_or_else(gone::error)
     }
 
     /// In sectors.
@@ -240,6 +276,11 @@ impl Shared {
 
     pub(super) fn is_read_only(&self) -> bool {
         self.options.read_only
+    }
+
+    /// Whether the storage was taken away.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
     }
 
     pub(super) fn is_writeback(&self) -> bool {
@@ -268,12 +309,12 @@ impl Shared {
 
     /// What serves `depth` requests at a time.
     pub(super) fn engine(&self, depth: u16) -> io::Result<Box<dyn Engine>> {
-        let calls = &self.counters.calls;
-        Ok(match &self.backend {
+        let (backend, calls) = (self.backend()?, &self.counters.calls);
+        Ok(match &backend {
             Backend::Raw(image) if self.uring => {
                 Box::new(Uring::new(Arc::clone(image), depth)?.counting(calls))
             }
-            _ => Box::new(Pool::new(self.storage(), calls)?),
+            backend => Box::new(Pool::new(backend.storage(), calls)?),
         })
     }
 
@@ -292,10 +333,7 @@ impl Shared {
     /// `struct virtio_blk_config` (section 5.2.4).
     fn config(&self) -> [u8; CONFIG_LENGTH] {
         let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
-        let Blocks { logical, physical } = match &self.backend {
-            Backend::Raw(image) => image.blocks(),
-            Backend::Other(_) => Blocks { logical: sector, physical: sector },
-        };
+        let Blocks { logical, physical } = self.blocks;
         let exponent = physical.checked_div(logical).and_then(u32::checked_ilog2).unwrap_or(0);
         let fields: [(usize, &[u8]); 12] = [
             (0, &self.capacity().to_le_bytes()),

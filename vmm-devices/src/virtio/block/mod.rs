@@ -7,6 +7,7 @@
 mod counters;
 mod device;
 mod engine;
+mod gone;
 mod image;
 mod lock;
 mod pool;

@@ -19,8 +19,9 @@ use vmm_memory::{GuestMemory, MemoryReader, PinHolder, PinnedBuffers};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::SECTOR;
-use super::device::Shared;
+use super::device::{Shared, Told};
 use super::engine::{Completion, Engine, Operation, Request};
+use super::gone::Gone;
 use super::request::{self, Disk, Status, Verdict};
 use super::throttle::Wait;
 use crate::sync::lock;
@@ -58,6 +59,8 @@ pub(super) struct Control {
     ending: Arc<Ending>,
     /// Those of the queue, which keep it alive.
     handlers: Mutex<Vec<Handler>>,
+    /// Dropped when the queue has let the storage go that the disk has lost.
+    losing: Mutex<Option<Arc<Told>>>,
 }
 
 impl Control {
@@ -68,6 +71,7 @@ impl Control {
             settling: Mutex::default(),
             ending: Ending::new(),
             handlers: Mutex::default(),
+            losing: Mutex::default(),
         }))
     }
 
@@ -92,6 +96,12 @@ impl Control {
     pub(super) fn settle(&self, share: Sender<Infallible>) {
         lock(&self.settling).push(share);
         self.ask(SETTLE);
+    }
+
+    /// The disk has lost its storage: the queue lets it go when what is in flight has ended, and drops `told`.
+    pub(super) fn lose(&self, told: Arc<Told>) {
+        *lock(&self.losing) = Some(told);
+        self.ring();
     }
 
     fn ask(&self, what: u8) {
@@ -151,7 +161,6 @@ struct Throttled {
 /// One queue and all that serves it.
 pub(super) struct BlockQueue {
     device: Arc<Shared>,
-    control: Arc<Control>,
     memory: MemoryReader,
     status: DeviceStatus,
     queue: Queue,
@@ -169,7 +178,11 @@ pub(super) struct BlockQueue {
     broken: bool,
     /// A flush that no chain asked for is in flight.
     own_flush: bool,
-    /// Behind the engine, which ends first.
+    /// The engine has no storage any more.
+    has_let_go: bool,
+    /// Behind the engine, which ends first: it may have who waits for that.
+    control: Arc<Control>,
+    /// Behind the engine too.
     last: Last,
 }
 
@@ -222,6 +235,7 @@ impl BlockQueue {
             ended: Vec::new(),
             broken: false,
             own_flush: false,
+            has_let_go: false,
             last: Last { ending: Arc::clone(&control.ending), state: None },
             device,
             memory,
@@ -240,13 +254,7 @@ impl BlockQueue {
                 status.set_needs_reset(&Panicked);
                 control_of_failed.upgrade().iter().for_each(|control| control.retire());
             };
-            let serve = move |rings| {
-                let mut queue = lock(&queue);
-                if is_doorbell {
-                    queue.device.counters.notified(rings);
-                }
-                queue.turn()
-            };
+            let serve = move |rings| turn(&queue, if is_doorbell { rings } else { 0 });
             let added = worker.watch(name, wakeup, serve, end);
             let handler = added.map_err(|WorkerError { source, .. }| source);
             match handler {
@@ -258,6 +266,17 @@ impl BlockQueue {
             }
         }
         Ok(())
+    }
+
+    /// With the storage lost and nothing in flight: lets the engine go. Returns who is to be told of it.
+    fn let_go(&mut self) -> Option<Arc<Told>> {
+        if !self.device.is_lost() || self.engine.in_flight() != 0 {
+            return None;
+        }
+        if !std::mem::replace(&mut self.has_let_go, true) {
+            self.engine = Box::new(Gone::new(Arc::clone(&self.control.bell)));
+        }
+        lock(&self.control.losing).take()
     }
 
     /// One turn. What it returns tells whether another one is due without a wake-up.
@@ -429,6 +448,13 @@ impl BlockQueue {
         offset: u64,
     ) -> Result<ControlFlow<()>, QueueError> {
         let InFlight { chain, operation, length, since } = begun;
+        if self.device.is_lost() {
+            // It may have waited for the rate limiter.
+            self.device.throttle().leave(&self.control.bell);
+            self.device.counters.ended(operation, length, false, since.elapsed());
+            self.answer(memory, chain, Status::IoError, 0)?;
+            return Ok(ControlFlow::Continue(()));
+        }
         // Zeroes are written too, by the host.
         let bytes = match operation {
             Operation::Read | Operation::Write | Operation::WriteZeroes { .. } => length,
@@ -591,6 +617,17 @@ impl BlockQueue {
         }
         Progress::Done
     }
+}
+
+/// A turn of `queue`, whose doorbell has rung so often. Who waits for the storage that it has let go is told without its lock.
+fn turn(queue: &Mutex<BlockQueue>, rings: u64) -> Progress {
+    let mut queue = lock(queue);
+    queue.device.counters.notified(rings);
+    let progress = queue.turn();
+    let told = queue.let_go();
+    drop(queue);
+    drop(told);
+    progress
 }
 
 impl Drop for BlockQueue {

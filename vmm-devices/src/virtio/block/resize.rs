@@ -97,7 +97,7 @@ impl Block {
 
 impl Shared {
     fn rescan(&self) -> Result<u64, ResizeError> {
-        let length = self.storage().length();
+        let length = self.backend().and_then(|backend| backend.storage().length());
         let length = length.map_err(|source| ResizeError::Length { name: self.name().to_owned(), source })?;
         let capacity = length / SECTOR;
         self.set_capacity(capacity);
@@ -121,9 +121,10 @@ impl Shared {
         }
     }
 
-    fn image_to_resize(&self) -> Result<&Arc<Image>, ResizeError> {
+    fn image_to_resize(&self) -> Result<Arc<Image>, ResizeError> {
         let fixed = |reason| ResizeError::Fixed { name: self.name().to_owned(), reason };
-        match self.backend() {
+        let backend = self.backend().map_err(|_| fixed("it was taken away"))?;
+        match backend {
             Backend::Raw(_) if self.is_read_only() => Err(fixed("it is only read")),
             Backend::Raw(image) if image.is_device() => {
                 Err(fixed("it is a block device; resize that with its own tools, and then look again"))

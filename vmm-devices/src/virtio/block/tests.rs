@@ -416,6 +416,46 @@ fn fault_b6_a_device_that_is_stopped_ends_when_its_last_request_has() {
 }
 
 #[test]
+fn a_disk_that_loses_its_storage_fails_what_comes_and_lets_it_go_when_the_last_request_has_ended() {
+    let (backend, slow) = Slow::backend();
+    let storage = match &backend {
+        Backend::Other(storage) => Arc::downgrade(storage),
+        Backend::Raw(_) => panic!(),
+    };
+    let mut bench = Bench::new(block(backend, options()));
+    let first = bench.driver.submit(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
+    bench.started.doorbells[0].ring();
+    slow.calls.recv().unwrap();
+    let ((sender, lost), of) = (channel(), storage.clone());
+    bench.block.lose_storage(move || sender.send(of.strong_count()).unwrap());
+    assert_eq!(bench.write(0, &[1; 512]), IOERR);
+    // In flight: the storage is needed still.
+    assert!(lost.try_recv().is_err());
+    slow.go.send(Ok(())).unwrap();
+    assert_eq!(lost.recv().unwrap(), 0, "somebody has the storage");
+    assert_eq!(bench.wait().head, u32::from(first.head));
+    assert_eq!(bench.status(&first), OK);
+    for _ in 0..3 {
+        assert_eq!(bench.read(0, 512).0, IOERR);
+        assert_eq!(bench.perform(&[&header(VIRTIO_BLK_T_FLUSH, 0)], &[1]).0, IOERR);
+    }
+    assert!(bench.block.rescan().is_err());
+    assert_eq!(bench.started.stop().len(), 1);
+}
+
+#[test]
+fn a_disk_that_does_not_run_loses_its_storage_at_once() {
+    let file = image_file();
+    for engine in [EngineChoice::Auto, EngineChoice::Threads] {
+        let block = block(raw(&file), BlockOptions { engine, ..options() });
+        let (sender, lost) = channel();
+        block.lose_storage(move || sender.send(()).unwrap());
+        lost.recv().unwrap();
+        assert!(Image::open(file.path(), ImageOptions::default()).is_ok(), "the image is locked");
+    }
+}
+
+#[test]
 fn memory_under_a_request_in_flight_goes_when_the_request_has_ended() {
     let (backend, slow) = Slow::backend();
     let mut bench = Bench::new(block(backend, options()));
