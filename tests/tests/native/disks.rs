@@ -42,12 +42,17 @@ fn fault_c3_what_is_no_disk_is_refused() -> Result<()> {
 }
 
 fn fault_c4_a_disk_in_use_is_refused_and_its_user_named() -> Result<()> {
-    let image = tempfile::NamedTempFile::new()?;
-    image.as_file().set_len(1 << 20)?;
+    // One for each: a child of another trial, between fork and exec, may still have our open file, and with it the lock.
+    let free_image = || {
+        let image = tempfile::NamedTempFile::new()?;
+        image.as_file().set_len(1 << 20)?;
+        anyhow::Ok(image)
+    };
     let read_only = ImageOptions { read_only: true, direct: false };
     for (options, refused, taken) in
         [(ImageOptions::default(), &["", ",read_only"][..], &[][..]), (read_only, &[""], &[",read_only"])]
     {
+        let image = free_image()?;
         let ours = Image::open(image.path(), options)?;
         for more in refused {
             let vm = run(image.path(), &format!(",format=raw{more}"))?.ensure_code(3)?;
@@ -59,7 +64,7 @@ fn fault_c4_a_disk_in_use_is_refused_and_its_user_named() -> Result<()> {
         }
         drop(ours);
     }
-    run(image.path(), ",format=raw,engine=threads")?.ensure_code(0)?;
+    run(free_image()?.path(), ",format=raw,engine=threads")?.ensure_code(0)?;
     Ok(())
 }
 

@@ -301,7 +301,7 @@ fn a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said() -> 
     ensure!(message.contains("the path `raw` is relative"), "{message}");
     let console = json!({ "path": path("raw"), "format": "raw", "id": "console" });
     ensure_refused(&place, &add(console), "bad-request")?;
-    ensure!(devices(&place)?.is_empty() && is_free(&path("backed")) && is_free(&path("raw")));
+    ensure!(devices(&place)?.is_empty(), "a disk that was refused is kept");
 
     let [image, base] = ["backed", "raw"].map(path);
     let disk = format!("path={},format=qcow2,backing={}", image.display(), base.display());
