@@ -52,7 +52,12 @@ impl Shared {
 
     /// The driver is ready.
     pub(super) fn start(&self, status: DeviceStatus, receive: Option<Arc<EventFd>>) {
-        *lock(&self.live) = Some(Live { status, receive });
+        let mut live = lock(&self.live);
+        // Linux 6.1 looks at the size when it is told that it has changed, and not before.
+        if self.size.load(Ordering::Acquire) != 0 {
+            status.config_changed();
+        }
+        *live = Some(Live { status, receive });
     }
 
     /// It is not any more.

@@ -156,6 +156,8 @@ fn the_size_is_in_the_configuration_and_a_new_one_is_an_interrupt() {
     machine.device.resize(80, 25);
     assert_eq!(config(), [80, 0, 25, 0, 0, 0, 0, 0]);
     let started = machine.start(0);
+    // A driver may look at it only if it is told to.
+    started.interrupts.wait_for_config();
     let before = started.status.generation();
     machine.device.resize(80, 25);
     assert_eq!(started.status.generation(), before);
