@@ -52,7 +52,7 @@ struct Args {
 /// Of the disk. All of it has been written to.
 const SIZE_MIB: u64 = 64;
 /// For what is done to a guest by a host that may be emulated: it only tells hung from slow.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(100);
 /// How often a guest is started that fails: an emulated host fails now and then.
 const ATTEMPTS: u32 = 2;
 
