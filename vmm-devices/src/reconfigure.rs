@@ -215,23 +215,25 @@ mod tests {
         assert_eq!(made.iter().take(100).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
     }
 
-    /// Posts a change that waits, and returns once it has begun; it ends when the sender is dropped.
-    fn begun(reconfigure: &Reconfigure) -> Sender<()> {
-        let ((begin, begun), (end, ended)) = (channel(), channel::<()>());
-        let wait = move || {
-            begin.send(()).unwrap();
-            assert!(ended.recv().is_err());
-        };
-        reconfigure.poster().post(wait).unwrap();
-        begun.recv().unwrap();
-        end
+    impl Reconfigure {
+        /// Posts a change that waits, and returns once it has begun; it ends when the sender is dropped.
+        pub(crate) fn keep_busy(&self) -> Sender<()> {
+            let ((begin, begun), (end, ended)) = (channel(), channel::<()>());
+            let wait = move || {
+                begin.send(()).unwrap();
+                assert!(ended.recv().is_err());
+            };
+            self.poster().post(wait).unwrap();
+            begun.recv().unwrap();
+            end
+        }
     }
 
     #[test]
     fn the_end_drops_changes_that_have_not_begun_and_refuses_new_ones() {
         let reconfigure = reconfigure();
         let poster = reconfigure.poster();
-        let end = begun(&reconfigure);
+        let end = reconfigure.keep_busy();
         let (sender, dropped): (_, Receiver<()>) = channel();
         poster.post(move || sender.send(()).unwrap()).unwrap();
         let ending = thread::spawn(move || drop(reconfigure));
@@ -245,7 +247,7 @@ mod tests {
     #[test]
     fn a_flood_of_changes_is_refused_and_does_not_grow() {
         let reconfigure = reconfigure();
-        let end = begun(&reconfigure);
+        let end = reconfigure.keep_busy();
         let poster = reconfigure.poster();
         assert!((0..WAITING).all(|_| poster.post(|| ()).is_ok()));
         assert!(matches!(poster.post(|| ()), Err(PostError::Full)));
@@ -257,7 +259,7 @@ mod tests {
         let events = VmEvents::new().unwrap();
         let reconfigure = Reconfigure::new(events.clone());
         reconfigure.poster().post(|| panic!("a bug in a change")).unwrap();
-        drop(begun(&reconfigure));
+        drop(reconfigure.keep_busy());
         assert!(matches!(events.get(), Some(VmEvent::Internal(_))));
     }
 

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::bench::boot_monitor::{MICROVM_WORDS, words};
 use crate::bench::probe::Launch;
+use crate::bench::programs::Programs;
 
 /// What the others are compared with.
 pub const HOST: &str = "host";
@@ -13,10 +15,8 @@ const MEMORY: u32 = 512;
 /// Its CPUs, however many queues its disk has.
 const CPUS: u32 = 2;
 
-/// As in the boot benchmark, with the registers of virtio 1.
-const MICROVM_WORDS: &str = "-M microvm,pit=off,pic=off,isa-serial=on,rtc=on -cpu host -accel kvm -nodefaults \
-                             -no-user-config -nographic -serial stdio -no-reboot \
-                             -global virtio-mmio.force-legacy=false";
+/// Besides what starts it for a boot: the registers of virtio 1.
+const MODERN: &str = "-global virtio-mmio.force-legacy=false";
 
 /// Who serves the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,14 +38,8 @@ pub const SUBJECTS: [Subject; 4] = [
 /// Programs and files.
 #[derive(Debug)]
 pub struct Files {
-    /// vmm-cli.
-    pub vmm: PathBuf,
-    /// qemu-system-x86_64.
-    pub qemu: PathBuf,
-    /// The directory of its firmware.
-    pub firmware: PathBuf,
-    /// The directory of `bzImage` and `initrd`.
-    pub images: PathBuf,
+    /// The monitors and the kernel.
+    pub programs: Programs,
     /// The root of the guest.
     pub root: PathBuf,
     /// What is read and written.
@@ -68,48 +62,45 @@ impl Subject {
     #[must_use]
     pub fn lacks(self, files: &Files) -> Option<String> {
         let program = match self {
-            Self::Vmm(_) => &files.vmm,
-            Self::Microvm(_) => &files.qemu,
+            Self::Vmm(_) => &files.programs.vmm,
+            Self::Microvm(_) => &files.programs.qemu,
         };
         (!program.is_file()).then(|| format!("not available: there is no {}", program.display()))
     }
 
-    /// How it starts a guest that does `sections` on a disk with `queues`; vmm-cli with its control socket at `socket`.
+    /// How it starts a guest whose disk has `queues`, and whose command line ends with `more`; vmm-cli with its control socket at `socket`.
     #[must_use]
-    pub fn launch(self, files: &Files, queues: u32, words: &str, socket: &Path) -> Launch {
+    pub fn launch(self, files: &Files, queues: u32, more: &str, socket: &Path) -> Launch {
+        let programs = &files.programs;
         let (root, disk) = (files.root.display(), files.disk.display());
         let line = OsString::from(format!(
-            "console=ttyS0 quiet reboot=t panic=-1 vmm.do=fio vmm.root=/dev/vda vmm.disk=/dev/vdb vmm.queues={queues} {words}"
+            "console=ttyS0 quiet reboot=t panic=-1 vmm.do=fio vmm.root=/dev/vda vmm.disk=/dev/vdb vmm.queues={queues} {more}"
         ));
-        let image = |name: &str| OsString::from(files.images.join(name));
+        let image = |name: &str| OsString::from(programs.images.join(name));
         match self {
             Self::Vmm(engine) => {
-                let mut args = split(&format!("run --cpus {CPUS} --memory {MEMORY}M --serial stdio"));
+                let mut args = words(&format!("run --cpus {CPUS} --memory {MEMORY}M --serial stdio"));
                 args.extend(["--api-sock".into(), socket.into()]);
                 args.push(format!("--disk=path={root},format=raw,read_only").into());
                 args.push(format!("--disk=path={disk},format=raw,engine={engine},queues={queues}").into());
                 args.extend(["--kernel".into(), image("bzImage"), "--initrd".into(), image("initrd")]);
                 args.extend(["--cmdline".into(), line]);
-                Launch { program: files.vmm.clone(), args }
+                Launch { program: programs.vmm.clone(), args }
             }
             Self::Microvm(aio) => {
-                let mut args = vec!["-L".into(), files.firmware.clone().into()];
-                args.extend(split(&format!("{MICROVM_WORDS} -smp {CPUS} -m {MEMORY}M")));
-                args.extend(split(&format!(
+                let mut args = vec!["-L".into(), programs.firmware.clone().into()];
+                args.extend(words(&format!("{MICROVM_WORDS} {MODERN} -smp {CPUS} -m {MEMORY}M")));
+                args.extend(words(&format!(
                     "-drive id=root,file={root},format=raw,if=none,readonly=on -device virtio-blk-device,drive=root \
                      -drive id=disk,file={disk},format=raw,if=none,aio={aio} \
                      -device virtio-blk-device,drive=disk,num-queues={queues}"
                 )));
                 args.extend(["-kernel".into(), image("bzImage"), "-initrd".into(), image("initrd")]);
                 args.extend(["-append".into(), line]);
-                Launch { program: files.qemu.clone(), args }
+                Launch { program: programs.qemu.clone(), args }
             }
         }
     }
-}
-
-fn split(text: &str) -> Vec<OsString> {
-    text.split_whitespace().map(OsString::from).collect()
 }
 
 #[cfg(test)]
@@ -119,10 +110,12 @@ mod tests {
     #[test]
     fn every_subject_gets_the_same_disk_with_the_same_queues() {
         let files = Files {
-            vmm: "/v".into(),
-            qemu: "/q".into(),
-            firmware: "/f".into(),
-            images: "/i".into(),
+            programs: Programs {
+                vmm: "/v".into(),
+                qemu: "/q".into(),
+                firmware: "/f".into(),
+                images: "/i".into(),
+            },
             root: "/root.ext4".into(),
             disk: "/disk.raw".into(),
         };

@@ -31,7 +31,7 @@ const DISK: u64 = 1 << 20;
 
 /// QEMU's microvm without what Linux can do without. The clock stays: Linux asks at its port 20,000 times for one that
 /// is not there. So does ACPI: without it, this does not boot.
-const MICROVM_WORDS: &str = "-M microvm,pit=off,pic=off,isa-serial=on,rtc=on -cpu host -accel kvm -nodefaults \
+pub(super) const MICROVM_WORDS: &str = "-M microvm,pit=off,pic=off,isa-serial=on,rtc=on -cpu host -accel kvm -nodefaults \
                              -no-user-config -nographic -serial stdio -no-reboot";
 /// What it starts with.
 const MICROVM_FIRMWARE: &str = "bios-microvm.bin";
@@ -220,7 +220,7 @@ fn vmm_words(cpus: u32) -> Vec<OsString> {
     words(&format!("run --cpus {cpus} --memory {MEMORY}M --serial stdio --on-triple-fault reset"))
 }
 
-fn words(text: &str) -> Vec<OsString> {
+pub(super) fn words(text: &str) -> Vec<OsString> {
     text.split_whitespace().map(OsString::from).collect()
 }
 

@@ -64,7 +64,8 @@ fn boot(
 }
 
 /// A child process; killed and reaped on drop.
-struct Running(Child);
+#[derive(Debug)]
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -21,6 +21,7 @@ pub mod locked;
 pub mod mailbox;
 pub mod memory;
 pub mod probe;
+pub mod programs;
 pub mod raw_doorbell;
 mod raw_elf;
 pub mod raw_exits;

@@ -11,24 +11,16 @@ use clap::Parser;
 use serde_json::Value;
 use vmm_tests::bench::block_job::{JOBS, Job, Measured};
 use vmm_tests::bench::block_subject::{Files, HOST, SUBJECTS, Subject};
+use vmm_tests::bench::linux_boot::Running;
+use vmm_tests::bench::programs::Programs;
 use vmm_tests::bench::report::Ratio;
 use vmm_tests::bench::series::Recorder;
 use vmm_tests::harness::ControlSocket;
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// The program vmm-cli
-    #[arg(long)]
-    vmm: PathBuf,
-    /// The program qemu-system-x86_64
-    #[arg(long)]
-    qemu: PathBuf,
-    /// The directory of its firmware
-    #[arg(long)]
-    firmware: PathBuf,
-    /// The directory of bzImage and initrd
-    #[arg(long)]
-    images: PathBuf,
+    #[command(flatten)]
+    programs: Programs,
     /// The disk that guests start from
     #[arg(long)]
     root: PathBuf,
@@ -67,14 +59,8 @@ struct Done {
 fn main() -> Result<()> {
     let args = Args::parse();
     let disk = tempfile::Builder::new().prefix("disk-").tempfile_in(&args.directory)?;
-    let files = Files {
-        vmm: args.vmm.clone(),
-        qemu: args.qemu.clone(),
-        firmware: args.firmware.clone(),
-        images: args.images.clone(),
-        root: args.root.clone(),
-        disk: disk.path().to_owned(),
-    };
+    let files =
+        Files { programs: args.programs.clone(), root: args.root.clone(), disk: disk.path().to_owned() };
     let mut recorder = recorder();
     let start = Instant::now();
     for round in 1..=args.rounds {
@@ -235,15 +221,4 @@ fn host_calls(socket: &ControlSocket) -> Result<f64> {
     let answer: Value = socket.ask("stats")?;
     let calls = &answer["ok"]["disks"][1]["monitor"]["host_calls"];
     calls.as_f64().with_context(|| format!("no calls in {answer}"))
-}
-
-/// A monitor; killed and reaped on drop.
-struct Running(std::process::Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // One that has ended cannot be killed, one that was reaped not be waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -18,6 +18,7 @@ use vmm_tests::bench::exit_counts::{BootCounts, Kind, Processor, merged};
 use vmm_tests::bench::kvm_trace::{KvmTrace, TraceError};
 use vmm_tests::bench::linux_boot::{to_end, to_mark};
 use vmm_tests::bench::probe::Launch;
+use vmm_tests::bench::programs::Programs;
 use vmm_tests::bench::report::{Count, Host};
 use vmm_tests::bench::series::{Case, Sample, Taken};
 
@@ -37,21 +38,11 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Measure {
-    /// The program vmm-cli
-    #[arg(long)]
-    vmm: PathBuf,
-    /// The program qemu-system-x86_64
-    #[arg(long)]
-    qemu: PathBuf,
-    /// The directory of its firmware
-    #[arg(long)]
-    firmware: PathBuf,
+    #[command(flatten)]
+    programs: Programs,
     /// Another monitor to measure beside them: firecracker=PATH or cloud-hypervisor=PATH
     #[arg(long = "peer", value_name = "NAME=PATH")]
     peers: Vec<BootMonitor>,
-    /// The directory of bzImage, vmlinux and initrd
-    #[arg(long)]
-    images: PathBuf,
     /// Only these: bzimage_1, bzimage_4, vmlinux_1, vmlinux_4; several with commas between
     #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',', value_parser = Shape::named)]
     shapes: Vec<&'static Shape>,
@@ -112,11 +103,9 @@ fn print(line: &Line) -> Result<()> {
 }
 
 fn monitors(args: &Measure) -> Result<Vec<BootMonitor>> {
-    let mut monitors = vec![
-        BootMonitor::microvm(&args.qemu, &args.firmware),
-        BootMonitor::vmm(&args.vmm),
-        BootMonitor::vmm_with_devices(&args.vmm),
-    ];
+    let Programs { vmm, qemu, firmware, .. } = &args.programs;
+    let mut monitors =
+        vec![BootMonitor::microvm(qemu, firmware), BootMonitor::vmm(vmm), BootMonitor::vmm_with_devices(vmm)];
     monitors.extend(args.peers.iter().cloned());
     let names: HashSet<_> = monitors.iter().map(BootMonitor::name).collect();
     ensure!(names.len() == monitors.len(), "a peer is given twice");
@@ -145,7 +134,7 @@ fn runners(
                 samples.extend(shape.cases().map(without));
                 continue;
             }
-            let guest = Guest { images: &args.images, format: shape.format, cpus: shape.cpus };
+            let guest = Guest { images: &args.programs.images, format: shape.format, cpus: shape.cpus };
             let launch = monitor.launch(guest, scratch).context("writing a peer's configuration")?;
             runners.push(Runner { monitor: monitor.name(), shape, launch });
         }

@@ -44,18 +44,9 @@ impl DiskContents {
     pub fn of(busybox: &Path, tools: &Path, init: Vec<u8>, jobs: Vec<u8>) -> Result<Self> {
         // Libraries are found by their absolute paths.
         let tools = std::path::absolute(tools)?;
-        let mut files = BTreeMap::from([
-            ("bin/busybox".into(), busybox.to_path_buf()),
-            (LOADER.into(), tools.join(UNPACKED_LOADER)),
-        ]);
+        let mut files = BTreeMap::from([("bin/busybox".into(), busybox.to_path_buf())]);
         for program in PROGRAMS {
-            let file = tools.join(program);
-            for library in libraries::of_unpacked(&file, &tools)? {
-                if let Ok(inside) = library.strip_prefix(&tools) {
-                    files.insert(inside.into(), library.clone());
-                }
-            }
-            files.insert(program.into(), file);
+            files.extend(with_libraries(&tools, program)?);
         }
         let sizes = files.values().map(|file| {
             let metadata = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()));
@@ -64,18 +55,6 @@ impl DiskContents {
         let bytes = sizes.sum::<Result<u64>>()?;
         let texts = vec![("sbin/init", init, true), ("etc/block.fio", jobs, false)];
         Ok(Self { tools, busybox: busybox.into(), files, bytes, texts })
-    }
-
-    /// fio, its loader and libraries, with their paths in it.
-    pub fn fio(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let fio = self.tools.join(FIO);
-        let mut files = vec![(fio.clone(), FIO.into()), (self.tools.join(UNPACKED_LOADER), LOADER.into())];
-        for library in libraries::of_unpacked(&fio, &self.tools)? {
-            if let Ok(inside) = library.strip_prefix(&self.tools) {
-                files.push((library.clone(), inside.into()));
-            }
-        }
-        Ok(files)
     }
 
     /// Makes the image at `path`, as a whole or not at all.
@@ -121,6 +100,24 @@ impl DiskContents {
         }
         Ok(())
     }
+}
+
+/// fio of the unpacked packages in `tools`, its loader and its libraries, by their paths in a file system that is to have them.
+pub fn fio(tools: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    with_libraries(&std::path::absolute(tools)?, FIO)
+}
+
+/// A program below `tools`, an absolute path, its loader and its libraries.
+fn with_libraries(tools: &Path, program: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let file = tools.join(program);
+    let libraries = libraries::of_unpacked(&file, tools)?;
+    let mut files = vec![(program.into(), file), (LOADER.into(), tools.join(UNPACKED_LOADER))];
+    for library in libraries {
+        if let Ok(inside) = library.strip_prefix(tools) {
+            files.push((inside.into(), library.clone()));
+        }
+    }
+    Ok(files)
 }
 
 /// Of what makes one image differ from another.

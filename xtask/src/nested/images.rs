@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::archive::Archive;
-use super::disk_image::DiskContents;
+use super::disk_image::{self, DiskContents};
 use super::modules;
 use super::packages::{Packages, Version};
 use super::payload;
@@ -122,7 +122,11 @@ fn guest_in(packages: &Packages, version: Version) -> Result<PathBuf> {
 
 /// Makes, where it is missing, the disk from which any Linux guest can start; the file.
 pub fn guest_disk() -> Result<PathBuf> {
-    let (_lock, contents) = disk_contents()?;
+    need_all(&[&RUNNERS[..], &MAKERS].concat())?;
+    let (_lock, packages) = lock()?;
+    let read = |path: &str| fs::read(path).with_context(|| format!("cannot read {path}"));
+    let contents =
+        DiskContents::of(&packages.busybox()?, &packages.tools()?, read(GUEST_INIT)?, read(GUEST_JOBS)?)?;
     let (image, stamp) = (Path::new(GUESTS).join("disk.ext4"), Path::new(GUESTS).join("disk.stamp"));
     let inputs = format!("{:016x}\n", hash(&contents));
     if !image.exists() || !fs::read_to_string(&stamp).is_ok_and(|made| made == inputs) {
@@ -132,19 +136,11 @@ pub fn guest_disk() -> Result<PathBuf> {
     Ok(image)
 }
 
-/// fio of that disk and its libraries, by their path in it.
+/// fio and what it needs, by the paths that they are to have.
 pub fn fio() -> Result<Vec<(PathBuf, PathBuf)>> {
-    let (_lock, contents) = disk_contents()?;
-    contents.fio()
-}
-
-fn disk_contents() -> Result<(fs::File, DiskContents)> {
     need_all(&[&RUNNERS[..], &MAKERS].concat())?;
-    let (lock, packages) = lock()?;
-    let read = |path: &str| fs::read(path).with_context(|| format!("cannot read {path}"));
-    let contents =
-        DiskContents::of(&packages.busybox()?, &packages.tools()?, read(GUEST_INIT)?, read(GUEST_JOBS)?)?;
-    Ok((lock, contents))
+    let (_lock, packages) = lock()?;
+    disk_image::fio(&packages.tools()?)
 }
 
 /// The cache, which nobody else changes while the file is held.

@@ -104,7 +104,7 @@ fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
         carried.push(Carried::new(images::guest_disk()?, "/guests/linux/disk.ext4"));
     }
     if args.fio {
-        let inside = |(file, path)| Carried::alone(file, Path::new("/").join::<PathBuf>(path));
+        let inside = |(path, file)| Carried::alone(file, Path::new("/").join::<PathBuf>(path));
         carried.extend(images::fio()?.into_iter().map(inside));
     }
     carried.extend(args.files.iter().cloned());

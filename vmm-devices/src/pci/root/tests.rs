@@ -1,6 +1,6 @@
 //! The two ways to configuration space, against each other and against what each byte should be.
 
-use std::sync::mpsc::{Sender, TryRecvError, channel};
+use std::sync::mpsc::{TryRecvError, channel};
 
 use proptest::prelude::*;
 use vmm_core::{VmEvent, VmEvents};
@@ -9,7 +9,7 @@ use super::*;
 use crate::legacy::ResetControl;
 use crate::pci::testing::{TestHost, finish, named};
 use crate::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam};
-use crate::{Bus, BusDevice, Reconfigure};
+use crate::{Bus, BusDevice};
 
 const ECAM: u64 = 0xe000_0000;
 
@@ -182,18 +182,6 @@ fn a_new_function_is_placed_beside_the_bars_that_software_has_moved() {
     assert_eq!((machine.host.who(0xc000_1000), machine.host.who(bar)), (1, 2));
 }
 
-/// Keeps the thread for changes busy until the sender is dropped.
-fn busy(reconfigure: &Reconfigure) -> Sender<()> {
-    let ((begin, begun), (end, ended)) = (channel(), channel::<()>());
-    let wait = move || {
-        begin.send(()).unwrap();
-        assert!(ended.recv().is_err());
-    };
-    reconfigure.poster().post(wait).unwrap();
-    begun.recv().unwrap();
-    end
-}
-
 #[test]
 fn a_function_that_is_removed_later_has_gone_when_that_is_said() {
     let machine = machine();
@@ -202,7 +190,7 @@ fn a_function_that_is_removed_later_has_gone_when_that_is_said() {
     finish(machine.memory.write(ECAM + 0x8004, 2, &[6, 0]));
     let poster = machine.host.reconfigure.poster();
     for expected in [Ok(()), Err(RootError::NotFound(address))] {
-        let end = busy(&machine.host.reconfigure);
+        let end = machine.host.reconfigure.keep_busy();
         let ((sender, done), device) = (channel(), Arc::clone(&device));
         let told = move |result| sender.send((result, Arc::strong_count(&device))).unwrap();
         machine.root.remove_later(address, &poster, told).unwrap();
@@ -223,7 +211,7 @@ fn nobody_waits_for_a_function_that_goes_with_the_machine() {
     let (device, function) = named(&host, 5);
     let address = root.insert(function).unwrap();
     let TestHost { reconfigure, .. } = host;
-    let end = busy(&reconfigure);
+    let end = reconfigure.keep_busy();
     let (sender, done) = channel();
     let told = move |result: Result<(), RootError>| sender.send(result).unwrap();
     root.remove_later(address, &reconfigure.poster(), told).unwrap();
