@@ -1,6 +1,7 @@
 /*
- * Drives the virtio console: says the size of the terminal, sends a line by its transmit queue, and says when that was taken.
- * Each time the configuration changes it says the size again, and after the first time it resets the machine.
+ * Drives the virtio console: says the size of the terminal, and says it again each time it is told of a change.
+ * The device tells a driver that starts: then it sends a line by its transmit queue, and says when that was taken.
+ * After the next change it resets the machine.
  */
 #include "guest.inc"
 #include "irq.inc"
@@ -22,9 +23,6 @@
     say_hex "size ", VIRTIO_CONFIG
     virtio_queue TRANSMIT
     movl $VIRTIO_READY, VIRTIO_STATUS
-    virtio_buffer line, line_end-line, 0
-    movl $(1 << 16), virtq_available
-    movl $TRANSMIT, VIRTIO_NOTIFY
 sleep:
     sti
 1:  hlt
@@ -44,11 +42,22 @@ arrived:
 
 changed:
     say_hex "size ", VIRTIO_CONFIG
+    incl changes
+    cmpl $1, changes
+    je send
     reset
+
+send:
+    virtio_buffer line, line_end-line, 0
+    movl $(1 << 16), virtq_available
+    movl $TRANSMIT, VIRTIO_NOTIFY
+    jmp sleep
 
     serial_routines
 
     .data
+changes:
+    .long 0
 line:
     .ascii "by the virtio console\n"
 line_end:
