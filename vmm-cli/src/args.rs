@@ -352,7 +352,7 @@ pub struct VmArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub pit: Option<bool>,
 
-    /// PCI bus: true or false; alone it means true [default: true]
+    /// PCI bus: true or false; alone it means true [default: with a virtio device or a control socket]
     #[arg(long, value_name = "BOOL", help_heading = "Machine", hide_possible_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub pci: Option<bool>,

@@ -112,8 +112,8 @@ pub struct MachineConfig {
     pub irqchip: Irqchip,
     /// Whether there is an interval timer (i8254); not with [`Irqchip::Split`].
     pub pit: bool,
-    /// Whether there is a PCI bus.
-    pub pci: bool,
+    /// Whether there is a PCI bus; `None` leaves it to [`VmConfig::has_pci`].
+    pub pci: Option<bool>,
     /// Whether there are devices for the self-test of the embedded guest; `None` leaves it to
     /// [`VmConfig::selftest`].
     pub selftest: Option<bool>,
@@ -193,7 +193,7 @@ impl Default for MachineConfig {
             grace_time: Duration::from_secs(5),
             irqchip: Irqchip::default(),
             pit: false,
-            pci: true,
+            pci: None,
             selftest: None,
         }
     }
@@ -220,6 +220,13 @@ impl VmConfig {
     /// Whether the devices of the self-test are there: as configured, else exactly when the embedded guest runs.
     pub fn selftest(&self) -> bool {
         self.machine.selftest.unwrap_or(self.boot.kernel.is_none())
+    }
+
+    /// Whether there is a PCI bus: as configured, else where something is on it or may be added. A bus that nobody uses
+    /// costs each boot the time to look for devices.
+    pub fn has_pci(&self) -> bool {
+        let has_devices = !self.disk.is_empty() || self.entropy.device || self.console.virtio.is_some();
+        self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
     }
 
     /// Whether somebody may ask what the kernel counts: each vCPU then takes one more descriptor.
@@ -262,7 +269,7 @@ impl VmConfig {
         set(&mut self.machine.grace_time, args.grace_time.as_ref());
         set(&mut self.machine.irqchip, args.irqchip.as_ref());
         set(&mut self.machine.pit, args.pit.as_ref());
-        set(&mut self.machine.pci, args.pci.as_ref());
+        set_optional(&mut self.machine.pci, args.pci.as_ref());
         set_optional(&mut self.machine.selftest, args.selftest.as_ref());
         set(&mut self.entropy.device, args.entropy.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());

@@ -38,7 +38,11 @@ impl VmConfig {
         out.text("grace_time", &duration::render(self.machine.grace_time));
         out.text("irqchip", &choice::word(&self.machine.irqchip));
         out.set("pit", self.machine.pit);
-        out.set("pci", self.machine.pci);
+        match (self.machine.pci, self.has_pci()) {
+            (Some(pci), _) => out.set("pci", pci),
+            (None, true) => out.unset("pci", "true, as there is a device for it or a control socket"),
+            (None, false) => out.unset("pci", "false, as there is neither a device for it nor a control socket"),
+        }
         match (self.machine.selftest, self.selftest()) {
             (Some(selftest), _) => out.set("selftest", selftest),
             (None, true) => out.unset("selftest", "true, as the embedded guest runs"),
@@ -295,7 +299,8 @@ mod tests {
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
             (cpu, memory) in (cpu(), memory()),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
-            (irqchip, pit, pci, selftest) in (word(), any::<bool>(), any::<bool>(), any::<Option<bool>>()),
+            (irqchip, pit) in (word(), any::<bool>()),
+            (pci, selftest) in any::<(Option<bool>, Option<bool>)>(),
             entropy in any::<bool>(),
             (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
@@ -381,7 +386,7 @@ on_triple_fault = \"crash\"
 grace_time = \"5s\"
 irqchip = \"kernel\"
 pit = false
-pci = true
+# pci is not set: false, as there is neither a device for it nor a control socket
 # selftest is not set: true, as the embedded guest runs
 
 [entropy]

@@ -143,7 +143,7 @@ fn every_key_arrives_in_its_field() {
             grace_time: Duration::from_millis(250),
             irqchip: Irqchip::Split,
             pit: true,
-            pci: false,
+            pci: Some(false),
             selftest: Some(false),
         },
         entropy: EntropyConfig { device: true },
@@ -251,7 +251,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             grace_time: Duration::from_secs(120),
             irqchip: Irqchip::Kernel,
             pit: true,
-            pci: true,
+            pci: Some(true),
             selftest: Some(true),
         },
         entropy: EntropyConfig { device: false },
@@ -304,6 +304,19 @@ fn selftest_follows_the_embedded_guest_until_it_is_set() {
     assert!(!config.selftest());
     config.machine.selftest = Some(true);
     assert!(config.selftest());
+}
+
+#[test]
+fn there_is_a_pci_bus_where_something_is_on_it_or_may_be_added_until_it_is_set() {
+    let has_pci = |flags: &[&str]| load(flags).unwrap().has_pci();
+    assert!(!has_pci(&[]));
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let disk = format!("--disk=path={},format=raw", image.path().display());
+    for flag in ["--entropy", "--virtio-console=null", &disk, "--api-sock=/run/vm.sock"] {
+        assert!(has_pci(&[flag]), "{flag}");
+        assert!(!has_pci(&[flag, "--pci=false"]), "{flag}");
+    }
+    assert!(has_pci(&["--pci"]));
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Machine {
             devices.add_ioapic()?;
         }
         let serial = devices.add_legacy(&consoles.serial, events)?;
-        if config.machine.pci {
+        if config.has_pci() {
             devices.add_pci(events)?;
         } else {
             devices.add_reset_control(events)?;
@@ -122,7 +122,7 @@ impl Machine {
         }
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
-            pci: config.machine.pci,
+            pci: config.has_pci(),
             virtio: virtio.places(),
         };
         acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
