@@ -80,6 +80,9 @@ fn a_virtio_console_says_what_the_guest_does_and_tells_it_the_size_of_the_termin
     terminal.resize(132, 50)?;
     vm.wait()?.ensure_code(0)?;
     let said: Vec<String> = said()?.lines().map(|line| line.trim().to_owned()).collect();
-    ensure!(said == ["device 00000003", "size 00190050", "size 00190050", "sent", "size 00320084"], "{said:?}");
+    ensure!(
+        said == ["device 00000003", "size 00190050", "size 00190050", "sent", "size 00320084"],
+        "{said:?}"
+    );
     Ok(())
 }

@@ -14,12 +14,13 @@ use vmm_core::{LogLimit, VmEvents};
 use vmm_memory::MemoryReader;
 
 use super::SECTOR;
+use super::control::Control;
 use super::counters::{BlockCounts, Counters};
 use super::engine::{Engine, Operation};
 use super::gone;
 use super::image::{Blocks, Image};
 use super::pool::Pool;
-use super::queue::{BlockQueue, Control, Parts};
+use super::queue::{BlockQueue, Parts};
 use super::request::{ID_LENGTH, MAX_RANGE_SECTORS};
 use super::storage::Storage;
 use super::throttle::Throttle;

@@ -4,6 +4,7 @@
 //! * [`Engine`]: how requests reach the host: io_uring, or threads;
 //! * [`Block`]: the device.
 
+mod control;
 mod counters;
 mod device;
 mod engine;
@@ -20,6 +21,7 @@ mod storage;
 #[cfg(not(loom))]
 mod tests;
 mod throttle;
+mod turn;
 mod uring;
 
 pub use counters::{BlockCounts, LATENCY_CLASSES, Latency};

@@ -2,7 +2,7 @@
 //!
 //! Whatever wakes it (the doorbell, the engine, the timer of the rate limiter, or the control) it takes a turn: gives back what
 //! has ended, takes what is available, gives that to the engine in one system call, interrupts once. While it is at work the
-//! driver need not notify.
+//! driver need not notify. While the driver makes more available all the time, one interrupt is for several turns.
 //!
 //! Lock order: the queue itself, in it the disk's throttle, or `ending`, `handlers` or `settling` of the control; those are innermost.
 //! Whoever stops a queue does not lock the queue, which may be in a system call.
@@ -10,130 +10,33 @@
 use std::convert::Infallible;
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_memory::{GuestMemory, MemoryReader, PinHolder, PinnedBuffers};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::SECTOR;
+use super::control::{CANCEL, Control, FLUSH, SETTLE};
 use super::device::{Shared, Told};
 use super::engine::{Completion, Engine, Operation, Request};
 use super::gone::Gone;
 use super::request::{self, Disk, Status, Verdict};
 use super::throttle::Wait;
+use super::turn::{BATCH, BATCH_BYTES, Rest};
 use crate::sync::lock;
 use crate::virtio::ending::{Ending, Panicked};
 use crate::virtio::queue::{Buffers, Chain, Queue, QueueError, QueueState};
-use crate::virtio::{ActiveQueue, DeviceStatus, QueueInterrupt, QueueStopped};
+use crate::virtio::{ActiveQueue, DeviceStatus, QueueInterrupt};
 use crate::worker::Wakeup;
-use crate::{Handler, Progress, Timer, Worker, WorkerError};
-
-/// Chains that are taken in one turn at most.
-const BATCH: usize = 64;
-
-/// No more chains are taken in a turn when those that were have so many bytes: the kernel copies what is in the page cache in the
-/// system call of the turn, while other queues wait.
-const BATCH_BYTES: u64 = 4 << 20;
+use crate::{Progress, Timer, Worker, WorkerError};
 
 /// When what the kernel did not take is offered again, if nothing ends meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// The token of a flush that no chain asked for; no descriptor has this index.
 const OWN_FLUSH: u16 = u16::MAX;
-
-/// What a queue is asked for from outside, bit by bit.
-const CANCEL: u8 = 1;
-const FLUSH: u8 = 2;
-const SETTLE: u8 = 4;
-
-/// What others do with a queue that runs.
-pub(super) struct Control {
-    /// Rung after anything here has changed.
-    bell: Arc<EventFd>,
-    asked: AtomicU8,
-    /// Whoever waits until what is in flight has ended, as [`SETTLE`] says.
-    settling: Mutex<Vec<Sender<Infallible>>>,
-    ending: Arc<Ending>,
-    /// Those of the queue, which keep it alive.
-    handlers: Mutex<Vec<Handler>>,
-    /// Dropped when the queue has let the storage go that the disk has lost.
-    losing: Mutex<Option<Arc<Told>>>,
-}
-
-impl Control {
-    pub(super) fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
-            asked: AtomicU8::new(0),
-            settling: Mutex::default(),
-            ending: Ending::new(),
-            handlers: Mutex::default(),
-            losing: Mutex::default(),
-        }))
-    }
-
-    /// Ends the queue when what is in flight has ended; `done` is called then, or at once if it has ended already.
-    pub(super) fn stop(&self, done: QueueStopped) {
-        if self.ending.want(done) {
-            self.ring();
-        }
-    }
-
-    /// Has requests end soon whose memory is to go.
-    fn cancel(&self) {
-        self.ask(CANCEL);
-    }
-
-    /// Makes durable what has been written so far.
-    pub(super) fn flush(&self) {
-        self.ask(FLUSH);
-    }
-
-    /// Drops `share` when all has ended that is in flight now.
-    pub(super) fn settle(&self, share: Sender<Infallible>) {
-        lock(&self.settling).push(share);
-        self.ask(SETTLE);
-    }
-
-    /// The disk has lost its storage: the queue lets it go when what is in flight has ended, and drops `told`.
-    pub(super) fn lose(&self, told: Arc<Told>) {
-        *lock(&self.losing) = Some(told);
-        self.ring();
-    }
-
-    fn ask(&self, what: u8) {
-        self.asked.fetch_or(what, Ordering::Release);
-        self.ring();
-    }
-
-    /// Has the queue take a turn.
-    pub(super) fn ring(&self) {
-        // Its counter cannot be full.
-        let _ = self.bell.write(1);
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.ending.is_wanted()
-    }
-
-    /// Ends the handlers without waiting. The queue goes with the last call that is running.
-    fn retire(&self) {
-        let handlers = std::mem::take(&mut *lock(&self.handlers));
-        handlers.into_iter().for_each(Handler::retire);
-    }
-
-    /// Ends the handlers, and waits for a call that is running if that can be.
-    pub(super) fn remove(&self) {
-        let handlers = std::mem::take(&mut *lock(&self.handlers));
-        for handler in handlers {
-            // Refused: it ends all the same.
-            let _ = handler.remove();
-        }
-    }
-}
 
 /// A chain that the engine works on.
 struct InFlight {
@@ -315,8 +218,10 @@ impl BlockQueue {
         }
         let result = self.serve();
         // What was used before an error is the driver's.
-        self.interrupt();
-        result.unwrap_or_else(|error| {
+        if !result.as_ref().is_ok_and(|rest| rest.waits(self.queue.untold())) {
+            self.interrupt();
+        }
+        result.map(Rest::progress).unwrap_or_else(|error| {
             self.broken = true;
             self.leave_line();
             self.status.set_needs_reset(&error);
@@ -326,7 +231,7 @@ impl BlockQueue {
 
     /// Guest memory is looked at before and after the system call, and not held in it: the kernel may be at it for long, and the
     /// requests have their pins.
-    fn serve(&mut self) -> Result<Progress, QueueError> {
+    fn serve(&mut self) -> Result<Rest, QueueError> {
         let reader = self.memory.clone();
         let taken = self.begin_all(&reader.load());
         self.submit();
@@ -334,14 +239,14 @@ impl BlockQueue {
         let memory = reader.load();
         self.give_back(&memory)?;
         Ok(match taken? {
-            ControlFlow::Break(()) if self.throttled.is_some() => Progress::Done,
-            ControlFlow::Break(()) => Progress::More,
-            ControlFlow::Continue(()) if self.queue.rest(&memory)? => Progress::More,
-            ControlFlow::Continue(()) => Progress::Done,
+            ControlFlow::Break(()) if self.throttled.is_some() => Rest::Nothing,
+            ControlFlow::Break(()) => Rest::Left,
+            ControlFlow::Continue(bytes) if self.queue.rest(&memory)? => Rest::Came(bytes),
+            ControlFlow::Continue(_) => Rest::Nothing,
         })
     }
 
-    fn begin_all(&mut self, memory: &GuestMemory) -> Result<ControlFlow<()>, QueueError> {
+    fn begin_all(&mut self, memory: &GuestMemory) -> Result<ControlFlow<(), u64>, QueueError> {
         self.queue.busy(memory)?;
         self.give_back(memory)?;
         self.take(memory)
@@ -357,8 +262,8 @@ impl BlockQueue {
         }
     }
 
-    /// Takes chains and gives them to the engine. `Break`: some may be left.
-    fn take(&mut self, memory: &GuestMemory) -> Result<ControlFlow<()>, QueueError> {
+    /// Takes chains and gives them to the engine. `Continue`: all there were, of so many bytes.
+    fn take(&mut self, memory: &GuestMemory) -> Result<ControlFlow<(), u64>, QueueError> {
         if let Some(throttled) = self.throttled.take()
             && self.begin_again(memory, throttled)?.is_break()
         {
@@ -369,7 +274,7 @@ impl BlockQueue {
             if bytes >= BATCH_BYTES {
                 break;
             }
-            let Some(chain) = self.queue.pop(memory)? else { return Ok(ControlFlow::Continue(())) };
+            let Some(chain) = self.queue.pop(memory)? else { return Ok(ControlFlow::Continue(bytes)) };
             bytes = bytes.saturating_add(chain.readable().len().into());
             bytes = bytes.saturating_add(chain.writable().len().into());
             if self.begin(memory, chain)?.is_break() {

@@ -12,9 +12,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::SECTOR;
+use super::control::Control;
 use super::device::{Backend, Block, Shared};
 use super::image::Image;
-use super::queue::Control;
 use crate::sync::lock;
 
 /// Why a disk does not have another size.

@@ -193,6 +193,12 @@ impl Queue {
         notify::rest(&RingWords { queue: &self.ring, memory }, next).map_err(QueueError::Rings)
     }
 
+    /// How many chains were used since [`needs_interrupt`](Self::needs_interrupt) was asked.
+    #[must_use]
+    pub fn untold(&self) -> u16 {
+        self.ring.next_used().wrapping_sub(self.told)
+    }
+
     /// Whether the driver wants to be told of the chains that were used since the last time this was asked.
     ///
     /// # Errors
