@@ -4,29 +4,12 @@
  * sector under way, and says the id again. A number on the command line has it keep what it is asked for.
  */
 #include "guest.inc"
-#include "pci.inc"
+#include "virtio_pci.inc"
 
 #define SLOTS_CHANGED 0xb10
 #define SLOTS_LEAVING 0xb14
 #define SLOTS_EJECT 0xb18
-#define SIZE 8
 #define SECTOR 512
-
-/* Offsets in the BAR, as the monitor has them. */
-#define DRIVER_FEATURE_SELECT 0x08
-#define DRIVER_FEATURE 0x0c
-#define DEVICE_STATUS 0x14
-#define QUEUE_SELECT 0x16
-#define QUEUE_SIZE 0x18
-#define QUEUE_ENABLE 0x1c
-#define QUEUE_DESC 0x20
-#define QUEUE_DRIVER 0x28
-#define QUEUE_DEVICE 0x30
-#define NOTIFY 0x4000
-
-/* Flags of descriptors: another one follows; the device writes. */
-#define NEXT 1
-#define WRITE 2
 
     pvh_start
     stack
@@ -54,7 +37,7 @@ look:
     shl $3, %ebp
     movl $0, buffer
     movl $1, header
-    mov $NEXT, %eax
+    mov $VIRTQ_NEXT, %eax
     call request
     mov %edi, %eax
     mov $SLOTS_EJECT, %edx
@@ -70,10 +53,10 @@ added:
     call say_id
     call start_disk
     movl $0, header
-    mov $(NEXT | WRITE), %eax
+    mov $(VIRTQ_NEXT | VIRTQ_WRITE), %eax
     call request
 1:  pause
-    cmpw $1, used + 2
+    cmpw $1, virtq_used + 2
     jne 1b
     say_hex "data ", buffer
     jmp look
@@ -87,64 +70,38 @@ say_id:
 
 /* Starts the disk EBP with one queue, from its beginning. */
 start_disk:
-    movl $0, available
-    movl $0, used
-    mov $PCI_COMMAND, %ebx
-    mov $PCI_MEMORY_AND_MASTER, %eax
-    call pci_write
-    mov $PCI_BAR0, %ebx
-    call pci_read
-    mov %eax, bar
-    mov %eax, %ecx
-    movb $0, DEVICE_STATUS(%ecx)
-1:  cmpb $0, DEVICE_STATUS(%ecx)
-    jne 1b
-    movb $1, DEVICE_STATUS(%ecx)
-    movb $3, DEVICE_STATUS(%ecx)
-    /* VERSION_1 alone. */
-    movl $1, DRIVER_FEATURE_SELECT(%ecx)
-    movl $1, DRIVER_FEATURE(%ecx)
-    movb $0xb, DEVICE_STATUS(%ecx)
-    movw $0, QUEUE_SELECT(%ecx)
-    movw $SIZE, QUEUE_SIZE(%ecx)
-    movl $descriptors, QUEUE_DESC(%ecx)
-    movl $available, QUEUE_DRIVER(%ecx)
-    movl $used, QUEUE_DEVICE(%ecx)
-    movw $1, QUEUE_ENABLE(%ecx)
-    movb $0xf, DEVICE_STATUS(%ecx)
+    call virtio_pci_decode
+    mov %ecx, bar
+    call virtio_pci_negotiate
+    mov $NO_VECTOR, %eax
+    call virtio_pci_queue
+    movb $VIRTIO_READY, DEVICE_STATUS(%ecx)
     ret
 
 /* Makes a request of the first sector, whose data have the flags in EAX. */
 request:
-    movl $header, descriptors
-    movl $16, descriptors + 8
-    movl $(NEXT | 1 << 16), descriptors + 12
-    movl $buffer, descriptors + 16
-    movl $SECTOR, descriptors + 24
+    movl $header, virtq_descriptors
+    movl $16, virtq_descriptors + 8
+    movl $(VIRTQ_NEXT | 1 << 16), virtq_descriptors + 12
+    movl $buffer, virtq_descriptors + 16
+    movl $SECTOR, virtq_descriptors + 24
     or $(2 << 16), %eax
-    mov %eax, descriptors + 28
-    movl $status, descriptors + 32
-    movl $1, descriptors + 40
-    movl $WRITE, descriptors + 44
+    mov %eax, virtq_descriptors + 28
+    movl $status, virtq_descriptors + 32
+    movl $1, virtq_descriptors + 40
+    movl $VIRTQ_WRITE, virtq_descriptors + 44
     /* All are of descriptor 0, so the ring is as it is. */
-    addl $0x10000, available
+    addl $0x10000, virtq_available
     mov bar, %ecx
     movw $0, NOTIFY(%ecx)
     ret
 
     pci_routines
+    virtio_pci_routines
     serial_routines
     cmdline_routines
 
     .bss
-    .balign 16
-descriptors:
-    .space 16 * SIZE
-available:
-    .space 6 + 2 * SIZE
-    .balign 4
-used:
-    .space 6 + 8 * SIZE
     .balign 16
 header:
     .space 16

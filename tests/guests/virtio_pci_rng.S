@@ -5,29 +5,13 @@
  */
 #include "guest.inc"
 #include "irq.inc"
-#include "pci.inc"
+#include "virtio_pci.inc"
 
-#define RNG_ID 0x10441af4
 #define VECTOR 0x50
 #define REQUESTS 64
 #define BYTES 16
-#define SIZE 8
 /* How far the BAR moves. */
 #define AWAY 0x100000
-
-/* Offsets in the BAR, as the monitor has them. */
-#define DRIVER_FEATURE_SELECT 0x08
-#define DRIVER_FEATURE 0x0c
-#define DEVICE_STATUS 0x14
-#define QUEUE_SELECT 0x16
-#define QUEUE_SIZE 0x18
-#define QUEUE_VECTOR 0x1a
-#define QUEUE_ENABLE 0x1c
-#define QUEUE_DESC 0x20
-#define QUEUE_DRIVER 0x28
-#define QUEUE_DEVICE 0x30
-#define MSIX_ROW_1 0x2010
-#define NOTIFY 0x4000
 
     pvh_start
     stack
@@ -36,68 +20,32 @@
     movl $LAPIC_ENABLE, LAPIC_SPURIOUS
 
     /* EBP is the function from here on. */
-    xor %ebp, %ebp
-find:
-    inc %ebp
-    xor %ebx, %ebx
-    call pci_read
-    cmp $RNG_ID, %eax
-    je found
+    mov $VIRTIO_PCI_RNG, %eax
+    call virtio_pci_find
     cmp $PCI_FUNCTIONS, %ebp
-    jb find
+    jb found
     say "not found\n"
     reset
 
 found:
     say_hex "function ", %ebp
-    mov $PCI_COMMAND, %ebx
-    mov $PCI_MEMORY_AND_MASTER, %eax
+    call virtio_pci_decode
+    mov %ecx, bar
+    call virtio_pci_msix
+    mov $MSIX_ENABLE, %eax
     call pci_write
-    /* The capability of MSI-X; its control is in the upper half. */
-    mov $PCI_CAPABILITIES, %ebx
-    call pci_read
-    movzx %al, %ebx
-1:  call pci_read
-    cmp $PCI_MSIX, %al
-    je 2f
-    movzx %ah, %ebx
-    jmp 1b
-2:  mov $0x80000000, %eax
-    call pci_write
-    mov $PCI_BAR0, %ebx
-    call pci_read
-    mov %eax, bar
-
     /* Vector 1 for queue 0. */
-    movl $LAPIC, MSIX_ROW_1(%eax)
-    movl $0, MSIX_ROW_1 + 4(%eax)
-    movl $VECTOR, MSIX_ROW_1 + 8(%eax)
-    movl $0, MSIX_ROW_1 + 12(%eax)
-
-    mov %eax, %ecx
-    movb $0, DEVICE_STATUS(%ecx)
-1:  cmpb $0, DEVICE_STATUS(%ecx)
-    jne 1b
-    movb $1, DEVICE_STATUS(%ecx)
-    movb $3, DEVICE_STATUS(%ecx)
-    /* VERSION_1 alone. */
-    movl $1, DRIVER_FEATURE_SELECT(%ecx)
-    movl $1, DRIVER_FEATURE(%ecx)
-    movb $0xb, DEVICE_STATUS(%ecx)
-    movw $0, QUEUE_SELECT(%ecx)
-    movw $SIZE, QUEUE_SIZE(%ecx)
-    movw $1, QUEUE_VECTOR(%ecx)
-    movl $descriptors, QUEUE_DESC(%ecx)
-    movl $available, QUEUE_DRIVER(%ecx)
-    movl $used, QUEUE_DEVICE(%ecx)
-    movw $1, QUEUE_ENABLE(%ecx)
-    movb $0xf, DEVICE_STATUS(%ecx)
+    movl $LAPIC, MSIX_TABLE + MSIX_ROW(%ecx)
+    movl $0, MSIX_TABLE + MSIX_ROW + 4(%ecx)
+    movl $VECTOR, MSIX_TABLE + MSIX_ROW + MSIX_DATA(%ecx)
+    movl $0, MSIX_TABLE + MSIX_ROW + MSIX_CONTROL(%ecx)
+    call virtio_pci_negotiate
+    mov $1, %eax
+    call virtio_pci_queue
+    movb $VIRTIO_READY, DEVICE_STATUS(%ecx)
     call say_status
 
-    /* Descriptor 0: a buffer that the device writes. */
-    movl $buffer, descriptors
-    movl $BYTES, descriptors + 8
-    movl $2, descriptors + 12
+    virtio_buffer buffer, BYTES
     xor %edi, %edi
 
     /* EDI requests were made. All are of descriptor 0, so the ring is as it is. */
@@ -105,7 +53,7 @@ request:
     inc %edi
     mov %edi, %eax
     shl $16, %eax
-    mov %eax, available
+    mov %eax, virtq_available
     mov bar, %ecx
     movw $0, NOTIFY(%ecx)
 sleep:
@@ -116,7 +64,7 @@ sleep:
 arrived:
     movl $0, LAPIC_EOI
     stack
-    mov used, %eax
+    mov virtq_used, %eax
     shr $16, %eax
     cmp %eax, %edi
     jne sleep
@@ -170,18 +118,11 @@ say_status:
     ret
 
     pci_routines
+    virtio_pci_routines
     serial_routines
 
     .bss
     .balign 16
-descriptors:
-    .space 16 * SIZE
-available:
-    .space 6 + 2 * SIZE
-    .balign 4
-used:
-    .space 6 + 8 * SIZE
-    .balign 4
 buffer:
     .space BYTES
 bar:
