@@ -72,7 +72,8 @@ pub struct BlockCounts {
     pub notifications: u64,
     /// Interrupts for requests that have ended.
     pub interrupts: u64,
-    /// System calls that gave requests to the host: of io_uring one for many, of threads one for each.
+    /// System calls that gave requests to the host: of io_uring one for many, of threads one for each, or for each piece of the
+    /// zeros that are written.
     pub host_calls: u64,
     /// How long reads took that the host was asked for, from the ring to the status, whatever came of them.
     pub read_latency_hist: Latency,

@@ -1,6 +1,7 @@
 //! `Pool`: the engine of threads, for hosts without io_uring and for storage that is not a plain file.
 //!
-//! Threads are started as requests need them, and end with the engine. A request that has begun cannot be cancelled.
+//! Threads are started as requests need them, and end with the engine. A request that has begun cannot be cancelled, but zeros that
+//! are written in pieces: between two of them, and others have their turn there.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,19 +11,29 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use vmm_memory::PinnedBuffers;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::counters::add;
-use super::engine::{Completion, Engine, Request};
+use super::engine::{Completion, Engine, Operation, Request};
 use super::storage::{Storage, perform};
 use crate::worker::Wakeup;
 
 /// Threads of one engine at most.
 const MOST_THREADS: usize = 8;
 
+/// Zeros of which a thread writes a piece.
+struct Zeroing {
+    /// What they were before that piece.
+    request: Request,
+    /// The piece is the last.
+    cancelled: bool,
+}
+
 #[derive(Default)]
 struct Tray {
     waiting: VecDeque<Request>,
+    zeroing: Vec<Zeroing>,
     ended: Vec<Completion>,
     idle: usize,
     closing: bool,
@@ -119,8 +130,10 @@ impl Engine for Pool {
         let (cancelled, kept): (Vec<_>, Vec<_>) = waiting.partition(concerned);
         tray.waiting.extend(kept);
         for request in cancelled {
-            let result = Err(io::Error::from_raw_os_error(libc::ECANCELED));
-            tray.ended.push(Completion { token: request.token, result });
+            tray.ended.push(Completion { token: request.token, result: Err(cancelled_error()) });
+        }
+        for zeroing in tray.zeroing.iter_mut().filter(|zeroing| concerned(&zeroing.request)) {
+            zeroing.cancelled = true;
         }
         drop(tray);
         self.shared.signal();
@@ -129,6 +142,40 @@ impl Engine for Pool {
     fn wakeup(&self) -> Arc<dyn Wakeup> {
         self.shared.completed.clone()
     }
+}
+
+impl Tray {
+    /// Takes note of a request that a thread begins, if it may have to go on after that.
+    fn begin(&mut self, request: &Request) {
+        let Request { token, operation, durable, offset, length, .. } = *request;
+        if matches!(operation, Operation::WriteZeroes { .. }) {
+            let request =
+                Request { token, operation, durable, offset, length, buffers: PinnedBuffers::none() };
+            self.zeroing.push(Zeroing { request, cancelled: false });
+        }
+    }
+
+    /// Takes what a thread has done of a request, and what is left, which then waits behind the others. Returns whether the request
+    /// has ended.
+    fn end(&mut self, token: u16, result: io::Result<Option<Request>>) -> bool {
+        let begun = self.zeroing.iter().position(|zeroing| zeroing.request.token == token);
+        let is_cancelled = begun.is_some_and(|place| self.zeroing.swap_remove(place).cancelled);
+        let result = match result {
+            Ok(Some(rest)) if !is_cancelled => {
+                self.waiting.push_back(rest);
+                return false;
+            }
+            Ok(Some(_)) => Err(cancelled_error()),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.ended.push(Completion { token, result });
+        true
+    }
+}
+
+fn cancelled_error() -> io::Error {
+    io::Error::from_raw_os_error(libc::ECANCELED)
 }
 
 impl Shared {
@@ -145,14 +192,14 @@ impl Shared {
         let mut tray = self.lock();
         loop {
             if let Some(request) = tray.waiting.pop_front() {
-                drop(tray);
                 let token = request.token;
+                tray.begin(&request);
+                drop(tray);
                 add(&self.calls, 1);
                 let performed = catch_unwind(AssertUnwindSafe(|| perform(&*self.storage, request)));
                 let result = performed.unwrap_or_else(|_| Err(io::Error::other("the storage panicked")));
                 tray = self.lock();
-                tray.ended.push(Completion { token, result });
-                if tray.ended.len() == 1 {
+                if tray.end(token, result) && tray.ended.len() == 1 {
                     self.signal();
                 }
             } else if tray.closing {

@@ -26,7 +26,7 @@ use vmm_memory::PinnedBuffers;
 
 use super::SECTOR;
 use super::image::Image;
-use super::storage::{Storage, ZEROS};
+use super::storage::{Storage, zeros};
 use header::{Header, HeaderError};
 
 /// Bytes that are copied between guest RAM and the image at once.
@@ -241,7 +241,7 @@ impl Storage for Qcow2 {
         }
     }
 
-    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<u64> {
         self.guarded(|access| {
             let zeroed = if unmap {
                 alone(access).discard_to_zero(offset, length)
@@ -249,8 +249,11 @@ impl Storage for Qcow2 {
                 shared(access).write_zeroes(offset, length)
             };
             match zeroed {
-                Err(error) if is_unsupported(&error) => write_zeros(&shared(access), offset, length),
-                result => result,
+                Err(error) if is_unsupported(&error) => {
+                    let zeros = zeros(length);
+                    shared(access).write(zeros, offset).map(|()| zeros.len() as u64)
+                }
+                result => result.map(|()| length),
             }
         })
     }
@@ -262,16 +265,6 @@ impl Storage for Qcow2 {
 
 fn piece(length: u64) -> usize {
     usize::try_from(length).map_or(PIECE, |length| length.min(PIECE))
-}
-
-fn write_zeros(access: &FormatAccess<File>, mut offset: u64, length: u64) -> io::Result<()> {
-    let end = offset.saturating_add(length);
-    while offset < end {
-        let count = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(ZEROS.len());
-        access.write(ZEROS.get(..count).unwrap_or_default(), offset)?;
-        offset = offset.saturating_add(count as u64);
-    }
-    Ok(())
 }
 
 impl Drop for Qcow2 {

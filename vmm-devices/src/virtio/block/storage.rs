@@ -11,9 +11,10 @@ use super::engine::{Operation, Request, ended_early};
 use super::image::Image;
 
 /// Zeros are written in pieces of so many bytes, where the host cannot make them.
-pub(super) static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
-/// A disk's bytes. Each call does the whole of it, or fails; which part was done then is not known.
+/// A disk's bytes. Each call but [`write_zeroes`](Self::write_zeroes) does the whole of it, or fails; which part was done then is not
+/// known.
 pub trait Storage: Send + Sync {
     /// Fills `buffers` from `offset` on.
     ///
@@ -39,11 +40,12 @@ pub trait Storage: Send + Sync {
     /// The host's.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
 
-    /// Makes a range read as zero.
+    /// Makes a range read as zero, from its beginning on: the whole where the host makes zeros, else a piece, so that who asks for
+    /// much can be stopped. Returns how many bytes were done; of a range that is not empty, more than none.
     ///
     /// # Errors
     /// The host's.
-    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()>;
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<u64>;
 
     /// Its length in bytes now.
     ///
@@ -52,17 +54,27 @@ pub trait Storage: Send + Sync {
     fn length(&self) -> io::Result<u64>;
 }
 
-/// Does what `request` asks for.
-pub(super) fn perform(storage: &dyn Storage, request: Request) -> io::Result<()> {
+/// Does what `request` asks for, or a piece of the zeros. Returns what is left to do then: a request like it.
+pub(super) fn perform(storage: &dyn Storage, request: Request) -> io::Result<Option<Request>> {
     let Request { operation, durable, offset, length, buffers, .. } = request;
     match operation {
-        Operation::Read => return storage.read(buffers, offset),
-        Operation::Write => return storage.write(buffers, offset, durable),
-        Operation::Flush => return storage.flush(),
+        Operation::Read => return storage.read(buffers, offset).map(|()| None),
+        Operation::Write => return storage.write(buffers, offset, durable).map(|()| None),
+        Operation::Flush => return storage.flush().map(|()| None),
         Operation::Discard => storage.discard(offset, length)?,
-        Operation::WriteZeroes { unmap } => storage.write_zeroes(offset, length, unmap)?,
+        Operation::WriteZeroes { unmap } => match storage.write_zeroes(offset, length, unmap)? {
+            done if done >= length => {}
+            0 => return Err(ended_early(operation, offset)),
+            done => {
+                let (offset, length) = (offset.saturating_add(done), length.saturating_sub(done));
+                return Ok(Some(Request { offset, length, buffers, ..request }));
+            }
+        },
     }
-    if durable { storage.flush() } else { Ok(()) }
+    if durable {
+        storage.flush()?
+    }
+    Ok(None)
 }
 
 impl Storage for Image {
@@ -103,11 +115,12 @@ impl Storage for Image {
         }
     }
 
-    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<u64> {
         let [_, file] = self.files();
         match retry(|| Ok(fallocate(file, zero_mode(unmap), offset, length)?)) {
+            // The next piece is refused as soon as this one was.
             Err(error) if is_unsupported(&error) => write_zeros(file, offset, length),
-            result => result,
+            result => result.map(|()| length),
         }
     }
 
@@ -139,17 +152,15 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 
-fn write_zeros(file: &File, mut offset: u64, length: u64) -> io::Result<()> {
-    let end = offset.saturating_add(length);
-    while offset < end {
-        let count = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(ZEROS.len());
-        let zeros = ZEROS.get(..count).unwrap_or_default();
-        match retry(|| Ok(rustix::io::pwrite(file, zeros, offset)?))? {
-            0 => return Err(ended_early(Operation::Write, offset)),
-            written => offset = offset.saturating_add(written as u64),
-        }
-    }
-    Ok(())
+/// The zeros with which a range of so many bytes begins, as many as are written in one go.
+pub(super) fn zeros(length: u64) -> &'static [u8] {
+    let count = usize::try_from(length).unwrap_or(usize::MAX).min(ZEROS.len());
+    ZEROS.get(..count).unwrap_or_default()
+}
+
+fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let written = retry(|| Ok(rustix::io::pwrite(file, zeros(length), offset)?))?;
+    Ok(written as u64)
 }
 
 fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {

@@ -359,8 +359,8 @@ impl Storage for Slow {
         self.call("discard")
     }
 
-    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
-        self.call("write zeroes")
+    fn write_zeroes(&self, _: u64, length: u64, _: bool) -> io::Result<u64> {
+        self.call("write zeroes").map(|()| length)
     }
 
     fn length(&self) -> io::Result<u64> {

@@ -17,7 +17,7 @@ use io_uring::{IoUring, opcode, squeue};
 use super::counters::add;
 use super::engine::{Completion, Engine, Operation, Request, ended_early};
 use super::image::Image;
-use super::storage::{ZEROS, discard_mode, is_unsupported, zero_mode};
+use super::storage::{discard_mode, is_unsupported, zero_mode, zeros};
 use crate::worker::Wakeup;
 
 /// The user data of what cancels the others; none of theirs.
@@ -180,9 +180,9 @@ impl Flight {
             Stage::Act => {}
             Stage::Sync => return sync.build(),
             Stage::Zeros(done) => {
-                let count = u32::try_from(length.saturating_sub(done)).unwrap_or(u32::MAX);
-                let count = count.min(u32::try_from(ZEROS.len()).unwrap_or(u32::MAX));
-                let write = opcode::Write::new(Fixed(1), ZEROS.as_ptr(), count);
+                let zeros = zeros(length.saturating_sub(done));
+                let count = u32::try_from(zeros.len()).unwrap_or(u32::MAX);
+                let write = opcode::Write::new(Fixed(1), zeros.as_ptr(), count);
                 // Never on the worker, which has other requests.
                 return write.offset(offset.saturating_add(done)).build().flags(squeue::Flags::ASYNC);
             }

@@ -256,6 +256,24 @@ fn zeroes_that_the_host_cannot_make_are_written_to_the_last_byte() {
 }
 
 #[test]
+fn zeroes_that_are_written_end_when_they_are_durable() {
+    let (file, image) = image_without_zeroing(1 << 18);
+    // What was written before is lost: no flush succeeds any more.
+    let lost = io::Error::from_raw_os_error(libc::EIO);
+    image.wrote_durably::<()>(Err(lost)).unwrap_err();
+    for mut engine in engines(&image) {
+        file.write_all_at(&[0xaa; 1 << 18], 0).unwrap();
+        let zeroes =
+            |durable| Request { durable, ..range(0, Operation::WriteZeroes { unmap: false }, 0, 1 << 18) };
+        one(&mut *engine, zeroes(false)).unwrap();
+        assert_eq!(one(&mut *engine, zeroes(true)).unwrap_err().raw_os_error(), Some(libc::EIO));
+        let mut last = [0xaa];
+        file.read_exact_at(&mut last, (1 << 18) - 1).unwrap();
+        assert_eq!(last, [0]);
+    }
+}
+
+#[test]
 fn zeroes_that_are_written_take_turns_with_the_worker_and_can_be_cancelled() {
     const LENGTH: u64 = 16 << 20;
     let (file, image) = image_without_zeroing(LENGTH);
@@ -334,7 +352,10 @@ fn direct_images_take_aligned_and_unaligned_requests() {
     }
 }
 
-/// A disk that takes a request only when it is let, and says whether it has begun.
+/// Bytes of which a [`Slow`] disk makes zeros in one go.
+const PIECE: u64 = 512;
+
+/// A disk that reads and makes zeros only when it is let, and says whether it has begun.
 struct Slow {
     begun: Mutex<Sender<u64>>,
     go: Mutex<Receiver<io::Result<()>>>,
@@ -361,8 +382,9 @@ impl Storage for Slow {
         panic!("a bug of a format")
     }
 
-    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
-        Ok(())
+    fn write_zeroes(&self, offset: u64, length: u64, _: bool) -> io::Result<u64> {
+        self.begun.lock().unwrap().send(offset).unwrap();
+        self.go.lock().unwrap().recv().unwrap().map(|()| length.min(PIECE))
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -379,7 +401,7 @@ fn slow() -> (Pool, Receiver<u64>, Sender<io::Result<()>>) {
 #[test]
 fn fault_c3_errors_and_panics_of_a_storage_are_errors_of_their_requests() {
     let guest = Guest::new();
-    let (mut pool, _, _) = slow();
+    let (mut pool, begun, go) = slow();
     let code = |result: io::Result<()>| result.unwrap_err().raw_os_error();
     let write = guest.request(0, Operation::Write, 0, &[(0, 512)]);
     assert_eq!(code(one(&mut pool, write)), Some(libc::ENOSPC));
@@ -388,8 +410,47 @@ fn fault_c3_errors_and_panics_of_a_storage_are_errors_of_their_requests() {
         one(&mut pool, range(2, Operation::Discard, 0, 512)).unwrap_err().to_string().contains("panicked")
     );
     // Not durable, as it cannot be flushed.
-    let zeroes = range(3, Operation::WriteZeroes { unmap: false }, 0, 512);
-    assert_eq!(code(one(&mut pool, zeroes)), Some(libc::EIO));
+    let zeroes = |token| range(token, Operation::WriteZeroes { unmap: false }, 7, 2 * PIECE + 1);
+    (0..3).for_each(|_| go.send(Ok(())).unwrap());
+    assert_eq!(code(one(&mut pool, zeroes(3))), Some(libc::EIO));
+    assert_eq!(begun.try_iter().collect::<Vec<_>>(), [7, 7 + PIECE, 7 + 2 * PIECE]);
+    // Nothing is tried behind a piece that has failed.
+    [Ok(()), Err(io::Error::from_raw_os_error(libc::ENOSPC))].map(|answer| go.send(answer).unwrap());
+    assert_eq!(code(one(&mut pool, zeroes(4))), Some(libc::ENOSPC));
+    assert_eq!(begun.try_iter().collect::<Vec<_>>(), [7, 7 + PIECE]);
+}
+
+#[test]
+fn zeroes_that_threads_write_take_turns_with_other_requests_and_can_be_cancelled() {
+    const THREADS: u16 = 8;
+    let guest = Guest::new();
+    let (mut pool, begun, go) = slow();
+    // As many as there are threads.
+    for token in 0..THREADS {
+        let offset = (1 + u64::from(token)) << 20;
+        pool.push(range(token, Operation::WriteZeroes { unmap: true }, offset, 3 * PIECE));
+    }
+    pool.submit().unwrap();
+    (0..THREADS).for_each(|_| drop(begun.recv().unwrap()));
+    pool.push(guest.request(THREADS, Operation::Read, 7, &[(0, 4)]));
+    pool.submit().unwrap();
+    // After any first piece.
+    go.send(Ok(())).unwrap();
+    assert_eq!(begun.recv().unwrap(), 7);
+    // What waits for its second piece, and all that have not done their first.
+    pool.cancel(&|request| request.token != THREADS && request.buffers.is_empty());
+    let mut ended = Vec::new();
+    pool.reap(&mut ended).unwrap();
+    assert_eq!((ended.len(), pool.in_flight()), (1, THREADS.into()));
+    // More than they need.
+    (0..3 * THREADS).for_each(|_| go.send(Ok(())).unwrap());
+    ended.extend(wait(&mut pool, THREADS.into()));
+    for Completion { token, result } in ended {
+        let errno = result.err().and_then(|error| error.raw_os_error());
+        assert_eq!(errno, (token != THREADS).then_some(libc::ECANCELED), "{token}");
+    }
+    assert!(begun.try_recv().is_err(), "another piece has begun");
+    assert_eq!(guest.read(0, 4), b"slow");
 }
 
 #[test]

@@ -149,6 +149,28 @@ fn zeroes_and_discards_read_as_zero_and_give_clusters_back() {
 }
 
 #[test]
+fn zeroes_that_version_2_does_not_have_are_written_in_pieces() {
+    const LENGTH: u64 = 2 << 16;
+    let bench = Bench::new();
+    let path = bench.create("disk", None);
+    patch(&path, 4, &2_u32.to_be_bytes());
+    let disk = open(&path).unwrap();
+    for unmap in [false, true] {
+        bench.write(&disk, 0, &[9; 3 << 16]).unwrap();
+        let mut pieces = Vec::new();
+        while pieces.iter().sum::<u64>() < LENGTH {
+            let done = pieces.iter().sum::<u64>();
+            pieces.push(disk.write_zeroes(512 + done, LENGTH - done, unmap).unwrap());
+        }
+        assert_eq!(pieces, [1 << 16; 2]);
+        let bytes = bench.read(&disk, 0, 3 << 16).unwrap();
+        let zeros = 512..512 + LENGTH as usize;
+        assert!(bytes[zeros.clone()].iter().all(|byte| *byte == 0));
+        assert!(bytes[..zeros.start].iter().chain(&bytes[zeros.end..]).all(|byte| *byte == 9));
+    }
+}
+
+#[test]
 fn requests_of_many_threads_do_not_disturb_each_other() {
     let bench = Bench::new();
     let disk = open(&bench.create("disk", None)).unwrap();
