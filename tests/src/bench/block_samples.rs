@@ -84,7 +84,7 @@ fn complete<'a>(
     }
     for group in &lacking {
         notes.push(format!(
-            "round {} with {queues} queues is left out, as {} was not measured",
+            "round {} of queues_{queues} is left out, as {} was not measured",
             group.round,
             group.subject()
         ));
@@ -151,7 +151,7 @@ mod tests {
         let lines = [vec![run()], round(1, 10.0, 5.0), second].concat();
         let report = report(&text(&lines)).unwrap();
         assert_eq!((report.rounds, measured(&report, "vmm")), (1, (1, Some(0.5))));
-        assert_eq!(report.notes, ["round 2 with 1 queues is left out, as microvm was not measured"]);
+        assert_eq!(report.notes, ["round 2 of queues_1 is left out, as microvm was not measured"]);
     }
 
     #[test]

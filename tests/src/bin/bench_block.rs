@@ -227,7 +227,8 @@ fn in_guest(args: &Measure, files: &Files, subject: Subject, jobs: &[&Job]) -> R
         let start = format!("vmm: {key}=");
         loop {
             let line = lines.recv_timeout(DEADLINE);
-            let line = line.with_context(|| format!("no {key} from the guest, which has said {heard:?}"))?;
+            let line =
+                line.with_context(|| format!("no {key} from the guest, which last said {:?}", last(&heard)))?;
             if let Some(value) = line.strip_prefix(&start) {
                 return Ok(value.to_owned());
             }
@@ -257,6 +258,11 @@ fn in_guest(args: &Measure, files: &Files, subject: Subject, jobs: &[&Job]) -> R
         bail!("the reader of the console panicked");
     }
     Ok(done)
+}
+
+/// The end of what was heard: enough to see how far a guest has come.
+fn last(heard: &[String]) -> &[String] {
+    heard.split_at(heard.len().saturating_sub(3)).1
 }
 
 /// The calls for the second disk, the one that is measured.

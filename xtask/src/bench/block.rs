@@ -67,3 +67,22 @@ fn command(args: &BenchArgs, qemu: &Path, round: u32, done: &[String]) -> Result
     }
     Ok(command)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::tests::{parsed, words};
+
+    #[test]
+    fn another_nested_host_is_told_what_is_done() {
+        let args = parsed(&["block", "--shape", "a,b", "--seconds", "1"]).unwrap();
+        let words = |done: &[&str]| {
+            let done: Vec<_> = done.iter().map(|part| (*part).to_owned()).collect();
+            words(&command(&args, Path::new("/qemu"), 2, &done).unwrap())
+        };
+        let first = words(&[]);
+        assert!(first.ends_with(" --directory /mnt --round 2 --seconds 1 --shape a,b"), "{first}");
+        let second = words(&["2/1/host", "2/1/vmm"]);
+        assert!(second.ends_with(" --done 2/1/host,2/1/vmm --shape a,b"), "{second}");
+    }
+}

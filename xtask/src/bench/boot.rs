@@ -146,3 +146,20 @@ fn joined(name: &str, path: &Path) -> OsString {
     word.push(path);
     word
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::tests::{parsed, words};
+
+    #[test]
+    fn only_the_run_with_the_last_round_counts() {
+        let args = parsed(&["boot", "--shape", "vmlinux_1"]).unwrap();
+        let words = |done, part| {
+            let rounds = Rounds { done, part, all: 5 };
+            words(&command(&args, Host::Nested, Path::new("/qemu"), rounds).unwrap())
+        };
+        assert!(words(0, 3).ends_with(" --after 0 --rounds 3 --shape vmlinux_1"), "{}", words(0, 3));
+        assert!(words(3, 2).ends_with(" --after 3 --rounds 2 --count --shape vmlinux_1"), "{}", words(3, 2));
+    }
+}

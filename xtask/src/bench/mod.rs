@@ -207,8 +207,14 @@ mod tests {
         bench: BenchArgs,
     }
 
-    fn parsed(words: &[&str]) -> Result<BenchArgs, clap::Error> {
+    pub(super) fn parsed(words: &[&str]) -> Result<BenchArgs, clap::Error> {
         CommandLine::try_parse_from(["bench"].iter().chain(words)).map(|line| line.bench)
+    }
+
+    /// The words of a command, with spaces between.
+    pub(super) fn words(command: &Command) -> String {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
     }
 
     #[test]

@@ -33,7 +33,7 @@ done </etc/nested/modules
 
 # A file system on a disk that is a file in memory, of so many mebibytes as the word `nested.ext4=` of the kernel's command line says.
 ext4() {
-    truncate -s "$1M" /dev/shm/ext4 && /sbin/mke2fs -q -t ext4 /dev/shm/ext4 &&
+    truncate -s "$1M" /dev/shm/ext4 && /sbin/mke2fs -q -t ext4 -E lazy_itable_init=0,lazy_journal_init=0 /dev/shm/ext4 &&
         mkdir -p /mnt && mount -t ext4 -o loop /dev/shm/ext4 /mnt
 }
 for word in $(cat /proc/cmdline); do
