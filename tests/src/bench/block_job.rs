@@ -19,6 +19,11 @@ pub struct Job {
     pub host_calls: Case,
 }
 
+/// None has this name.
+#[derive(Debug, thiserror::Error)]
+#[error("no job {0:?}: expected one of {names}", names = JOBS.each_ref().map(|job| job.rate.name).join(", "))]
+pub struct UnknownJob(String);
+
 macro_rules! job {
     ($section:literal, $queues:literal) => {
         Job {
@@ -53,6 +58,23 @@ pub static JOBS: [Job; 12] = [
     job!("read_128k", 2),
     job!("write_128k", 2),
 ];
+
+impl Job {
+    /// The one whose rate has this name, `SECTION_queues_QUEUES`.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn named(name: &str) -> Result<&'static Self, UnknownJob> {
+        JOBS.iter().find(|job| job.rate.name == name).ok_or_else(|| UnknownJob(name.to_owned()))
+    }
+
+    /// Whatever may be measured of it.
+    #[must_use]
+    pub fn cases(&self) -> [Case; 4] {
+        [self.rate, self.latency, self.interrupts, self.host_calls]
+    }
+}
 
 /// What fio has measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,6 +126,15 @@ mod tests {
         assert_eq!(Measured::parse(&line(46, "0")), Some(expected));
         assert_eq!(Measured::parse(&line(5, "5")), None);
         assert_eq!(Measured::parse("fio: no such file"), None);
+    }
+
+    #[test]
+    fn every_job_is_found_by_its_name_and_named_where_there_is_no_such() {
+        let error = Job::named("read_4k_1").unwrap_err().to_string();
+        for job in &JOBS {
+            assert_eq!(Job::named(job.rate.name).unwrap(), job);
+            assert!(error.contains(job.rate.name), "{error}");
+        }
     }
 
     #[test]

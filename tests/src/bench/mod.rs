@@ -1,7 +1,9 @@
 //! The benchmarks' measuring side: subjects, probes, a raw KVM baseline and the report they fill.
 
 pub mod backings;
+pub mod block_group;
 pub mod block_job;
+pub mod block_samples;
 pub mod block_subject;
 pub mod boot_monitor;
 pub mod boot_samples;
@@ -32,6 +34,7 @@ pub mod raw_vcpu;
 mod raw_vcpus;
 pub mod raw_vm;
 pub mod report;
+pub mod samples;
 pub mod scripted_exits;
 pub mod series;
 pub mod slot_probe;

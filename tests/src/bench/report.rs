@@ -45,7 +45,7 @@ pub struct Count {
 }
 
 /// The machine under the benchmark.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Kernel release.
     pub kernel: String,

@@ -1,24 +1,39 @@
-//! The block benchmark: fio in guests of several monitors, on a disk, and on the host, on the file behind it; prints the report as JSON.
+//! The block benchmark: fio in guests of several monitors, on a disk, and on the host, on the file behind it. Measures,
+//! printing samples as they come, and makes the report of them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::{Args, Parser};
 use serde_json::Value;
+use vmm_tests::bench::block_group::Group;
 use vmm_tests::bench::block_job::{JOBS, Job, Measured};
-use vmm_tests::bench::block_subject::{Files, HOST, SUBJECTS, Subject};
+use vmm_tests::bench::block_samples::report;
+use vmm_tests::bench::block_subject::{Files, Subject};
 use vmm_tests::bench::linux_boot::Running;
 use vmm_tests::bench::programs::Programs;
-use vmm_tests::bench::report::Ratio;
-use vmm_tests::bench::series::Recorder;
+use vmm_tests::bench::report::Host;
+use vmm_tests::bench::samples::{Line, Part, Run};
+use vmm_tests::bench::series::{Case, Sample, Taken};
 use vmm_tests::harness::ControlSocket;
 
 #[derive(Debug, Parser)]
-struct Args {
+enum Task {
+    /// Measure one round, and print samples as lines of JSON, each group as soon as it is complete
+    Measure(Box<Measure>),
+    /// Print the report of such lines as JSON
+    Report {
+        /// A file of them
+        samples: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Measure {
     #[command(flatten)]
     programs: Programs,
     /// The disk that guests start from
@@ -31,11 +46,17 @@ struct Args {
     #[arg(long)]
     jobs: PathBuf,
     /// Where the disk's file is made
-    #[arg(long, default_value = "/dev/shm")]
+    #[arg(long)]
     directory: PathBuf,
-    /// Times that each job is done by each subject
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    /// Only these: read_4k_1_queues_1 and so on; several with commas between
+    #[arg(long = "shape", value_name = "JOB", value_delimiter = ',', value_parser = Job::named)]
+    shapes: Vec<&'static Job>,
+    /// Which round it is
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    round: u32,
+    /// Groups that were measured before, by another run; several with commas between
+    #[arg(long, value_name = "ROUND/QUEUES/SUBJECT", value_delimiter = ',')]
+    done: Vec<Group>,
     /// Seconds of each job
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
@@ -48,67 +69,90 @@ const DEADLINE: Duration = Duration::from_secs(100);
 /// How often a guest is started that fails: an emulated host fails now and then.
 const ATTEMPTS: u32 = 2;
 
-/// A job as a guest has done it.
+/// A job as it was done.
 struct Done {
     measured: Measured,
-    interrupts: f64,
+    /// Of a guest.
+    interrupts: Option<f64>,
     /// Only vmm-cli counts them.
     host_calls: Option<f64>,
 }
 
+impl Done {
+    /// What there is of `job`.
+    fn values(&self, job: &Job) -> Vec<(Case, f64)> {
+        let Self { measured, interrupts, host_calls } = self;
+        let of_requests = [(job.interrupts, interrupts), (job.host_calls, host_calls)];
+        let of_requests =
+            of_requests.into_iter().filter_map(|(case, all)| Some((case, all.as_ref()? / measured.requests)));
+        [(job.rate, measured.rate), (job.latency, measured.latency)].into_iter().chain(of_requests).collect()
+    }
+}
+
 fn main() -> Result<()> {
-    let args = Args::parse();
+    match Task::parse() {
+        Task::Measure(args) => measure(&args),
+        Task::Report { samples } => {
+            let text = fs::read_to_string(&samples).with_context(|| samples.display().to_string())?;
+            let report = report(&text).with_context(|| samples.display().to_string())?;
+            serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
+            Ok(())
+        }
+    }
+}
+
+/// Measures all groups of the round that are not done. One that fails is left for another run, which this one's end says.
+fn measure(args: &Measure) -> Result<()> {
+    let jobs: Vec<_> =
+        JOBS.iter().filter(|job| args.shapes.is_empty() || args.shapes.contains(job)).collect();
+    let run = Run {
+        host: Host::read(),
+        shapes: jobs.iter().map(|job| job.rate.name.to_owned()).collect(),
+        subjects: Group::all(1, 1).into_iter().map(|group| group.subject().to_owned()).collect(),
+    };
+    print(&Line::Run(run))?;
     let disk = tempfile::Builder::new().prefix("disk-").tempfile_in(&args.directory)?;
     let files =
         Files { programs: args.programs.clone(), root: args.root.clone(), disk: disk.path().to_owned() };
-    let mut recorder = recorder();
     let start = Instant::now();
-    for round in 1..=args.rounds {
-        for jobs in JOBS.chunk_by(|one, next| one.queues == next.queues) {
+    let mut failed = Vec::new();
+    for jobs in jobs.chunk_by(|one, next| one.queues == next.queues) {
+        let mut groups = Group::all(args.round, jobs[0].queues);
+        groups.retain(|group| !args.done.contains(group));
+        if !groups.is_empty() {
             fill(disk.as_file())?;
-            for job in jobs {
-                let measured = on_host(&args, &files, job).with_context(|| job.rate.name)?;
-                recorder.record(job.rate, HOST, &[measured.rate]);
-                recorder.record(job.latency, HOST, &[measured.latency]);
+        }
+        for group in groups {
+            match one(args, &files, group, jobs) {
+                Ok(samples) => {
+                    print(&Line::Part(Part { name: group.to_string(), samples, counts: Vec::new() }))?;
+                }
+                Err(error) => {
+                    print(&Line::Note(format!("{group} has failed in a run: {error:#}")))?;
+                    failed.push(group.to_string());
+                }
             }
-            let mut order: Vec<Subject> = SUBJECTS.to_vec();
-            // Nobody always comes after the same one.
-            order.rotate_left(round as usize % SUBJECTS.len());
-            for subject in order {
-                one(&args, &files, subject, jobs, &mut recorder);
-                let (name, queues) = (subject.name(), jobs[0].queues);
-                let elapsed = start.elapsed().as_secs();
-                writeln!(io::stderr(), "{elapsed:6} s  round {round}, {name}, {queues} queues")?;
-            }
+            writeln!(io::stderr(), "{:6} s  {group}", start.elapsed().as_secs())?;
         }
     }
-    let report = recorder.finish("block", args.rounds, Ratio::Cost)?;
-    serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }
 
-fn recorder() -> Recorder {
-    let subjects = SUBJECTS.map(Subject::name);
-    let all: Vec<_> = [HOST].into_iter().chain(subjects).collect();
-    let own: Vec<_> = SUBJECTS.iter().filter(|subject| matches!(subject, Subject::Vmm(_))).collect();
-    let own: Vec<_> = own.into_iter().map(|subject| subject.name()).collect();
-    let mut recorder = Recorder::new(&[], &[]).against(HOST);
-    for job in &JOBS {
-        recorder = recorder.and(&[job.rate, job.latency], &all);
-        recorder = recorder.and(&[job.interrupts], &subjects).and(&[job.host_calls], &own);
-    }
-    recorder
+fn print(line: &Line) -> Result<()> {
+    line.print().context("standard output")
 }
 
-/// Writes all of the disk, so that nobody finds holes.
+/// Writes all of the disk, so that nobody finds holes, pages that are not in memory, or blocks that are still to be allocated.
 fn fill(mut disk: &File) -> Result<()> {
     io::Seek::rewind(&mut disk)?;
     let piece = vec![0xa5; 1 << 20];
-    (0..SIZE_MIB).try_for_each(|_| disk.write_all(&piece)).context("filling the disk")
+    let written = (0..SIZE_MIB).try_for_each(|_| disk.write_all(&piece)).and_then(|()| disk.sync_all());
+    written.context("filling the disk")
 }
 
 /// Does a job on the file itself.
-fn on_host(args: &Args, files: &Files, job: &Job) -> Result<Measured> {
+fn on_host(args: &Measure, files: &Files, job: &Job) -> Result<Done> {
     let output = Command::new(&args.fio)
         .args(["--minimal", "--section", job.section])
         .arg(&args.jobs)
@@ -116,47 +160,46 @@ fn on_host(args: &Args, files: &Files, job: &Job) -> Result<Measured> {
         .env("BLOCK_SIZE", format!("{SIZE_MIB}m"))
         .env("BLOCK_QUEUES", job.queues.to_string())
         .env("BLOCK_SECONDS", args.seconds.to_string())
+        // As guests' requests are served: from the page cache.
+        .env("BLOCK_DIRECT", "0")
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start {}", args.fio.display()))?;
     let said = String::from_utf8_lossy(&output.stdout);
     let measured = said.lines().find_map(Measured::parse);
-    measured.with_context(|| format!("fio said {said:?} and {:?}", String::from_utf8_lossy(&output.stderr)))
+    let measured = measured.with_context(|| {
+        let error = String::from_utf8_lossy(&output.stderr);
+        format!("{}: fio said {said:?} and {error:?}", job.section)
+    })?;
+    Ok(Done { measured, interrupts: None, host_calls: None })
 }
 
-/// Does `jobs` in one guest and records them.
-fn one(args: &Args, files: &Files, subject: Subject, jobs: &[Job], recorder: &mut Recorder) {
-    let name = subject.name();
-    if let Some(lack) = subject.lacks(files) {
-        for case in jobs.iter().flat_map(|job| [job.rate, job.latency, job.interrupts, job.host_calls]) {
-            recorder.leave_out_subject(case, name, &lack);
-        }
-        return;
+/// Measures a group, at most as often as allowed. What failed is noted.
+fn one(args: &Measure, files: &Files, group: Group, jobs: &[&Job]) -> Result<Vec<Sample>> {
+    let name = group.subject();
+    if let Some(lack) = group.subject.and_then(|subject| subject.lacks(files)) {
+        let without = |case| Sample::new(case, name, Taken::NotRun(lack.clone()));
+        return Ok(jobs.iter().flat_map(|job| job.cases()).map(without).collect());
     }
-    let mut tried = in_guest(args, files, subject, jobs);
+    let attempt = || match group.subject {
+        Some(subject) => in_guest(args, files, subject, jobs),
+        None => jobs.iter().map(|job| on_host(args, files, job)).collect(),
+    };
+    let mut tried = attempt();
     for _ in 1..ATTEMPTS {
-        if let Err(error) = &tried {
-            let _ = writeln!(io::stderr(), "{name} is started again, as {error:#}");
-            tried = in_guest(args, files, subject, jobs);
-        }
+        let Err(error) = &tried else { break };
+        print(&Line::Note(format!("{group} was tried again, as {error:#}")))?;
+        tried = attempt();
     }
-    match tried {
-        Err(error) => jobs.iter().for_each(|job| recorder.fail(job.rate, name, &format!("{error:#}"))),
-        Ok(all) => {
-            for (job, Done { measured, interrupts, host_calls }) in jobs.iter().zip(all) {
-                recorder.record(job.rate, name, &[measured.rate]);
-                recorder.record(job.latency, name, &[measured.latency]);
-                recorder.record(job.interrupts, name, &[interrupts / measured.requests]);
-                if let Some(calls) = host_calls {
-                    recorder.record(job.host_calls, name, &[calls / measured.requests]);
-                }
-            }
-        }
-    }
+    let samples = |(job, done): (&&Job, &Done)| {
+        let values = done.values(job).into_iter();
+        values.map(|(case, value)| Sample::new(case, name, Taken::Values(vec![value]))).collect::<Vec<_>>()
+    };
+    Ok(jobs.iter().zip(&tried?).flat_map(samples).collect())
 }
 
 /// Starts a guest, which does all of `jobs` and ends.
-fn in_guest(args: &Args, files: &Files, subject: Subject, jobs: &[Job]) -> Result<Vec<Done>> {
+fn in_guest(args: &Measure, files: &Files, subject: Subject, jobs: &[&Job]) -> Result<Vec<Done>> {
     let socket = ControlSocket::new()?;
     let sections: Vec<_> = jobs.iter().map(|job| job.section).collect();
     let words =
@@ -184,7 +227,8 @@ fn in_guest(args: &Args, files: &Files, subject: Subject, jobs: &[Job]) -> Resul
         let start = format!("vmm: {key}=");
         loop {
             let line = lines.recv_timeout(DEADLINE);
-            let line = line.with_context(|| format!("no {key} from the guest, which has said {heard:?}"))?;
+            let line =
+                line.with_context(|| format!("no {key} from the guest, which last said {:?}", last(&heard)))?;
             if let Some(value) = line.strip_prefix(&start) {
                 return Ok(value.to_owned());
             }
@@ -207,13 +251,18 @@ fn in_guest(args: &Args, files: &Files, subject: Subject, jobs: &[Job]) -> Resul
             Measured::parse(&line).with_context(|| format!("{}: fio said {line:?}", job.section))?;
         let interrupts = interrupts.parse().with_context(|| format!("interrupts={interrupts}"))?;
         let host_calls = before.zip(after).map(|(before, after)| after - before);
-        done.push(Done { measured, interrupts, host_calls });
+        done.push(Done { measured, interrupts: Some(interrupts), host_calls });
     }
     drop(running);
     if reader.join().is_err() {
         bail!("the reader of the console panicked");
     }
     Ok(done)
+}
+
+/// The end of what was heard: enough to see how far a guest has come.
+fn last(heard: &[String]) -> &[String] {
+    heard.split_at(heard.len().saturating_sub(3)).1
 }
 
 /// The calls for the second disk, the one that is measured.

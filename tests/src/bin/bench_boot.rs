@@ -12,7 +12,7 @@ use anyhow::{Context, Error, Result, ensure};
 use clap::{Args, Parser};
 use nix::sys::prctl::set_child_subreaper;
 use vmm_tests::bench::boot_monitor::{BootMonitor, Guest};
-use vmm_tests::bench::boot_samples::{Line, Run, report};
+use vmm_tests::bench::boot_samples::{COUNTS, report};
 use vmm_tests::bench::boot_shape::{SHAPES, Shape};
 use vmm_tests::bench::exit_counts::{BootCounts, Kind, Processor, merged};
 use vmm_tests::bench::kvm_trace::{KvmTrace, TraceError};
@@ -20,6 +20,7 @@ use vmm_tests::bench::linux_boot::{to_end, to_mark};
 use vmm_tests::bench::probe::Launch;
 use vmm_tests::bench::programs::Programs;
 use vmm_tests::bench::report::{Count, Host};
+use vmm_tests::bench::samples::{Line, Part, Run};
 use vmm_tests::bench::series::{Case, Sample, Taken};
 
 /// Boots of each monitor and shape whose exits are counted; they are not timed.
@@ -80,11 +81,12 @@ fn measure(mut args: Measure) -> Result<()> {
     set_child_subreaper(true).context("becoming a subreaper")?;
     let scratch = tempfile::tempdir().context("making a temporary directory")?;
     let monitors = monitors(&args)?;
-    print(&Line::Run(Run {
+    let run = Run {
         host: Host::read(),
         shapes: args.shapes.iter().map(|shape| shape.name.to_owned()).collect(),
         subjects: monitors.iter().map(|monitor| monitor.name().to_owned()).collect(),
-    }))?;
+    };
+    Line::Run(run).print().context("standard output")?;
     let mut samples = Vec::new();
     let runners = runners(&args, &monitors, scratch.path(), &mut samples)?;
     let trace =
@@ -92,14 +94,6 @@ fn measure(mut args: Measure) -> Result<()> {
     let mut bench = Bench { args: &args, trace, samples, failed: HashSet::new(), start: Instant::now() };
     bench.time(&runners)?;
     if args.count { bench.count(&runners) } else { Ok(()) }
-}
-
-/// Prints `line`; whoever reads it has it before the next is measured.
-fn print(line: &Line) -> Result<()> {
-    let mut text = serde_json::to_string(line)?;
-    text.push('\n');
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("standard output")
 }
 
 fn monitors(args: &Measure) -> Result<Vec<BootMonitor>> {
@@ -188,8 +182,9 @@ impl Bench<'_> {
             if round == after {
                 self.say("warm-up");
             } else {
-                print(&Line::Round(mem::take(&mut self.samples)))?;
-                self.say(&format!("round {round}"));
+                let name = format!("round {round}");
+                self.say(&name);
+                self.keep(name, Vec::new())?;
             }
         }
         Ok(())
@@ -227,7 +222,13 @@ impl Bench<'_> {
                 counts.extend(self.count_one(&trace, runner));
             }
         }
-        print(&Line::Counted { samples: mem::take(&mut self.samples), counts })
+        self.keep(COUNTS.to_owned(), counts)
+    }
+
+    /// Prints what has been measured since the last part as the part `name`.
+    fn keep(&mut self, name: String, counts: Vec<Count>) -> Result<()> {
+        let samples = mem::take(&mut self.samples);
+        Line::Part(Part { name, samples, counts }).print().context("standard output")
     }
 
     fn count_one(&mut self, trace: &KvmTrace, runner: &Runner) -> Vec<Count> {
@@ -258,7 +259,7 @@ impl Bench<'_> {
         for _ in 1..self.args.attempts {
             let Err(error) = &booted else { break };
             let Runner { monitor, shape, .. } = runner;
-            print(&Line::Note(format!("{monitor}, {}, was booted again, as {error:#}", shape.name)))?;
+            Line::Note(format!("{monitor}, {}, was booted again, as {error:#}", shape.name)).print()?;
             booted = boot();
         }
         booted

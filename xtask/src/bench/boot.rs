@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -13,8 +13,9 @@ use super::{BenchArgs, PROGRAMS};
 use crate::guest_suites::has_virtualization;
 use crate::host::kvm_missing;
 use crate::nested;
-use crate::process::capture;
 
+/// The part of the samples that is counted; each other one is a round.
+const COUNTS: &str = "counts";
 /// Rounds that one nested host measures.
 const NESTED_ROUNDS: u32 = 3;
 /// How many nested hosts may die: the emulator fails now and then (docs/nested.md).
@@ -66,50 +67,44 @@ pub fn measure(args: &BenchArgs) -> Result<String> {
     let qemu = microvm::find()?;
     let host = args.host.unwrap_or_else(Host::that_boots_linux);
     let rounds = args.rounds.unwrap_or(super::BOOT_ROUNDS);
-    let mut samples = Samples::create()?;
-    let mut deaths = 0;
-    while samples.rounds() < rounds || !samples.are_counted() {
-        let part = host.part(rounds - samples.rounds());
-        let status = run(args, host, &qemu, part, rounds, &mut samples)?;
-        if !status.success() {
-            deaths += 1;
-            let progress = format!("a run ended with {status} after round {}", samples.rounds());
-            ensure!(deaths <= host.deaths(), "{progress}");
-            samples.note(&format!("{progress}; another one went on"))?;
-        }
+    let mut samples = Samples::create("boot")?;
+    while rounds_of(&samples) < rounds || !samples.parts().iter().any(|part| part == COUNTS) {
+        let done = rounds_of(&samples);
+        let part = host.part(rounds - done);
+        let ended_well = samples.run(&mut command(args, host, &qemu, Rounds { done, part, all: rounds })?)?;
+        ensure!(!ended_well || rounds_of(&samples) == done + part, "the measuring program left rounds out");
+        ensure!(ended_well || samples.deaths() <= host.deaths(), "{} runs have failed", samples.deaths());
     }
-    capture(Command::new(Path::new(PROGRAMS).join("bench_boot")).arg("report").arg(samples.path()))
+    samples.report("bench_boot")
 }
 
-/// Measures `part` of the `rounds` that are missing, and the counts after the last one.
-fn run(
-    args: &BenchArgs,
-    host: Host,
-    qemu: &Path,
+fn rounds_of(samples: &Samples) -> u32 {
+    samples.parts().iter().map(|part| u32::from(part != COUNTS)).sum()
+}
+
+/// What a run measures: behind those that are done, a part of all.
+#[derive(Clone, Copy)]
+struct Rounds {
+    done: u32,
     part: u32,
-    rounds: u32,
-    samples: &mut Samples,
-) -> Result<ExitStatus> {
+    all: u32,
+}
+
+/// Measures a part of the rounds, and the counts after the last one.
+fn command(args: &BenchArgs, host: Host, qemu: &Path, rounds: Rounds) -> Result<Command> {
+    let Rounds { done, part, all } = rounds;
     let mut command = match host {
         Host::Native => native(args, qemu)?,
         Host::Nested => in_nested(args, qemu, part)?,
     };
-    let done = samples.rounds();
     command.args(["--after", &done.to_string(), "--rounds", &part.to_string()]);
-    if done + part == rounds {
+    if done + part == all {
         command.arg("--count");
     }
     if !args.shapes.is_empty() {
         command.args(["--shape", &args.shapes.join(",")]);
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = command.spawn().context("cannot start the measuring program")?;
-    let output = child.stdout.take().context("no pipe")?;
-    let collected = samples.collect(output);
-    let status = child.wait().context("cannot wait for the measuring program")?;
-    collected?;
-    ensure!(!status.success() || samples.rounds() == done + part, "the measuring program left rounds out");
-    Ok(status)
+    Ok(command)
 }
 
 fn native(args: &BenchArgs, qemu: &Path) -> Result<Command> {
@@ -150,4 +145,21 @@ fn joined(name: &str, path: &Path) -> OsString {
     let mut word = OsString::from(format!("{name}="));
     word.push(path);
     word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::tests::{parsed, words};
+
+    #[test]
+    fn only_the_run_with_the_last_round_counts() {
+        let args = parsed(&["boot", "--shape", "vmlinux_1"]).unwrap();
+        let words = |done, part| {
+            let rounds = Rounds { done, part, all: 5 };
+            words(&command(&args, Host::Nested, Path::new("/qemu"), rounds).unwrap())
+        };
+        assert!(words(0, 3).ends_with(" --after 0 --rounds 3 --shape vmlinux_1"), "{}", words(0, 3));
+        assert!(words(3, 2).ends_with(" --after 3 --rounds 2 --count --shape vmlinux_1"), "{}", words(3, 2));
+    }
 }

@@ -77,9 +77,13 @@ pub struct BenchArgs {
     /// For `boot` and `block`: the guest's kernel.
     #[arg(long, value_enum, default_value_t = Version::V6_12)]
     pub kernel: Version,
-    /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4; several with commas between.
+    /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4. For `block`: only these jobs, such as
+    /// read_4k_32_queues_1. Several with commas between.
     #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',')]
     pub shapes: Vec<String>,
+    /// For `block`: seconds of each job.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seconds: Option<u32>,
     /// For `boot`: where; if not said, natively where KVM has VMX or SVM.
     #[arg(long, value_enum)]
     pub host: Option<boot::Host>,
@@ -203,8 +207,14 @@ mod tests {
         bench: BenchArgs,
     }
 
-    fn parsed(words: &[&str]) -> Result<BenchArgs, clap::Error> {
+    pub(super) fn parsed(words: &[&str]) -> Result<BenchArgs, clap::Error> {
         CommandLine::try_parse_from(["bench"].iter().chain(words)).map(|line| line.bench)
+    }
+
+    /// The words of a command, with spaces between.
+    pub(super) fn words(command: &Command) -> String {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
     }
 
     #[test]

@@ -3,73 +3,93 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::json;
 
-use super::RESULTS;
+use super::{PROGRAMS, RESULTS};
+use crate::process::capture;
+
+/// How many runs may fail before anything has been measured: what is wrong then is rarely the machine.
+const FALSE_STARTS: usize = 2;
 
 /// What lines are read for here: how much is done.
 #[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    Round(IgnoredAny),
-    Counted(IgnoredAny),
-    #[serde(untagged)]
-    Other(IgnoredAny),
+struct Line {
+    part: Option<Part>,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    name: String,
 }
 
 /// A file of lines.
 pub struct Samples {
     path: PathBuf,
     file: File,
-    rounds: u32,
-    counted: bool,
+    parts: Vec<String>,
+    deaths: usize,
 }
 
 impl Samples {
-    /// An empty one among the results.
-    pub fn create() -> Result<Self> {
-        Self::create_at(Path::new(RESULTS).join("boot.samples.jsonl"))
+    /// An empty one among the results, of the benchmark `name`.
+    pub fn create(name: &str) -> Result<Self> {
+        Self::create_at(Path::new(RESULTS).join(format!("{name}.samples.jsonl")))
     }
 
     fn create_at(path: PathBuf) -> Result<Self> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let file = fs::create_dir_all(directory).and_then(|()| File::create(&path));
         let file = file.with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self { path, file, rounds: 0, counted: false })
+        Ok(Self { path, file, parts: Vec::new(), deaths: 0 })
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Names of the parts that are in it.
+    pub fn parts(&self) -> &[String] {
+        &self.parts
     }
 
-    /// How many rounds are in it.
-    pub fn rounds(&self) -> u32 {
-        self.rounds
+    /// How many runs have failed.
+    pub fn deaths(&self) -> usize {
+        self.deaths
     }
 
-    /// Whether it has what is counted.
-    pub fn are_counted(&self) -> bool {
-        self.counted
+    /// Keeps what a run prints, as it comes. Whether it ended well; one that did not is noted.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, prints something else, or is another one that fails where nothing was measured yet.
+    pub fn run(&mut self, command: &mut Command) -> Result<bool> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn().context("cannot start the measuring program")?;
+        let output = child.stdout.take().context("no pipe")?;
+        let collected = self.collect(output);
+        let status = child.wait().context("cannot wait for the measuring program")?;
+        collected?;
+        if !status.success() {
+            self.deaths += 1;
+            let said = match self.parts.last() {
+                Some(part) => format!("a run ended with {status}; the last part was {part}"),
+                None => format!("a run ended with {status}; nothing was complete"),
+            };
+            ensure!(self.deaths < FALSE_STARTS || !self.parts.is_empty(), "{said}");
+            self.note(&said)?;
+        }
+        Ok(status.success())
     }
 
-    /// Keeps what a run prints, line by line. A last line without an end is what a run was about to print when it died.
-    pub fn collect(&mut self, output: impl Read) -> Result<()> {
+    /// Keeps lines. A last one without an end is what a run was about to print when it died.
+    fn collect(&mut self, output: impl Read) -> Result<()> {
         let mut output = BufReader::new(output);
         let mut line = String::new();
         while output.read_line(&mut line).context("samples")? != 0 && line.ends_with('\n') {
-            let read =
+            let read: Line =
                 serde_json::from_str(&line).with_context(|| format!("not a line of samples: {line:?}"))?;
             self.file.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())?;
-            match read {
-                Line::Round(_) => self.rounds += 1,
-                Line::Counted(_) => self.counted = true,
-                Line::Other(_) => {}
-            }
+            self.parts.extend(read.part.map(|part| part.name));
             line.clear();
         }
         Ok(())
@@ -79,31 +99,74 @@ impl Samples {
     pub fn note(&mut self, text: &str) -> Result<()> {
         self.collect(format!("{}\n", json!({ "note": text })).as_bytes())
     }
+
+    /// What the measuring program `name` reports of it, as JSON.
+    pub fn report(&self, name: &str) -> Result<String> {
+        capture(Command::new(Path::new(PROGRAMS).join(name)).arg("report").arg(&self.path))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn samples(directory: &tempfile::TempDir) -> Samples {
+        Samples::create_at(directory.path().join("lines")).unwrap()
+    }
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn kept(samples: &Samples) -> Vec<String> {
+        fs::read_to_string(&samples.path).unwrap().lines().map(str::to_owned).collect()
+    }
+
     #[test]
-    fn rounds_that_are_complete_are_kept_and_counted() {
+    fn parts_that_are_complete_are_kept_and_named() {
         let directory = tempfile::tempdir().unwrap();
-        let mut samples = Samples::create_at(directory.path().join("lines")).unwrap();
-        samples.collect(&b"{\"run\":{}}\n{\"round\":[{\"x\":1}]}\n{\"round\":[{\"x\""[..]).unwrap();
-        assert_eq!((samples.rounds(), samples.are_counted()), (1, false));
+        let mut samples = samples(&directory);
+        samples.collect(&b"{\"run\":{}}\n{\"part\":{\"name\":\"a\",\"x\":1}}\n{\"part\":{\"na"[..]).unwrap();
+        assert_eq!(samples.parts(), ["a"]);
         samples.note("it \"died\"").unwrap();
-        samples.collect(&b"{\"round\":[]}\n{\"counted\":{}}\n"[..]).unwrap();
-        assert_eq!((samples.rounds(), samples.are_counted()), (2, true));
-        let kept = fs::read_to_string(samples.path()).unwrap();
-        let lines: Vec<_> = kept.lines().collect();
-        assert_eq!(lines[2], "{\"note\":\"it \\\"died\\\"\"}");
-        assert_eq!(lines.len(), 5);
+        samples.collect(&b"{\"part\":{\"name\":\"b\"}}\n"[..]).unwrap();
+        assert_eq!(samples.parts(), ["a", "b"]);
+        assert_eq!(kept(&samples)[2], "{\"note\":\"it \\\"died\\\"\"}");
+        assert_eq!(kept(&samples).len(), 4);
+    }
+
+    #[test]
+    fn a_run_that_dies_keeps_its_parts_and_another_one_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut samples = samples(&directory);
+        let first = "echo '{\"part\":{\"name\":\"a\"}}'; printf '{\"part\":{\"na'; kill -9 $$";
+        assert!(!samples.run(&mut shell(first)).unwrap());
+        assert!(!samples.run(&mut shell("exit 3")).unwrap());
+        assert!(samples.run(&mut shell("echo '{\"part\":{\"name\":\"b\"}}'")).unwrap());
+        assert_eq!((samples.deaths(), samples.parts()), (2, &["a".to_owned(), "b".to_owned()][..]));
+        let note = "{\"note\":\"a run ended with exit status: 3; the last part was a\"}";
+        assert!(kept(&samples)[1].contains("signal: 9") && kept(&samples)[2] == note, "{:?}", kept(&samples));
+        assert_eq!(kept(&samples).len(), 4);
+    }
+
+    #[test]
+    fn runs_that_measure_nothing_are_not_started_again_and_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut samples = samples(&directory);
+        assert!(!samples.run(&mut shell("exit 2")).unwrap());
+        let error = samples.run(&mut shell("exit 2")).unwrap_err();
+        assert_eq!(error.to_string(), "a run ended with exit status: 2; nothing was complete");
     }
 
     #[test]
     fn what_is_no_line_of_samples_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let mut samples = Samples::create_at(directory.path().join("lines")).unwrap();
-        assert!(samples.collect(&b"hello\n"[..]).unwrap_err().to_string().contains("hello"));
+        let mut samples = samples(&directory);
+        for wrong in ["hello\n", "[]x\n", "{\"part\":{}}\n"] {
+            let error = samples.collect(wrong.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains("not a line of samples"), "{wrong}");
+        }
     }
 }

@@ -13,8 +13,9 @@ use super::libraries;
 use crate::process::capture;
 
 /// Programs of the unpacked packages.
-const PROGRAMS: [&str; 3] = [FIO, "sbin/mke2fs", "sbin/e2fsck"];
+const PROGRAMS: [&str; 3] = [FIO, MKE2FS, "sbin/e2fsck"];
 const FIO: &str = "usr/bin/fio";
+const MKE2FS: &str = "sbin/mke2fs";
 /// By their other names.
 const LINKS: [(&str, &str); 2] = [("sbin/mkfs.ext4", "mke2fs"), ("sbin/fsck.ext4", "e2fsck")];
 /// Where other file systems go.
@@ -66,7 +67,7 @@ impl DiskContents {
         self.fill(&tree)?;
         let image = scratch.path().join("image");
         let mib = self.bytes.div_ceil(1 << 20) + FREE_MIB;
-        let mut mke2fs = Command::new(self.tools.join("sbin/mke2fs"));
+        let mut mke2fs = Command::new(self.tools.join(MKE2FS));
         mke2fs.env("LD_LIBRARY_PATH", libraries::below(&self.tools));
         mke2fs.args(["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d"]).arg(&tree).arg(&image);
         capture(mke2fs.arg(format!("{mib}M")))?;
@@ -102,9 +103,22 @@ impl DiskContents {
     }
 }
 
-/// fio of the unpacked packages in `tools`, its loader and its libraries, by their paths in a file system that is to have them.
-pub fn fio(tools: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
-    with_libraries(&std::path::absolute(tools)?, FIO)
+/// A program that the nested host can have too.
+#[derive(Clone, Copy, Debug)]
+pub enum Tool {
+    /// `/usr/bin/fio`.
+    Fio,
+    /// `/sbin/mke2fs`, which makes what busybox's does not.
+    Mke2fs,
+}
+
+/// A program of the unpacked packages in `tools`, its loader and its libraries, by their paths in a file system that is to have them.
+pub fn tool(tools: &Path, tool: Tool) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let program = match tool {
+        Tool::Fio => FIO,
+        Tool::Mke2fs => MKE2FS,
+    };
+    with_libraries(&std::path::absolute(tools)?, program)
 }
 
 /// A program below `tools`, an absolute path, its loader and its libraries.

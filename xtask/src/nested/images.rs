@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::archive::Archive;
-use super::disk_image::{self, DiskContents};
+use super::disk_image::{self, DiskContents, Tool};
 use super::modules;
 use super::packages::{Packages, Version};
 use super::payload;
@@ -136,11 +136,11 @@ pub fn guest_disk() -> Result<PathBuf> {
     Ok(image)
 }
 
-/// fio and what it needs, by the paths that they are to have.
-pub fn fio() -> Result<Vec<(PathBuf, PathBuf)>> {
+/// A program and what it needs, by the paths that they are to have.
+pub fn tool(tool: Tool) -> Result<Vec<(PathBuf, PathBuf)>> {
     need_all(&[&RUNNERS[..], &MAKERS].concat())?;
     let (_lock, packages) = lock()?;
-    disk_image::fio(&packages.tools()?)
+    disk_image::tool(&packages.tools()?, tool)
 }
 
 /// The cache, which nobody else changes while the file is held.

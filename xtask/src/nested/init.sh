@@ -31,6 +31,17 @@ while read -r module; do
     insmod "/lib/modules/$module.ko" 2>/run/insmod || echo "failed $(cat /run/insmod)" | tee -a /run/failed
 done </etc/nested/modules
 
+# A file system on a disk that is a file in memory, of so many mebibytes as the word `nested.ext4=` of the kernel's command line says.
+ext4() {
+    truncate -s "$1M" /dev/shm/ext4 && /sbin/mke2fs -q -t ext4 -E lazy_itable_init=0,lazy_journal_init=0 /dev/shm/ext4 &&
+        mkdir -p /mnt && mount -t ext4 -o loop /dev/shm/ext4 /mnt
+}
+for word in $(cat /proc/cmdline); do
+    case $word in
+    nested.ext4=*) ext4 "${word#*=}" 2>/run/ext4 || echo "failed $(cat /run/ext4)" | tee -a /run/failed ;;
+    esac
+done
+
 # The ports are announced by messages, so they are there only after a moment.
 while [ ! -c /dev/vport0p4 ]; do usleep 1000; done
 exec 4>/dev/vport0p4

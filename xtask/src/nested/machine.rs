@@ -28,6 +28,9 @@ pub struct MachineArgs {
     /// NUMA nodes, among which CPUs and memory are divided.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub numa: u32,
+    /// A file system ext4 of this size, in memory, at /mnt.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub ext4: Option<u64>,
     /// A word more on its kernel's command line, any number of times.
     #[arg(long = "append", value_name = "WORD")]
     pub words: Vec<String>,
@@ -41,13 +44,18 @@ pub struct HugePages {
 }
 
 fn mebibytes(text: &str) -> Result<u64, String> {
+    size(text).ok().filter(|size| *size >= 512).ok_or_else(|| "expected a size of at least 512M".into())
+}
+
+/// Mebibytes, from MiB (64, 64M) or GiB (4G).
+fn size(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.as_bytes() {
         [.., b'G'] => (&text[..text.len() - 1], 1024),
         [.., b'M'] => (&text[..text.len() - 1], 1),
         _ => (text, 1),
     };
     let size = digits.parse::<u64>().ok().and_then(|size| size.checked_mul(factor));
-    size.filter(|size| *size >= 512).ok_or_else(|| "expected a size of at least 512M".into())
+    size.filter(|size| *size > 0).ok_or_else(|| "expected a size such as 64M".into())
 }
 
 fn huge_pages(text: &str) -> Result<HugePages, String> {
@@ -98,6 +106,10 @@ impl MachineArgs {
         for HugePages { size, count } in &self.huge_pages {
             line += &format!(" hugepagesz={size} hugepages={count}");
         }
+        if let Some(mebibytes) = self.ext4 {
+            // Read by the first program; the kernel ignores a word with a dot that it does not know.
+            line += &format!(" nested.ext4={mebibytes}");
+        }
         for word in &self.words {
             line += &format!(" {word}");
         }
@@ -133,7 +145,7 @@ mod tests {
     use super::*;
 
     fn machine(cpus: u32, numa: u32) -> MachineArgs {
-        MachineArgs { cpus, memory: 4096, huge_pages: Vec::new(), numa, words: Vec::new() }
+        MachineArgs { cpus, memory: 4096, huge_pages: Vec::new(), numa, ext4: None, words: Vec::new() }
     }
 
     #[test]
@@ -153,6 +165,14 @@ mod tests {
         let pages = vec![huge_pages("1G=1").unwrap(), huge_pages("2M=8").unwrap()];
         let line = MachineArgs { huge_pages: pages, ..machine(2, 1) }.kernel_command_line();
         assert!(line.ends_with(" hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=8"), "{line}");
+    }
+
+    #[test]
+    fn a_file_system_is_asked_for_in_mebibytes() {
+        let line = MachineArgs { ext4: Some(size("1G").unwrap()), ..machine(2, 1) }.kernel_command_line();
+        assert!(line.ends_with(" nested.ext4=1024"), "{line}");
+        assert_eq!((size("64M"), size("64")), (Ok(64), Ok(64)));
+        assert!(size("0").is_err() && size("64K").is_err());
     }
 
     #[test]

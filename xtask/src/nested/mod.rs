@@ -25,6 +25,7 @@ use clap::Args;
 use crate::guest_suites::build_monitor;
 use crate::guests;
 use contents::{Carried, InnerCommand, inside_path};
+use disk_image::Tool;
 use machine::MachineArgs;
 pub use packages::Version;
 use run::{End, Run};
@@ -91,7 +92,11 @@ pub fn main(args: &NestedArgs, caller: &Path) -> ExitCode {
 
 fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
     let monitor = build_monitor()?;
-    let images = images::host(args.kernel, &args.modules)?;
+    let mut modules = args.modules.clone();
+    if args.machine.ext4.is_some() {
+        modules.push("loop".into());
+    }
+    let images = images::host(args.kernel, &modules)?;
     let mut carried = vec![Carried::new(monitor, "/bin/vmm-cli")];
     if Path::new(guests::OUTPUT).is_dir() {
         carried.push(Carried::new(guests::OUTPUT, "/guests"));
@@ -103,9 +108,10 @@ fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
     if !args.guest_kernels.is_empty() {
         carried.push(Carried::new(images::guest_disk()?, "/guests/linux/disk.ext4"));
     }
-    if args.fio {
+    let tools = [(args.fio, Tool::Fio), (args.machine.ext4.is_some(), Tool::Mke2fs)];
+    for (_, tool) in tools.into_iter().filter(|(is_wanted, _)| *is_wanted) {
         let inside = |(path, file)| Carried::alone(file, Path::new("/").join::<PathBuf>(path));
-        carried.extend(images::fio()?.into_iter().map(inside));
+        carried.extend(images::tool(tool)?.into_iter().map(inside));
     }
     carried.extend(args.files.iter().cloned());
     carried.extend(program(&args.command, caller)?);
