@@ -72,7 +72,7 @@ pub(super) fn perform(storage: &dyn Storage, request: Request) -> io::Result<Opt
         },
     }
     if durable {
-        storage.flush()?
+        storage.flush()?;
     }
     Ok(None)
 }
