@@ -42,7 +42,7 @@ impl VmConfig {
             (Some(pci), _) => out.set("pci", pci),
             (None, true) => out.unset("pci", "true, as there is a device for it or a control socket"),
             (None, false) => {
-                out.unset("pci", "false, as there is neither a device for it nor a control socket")
+                out.unset("pci", "false, as there is neither a device for it nor a control socket");
             }
         }
         match (self.machine.selftest, self.selftest()) {
