@@ -432,7 +432,7 @@ fn zeroes_that_threads_write_take_turns_with_other_requests_and_can_be_cancelled
         pool.push(range(token, Operation::WriteZeroes { unmap: true }, offset, 3 * PIECE));
     }
     pool.submit().unwrap();
-    assert_eq!(begun.iter().take(THREADS.into()).count(), THREADS.into());
+    assert_eq!(begun.iter().take(THREADS.into()).count(), usize::from(THREADS));
     pool.push(guest.request(THREADS, Operation::Read, 7, &[(0, 4)]));
     pool.submit().unwrap();
     // After any first piece.
