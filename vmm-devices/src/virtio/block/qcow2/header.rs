@@ -66,6 +66,8 @@ pub enum HeaderError {
     NotText(&'static str),
     #[error("it does not count the references to its own header; `qemu-img check -r all` mends it")]
     Uncounted,
+    #[error("two entries of its refcount table are {0:#x}; `qemu-img check -r all` may mend it")]
+    CountedTwice(u64),
     #[error("it cannot be read")]
     Read(#[source] io::Error),
 }
@@ -98,7 +100,7 @@ impl Header {
             return Err(HeaderError::Short);
         }
         let cluster = fields.check()?;
-        check_counts(file, &fields)?;
+        check_counts(file, &fields, cluster)?;
         if long {
             check_features(fields.u64(72))?;
             let length = fields.u32(100);
@@ -160,14 +162,30 @@ impl Fields<'_> {
     }
 }
 
-/// Checks that there is a block of reference counts for the beginning of the file. Without one, imago would put it there, and not
-/// find it again for ever.
-fn check_counts(file: &File, fields: &Fields<'_>) -> Result<(), HeaderError> {
-    let mut first = [0; 8];
-    let (offset, clusters) = (fields.u64(48), fields.u32(56));
-    let there = read_at(file, &mut first, offset).map_err(HeaderError::Read)?;
-    let is_counted = offset != 0 && clusters != 0 && there == first.len() && first != [0; 8];
-    is_counted.then_some(()).ok_or(HeaderError::Uncounted)
+/// Checks that there is a block of reference counts for the beginning of the file: without one, imago would put it there, and not
+/// find it again for ever. And that each block is for one part of the file only: in a small file whose blocks are all the same full
+/// one, imago would look for a free cluster for hours.
+fn check_counts(file: &File, fields: &Fields<'_>, cluster: usize) -> Result<(), HeaderError> {
+    const ENTRY: usize = 8;
+    let (offset, clusters) = (fields.u64(48), fields.u32(56) as usize);
+    // Its bytes are bounded already.
+    let mut table = vec![0; clusters.saturating_mul(cluster)];
+    let there = read_at(file, &mut table, offset).map_err(HeaderError::Read)?;
+    table.truncate(there);
+    let entries = table.as_chunks::<ENTRY>().0.iter().map(|entry| u64::from_be_bytes(*entry));
+    let mut blocks: Vec<_> = entries.collect();
+    if offset == 0 || blocks.first().is_none_or(|first| *first == 0) {
+        return Err(HeaderError::Uncounted);
+    }
+    blocks.retain(|block| *block != 0);
+    if let Some(&value) = blocks.iter().find(|block| !block.is_multiple_of(cluster as u64)) {
+        return Err(HeaderError::Field { field: "an entry of the refcount table", value });
+    }
+    blocks.sort_unstable();
+    match blocks.iter().zip(blocks.iter().skip(1)).find(|(one, next)| one == next) {
+        Some((twice, _)) => Err(HeaderError::CountedTwice(*twice)),
+        None => Ok(()),
+    }
 }
 
 fn check_features(features: u64) -> Result<(), HeaderError> {

@@ -264,6 +264,27 @@ fn fault_c5_what_is_no_qcow2_image_is_refused_with_the_reason() {
 }
 
 #[test]
+fn fault_c5_reference_counts_that_would_be_searched_for_hours_are_refused() {
+    let bench = Bench::new();
+    let path = bench.create("disk", None);
+    let number = |offset| {
+        let mut bytes = [0; 8];
+        fs::File::open(&path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let table = number(48);
+    let block = number(table);
+    patch(&path, table + 8, &block.to_be_bytes());
+    let error = refusal(open(&path));
+    assert!(error.contains(&format!("two entries of its refcount table are {block:#x}")), "{error}");
+    patch(&path, table + 8, &(block + 512).to_be_bytes());
+    let error = refusal(open(&path));
+    assert!(error.contains("an entry of the refcount table = "), "{error}");
+    patch(&path, table + 8, &0_u64.to_be_bytes());
+    open(&path).unwrap();
+}
+
+#[test]
 fn fault_c5_a_backing_file_is_used_only_if_the_user_names_it_too() {
     let bench = Bench::new();
     let base = bench.path("base");
