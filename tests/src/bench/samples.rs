@@ -2,11 +2,15 @@
 //!
 //! A line stands for itself: a run that dies loses what it has not written a line of, and another one goes on.
 
+use std::error::Error;
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::report::{Count, Host};
+use crate::bench::report::{Count, Host, Report};
 use crate::bench::series::Sample;
 
 /// A line.
@@ -104,6 +108,21 @@ impl Lines {
         }
         Ok(Self { run: first.ok_or(LinesError::NoRun)?, parts, notes })
     }
+}
+
+/// Prints what `report` makes of the lines in `file`, as JSON.
+///
+/// # Errors
+///
+/// The file cannot be read, there is no report of it, or nobody takes it.
+pub fn print_report<E>(file: &Path, report: fn(&str) -> Result<Report, E>) -> anyhow::Result<()>
+where
+    E: Error + Send + Sync + 'static,
+{
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let report = report(&text).with_context(|| file.display().to_string())?;
+    serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The block benchmark: fio in guests of several monitors, on a disk, and on the host, on the file behind it. Measures,
 //! printing samples as they come, and makes the report of them.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ use vmm_tests::bench::block_subject::{Files, Subject};
 use vmm_tests::bench::linux_boot::Running;
 use vmm_tests::bench::programs::Programs;
 use vmm_tests::bench::report::Host;
-use vmm_tests::bench::samples::{Line, Part, Run};
+use vmm_tests::bench::samples::{Line, Part, Run, print_report};
 use vmm_tests::bench::series::{Case, Sample, Taken};
 use vmm_tests::harness::ControlSocket;
 
@@ -92,12 +92,7 @@ impl Done {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Measure(args) => measure(&args),
-        Task::Report { samples } => {
-            let text = fs::read_to_string(&samples).with_context(|| samples.display().to_string())?;
-            let report = report(&text).with_context(|| samples.display().to_string())?;
-            serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
-            Ok(())
-        }
+        Task::Report { samples } => print_report(&samples, report),
     }
 }
 

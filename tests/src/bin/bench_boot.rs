@@ -2,7 +2,6 @@
 //! samples as they come, and makes the report of them.
 
 use std::collections::HashSet;
-use std::fs;
 use std::io::{self, Write};
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use vmm_tests::bench::linux_boot::{to_end, to_mark};
 use vmm_tests::bench::probe::Launch;
 use vmm_tests::bench::programs::Programs;
 use vmm_tests::bench::report::{Count, Host};
-use vmm_tests::bench::samples::{Line, Part, Run};
+use vmm_tests::bench::samples::{Line, Part, Run, print_report};
 use vmm_tests::bench::series::{Case, Sample, Taken};
 
 /// Boots of each monitor and shape whose exits are counted; they are not timed.
@@ -64,12 +63,7 @@ struct Measure {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Measure(args) => measure(args),
-        Command::Report { samples } => {
-            let text = fs::read_to_string(&samples).with_context(|| samples.display().to_string())?;
-            let report = report(&text).with_context(|| samples.display().to_string())?;
-            serde_json::to_writer_pretty(io::stdout().lock(), &report)?;
-            Ok(())
-        }
+        Command::Report { samples } => print_report(&samples, report),
     }
 }
 
