@@ -57,10 +57,6 @@ macro_rules! trials {
 }
 pub(crate) use trials;
 
-/// Deadlines inside do not pass then either.
-const STOPS_THE_EMULATED_HOST: &str =
-    "virtio::fault_a1_to_b9_the_worst_driver_over_pci_is_served_as_soon_as_it_behaves";
-
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = [
@@ -102,10 +98,6 @@ fn main() -> ExitCode {
         // In CI nothing is skipped.
         let in_ci = env::var_os("CI").is_some_and(|value| value == "true");
         trials.map(|trial| not_run(&trial, "no /dev/kvm", in_ci)).collect()
-    } else if is_emulated() {
-        let reason = "it stops the emulated host now and then, docs/nested.md";
-        let stops = |trial: &Trial| trial.name() == STOPS_THE_EMULATED_HOST;
-        trials.map(|trial| if stops(&trial) { not_run(&trial, reason, false) } else { trial }).collect()
     } else {
         trials.collect()
     };

@@ -75,8 +75,14 @@ fn one(target: &str, seconds: u32) -> Result<Outcome> {
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={artifacts}"));
     let mut units = 0_u64;
+    let mut steps = None;
     let mut is_instrumented = false;
     let status = each_line(&mut command, |line| {
+        // Of inputs that are made of steps, said all the time.
+        if let Some(count) = line.strip_prefix("steps: ") {
+            steps = Some(count.to_owned());
+            return;
+        }
         // Lines of progress begin with the number of the input, thousands of them; the first and the last are enough.
         if !line.starts_with('#') || line.contains("INITED") || line.contains("DONE") {
             println!("{line}");
@@ -92,5 +98,7 @@ fn one(target: &str, seconds: u32) -> Result<Outcome> {
     if units == 0 || !is_instrumented {
         bail!("the run says nothing: {units} inputs, counters of coverage: {is_instrumented}");
     }
+    let steps = steps.map_or(String::new(), |steps| format!(", more than {steps} steps"));
+    println!("{target}: {units} inputs{steps}");
     Ok(Outcome::Passed)
 }

@@ -10,8 +10,6 @@ pub struct Suite {
     pub failed: usize,
     /// Tests that did not run although nobody filtered them out.
     pub skipped: usize,
-    /// Those of them whose reason names the page of the documentation that says why they cannot run there.
-    pub documented: usize,
     /// Tests that the filter on the command line left out.
     pub filtered: usize,
     pub failures: Vec<String>,
@@ -152,7 +150,6 @@ impl Suite {
             self.failures.push(test.trim().into());
         } else if let Some(rest) = outcome.strip_prefix("ignored") {
             let reason = rest.trim_start_matches([',', ' ', '(']).trim_end_matches(')').to_owned();
-            self.documented += usize::from(reason.contains("docs/"));
             if !reason.is_empty() && !self.reasons.contains(&reason) {
                 self.reasons.push(reason);
             }
@@ -228,17 +225,6 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             ]
         );
         assert_eq!(closing_line(&suites), "2 passed, 1 failed, 2 skipped");
-    }
-
-    #[test]
-    fn a_reason_that_names_a_page_is_a_documented_one() {
-        let suites = read(
-            "     Running tests/native.rs (target/release/deps/native-00)\n\
-             test a ... ignored (it stops the host, docs/nested.md)\n\
-             test b ... ignored (no /dev/kvm)\n\
-             test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s\n",
-        );
-        assert_eq!((suites[0].skipped, suites[0].documented), (2, 1));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A driver of a virtio device as an input says: rings that are in order, of which it breaks one thing here and there; then, after
 //! a reset, one that behaves, which has to be served.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use virtio_queue::desc::split::Descriptor;
@@ -14,6 +15,9 @@ use vmm_memory::AddressSpace;
 pub const SIZE: u16 = 16;
 /// Steps of one input. What all of them lend fits into the memory of a queue.
 const MOST_STEPS: usize = 64;
+/// Steps of all inputs so far, which are said each time there are so many more.
+static STEPS: AtomicU64 = AtomicU64::new(0);
+const SAID_STEPS: u64 = 1 << 16;
 /// Where the rings and buffers of the first queue are, and from there to the next one's.
 const BASE: u64 = 0x1_0000;
 const STRIDE: u64 = 0x8_0000;
@@ -76,6 +80,10 @@ pub fn play<S: Subject>(subject: &S, bytes: &[u8]) {
     for _ in 0..MOST_STEPS {
         if input.is_over() {
             break;
+        }
+        let steps = STEPS.fetch_add(1, Ordering::Relaxed) + 1;
+        if steps % SAID_STEPS == 0 {
+            eprintln!("steps: {steps}");
         }
         let step = input.byte();
         let queue = usize::from(step >> 4) % S::QUEUES;

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The first program of the nested host: makes a system around /dev/kvm, runs the one command, and says how it ended.
 #
-# Ports of the virtio console: 1 the command's standard input, 2 its output, 3 its errors, 4 what this program says.
+# Ports of the virtio console: 1 the command's standard input, 2 its output, 3 its errors, 4 what this program says; what comes
+# from there means nothing but the interrupt.
 # Behind all output comes the mark, by which the other side knows that it has everything.
 
 export PATH=/bin
@@ -44,12 +45,18 @@ done
 
 # The ports are announced by messages, so they are there only after a moment.
 while [ ! -c /dev/vport0p4 ]; do usleep 1000; done
-exec 4>/dev/vport0p4
+exec 4<>/dev/vport0p4
+cat <&4 >/dev/null &
+keep=$!
 [ ! -e /run/failed ] || cat /run/failed >&4
+
+# The other side gives up who is not heard of for minutes.
+while sleep 10; do echo alive >&4; done &
+keep="$keep $!"
 
 mkfifo /run/held
 /etc/nested/hold >/run/held &
-keep=$!
+keep="$keep $!"
 read -r _ </run/held || echo "failed no machine can be made" >&4
 
 # Pipes, which every program can use as such: a port can be opened once, a pipe again by /dev/stdout.

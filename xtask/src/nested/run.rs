@@ -22,6 +22,12 @@ const TAIL_LINES: usize = 40;
 /// How many streams of output there are.
 const OUTPUTS: usize = 2;
 
+/// How often the nested host says that it lives (`init.sh`), and how many times in a row it may fail to: an emulator that hangs
+/// lets no deadline pass inside, and may hang until the command's time is over. Counted, so that a machine that was stopped
+/// for long is heard first.
+const BEAT: Duration = Duration::from_secs(10);
+const MISSED_BEATS: u32 = 30;
+
 /// What is run, and on what.
 pub struct Run<'a> {
     pub machine: &'a MachineArgs,
@@ -64,7 +70,7 @@ impl Run<'_> {
         let (sender, events) = channel();
         let deadline = Instant::now() + self.timeout;
         let machine = self.start(&initrd, &console, &mark, sender)?;
-        let end = wait(&events, deadline);
+        let end = wait(&events, deadline, BEAT);
         drop(machine);
         let said = keep(console)?;
         end.with_context(|| {
@@ -94,15 +100,19 @@ impl Run<'_> {
     }
 }
 
-/// Follows the nested host to its end.
-fn wait(events: &Receiver<Event>, deadline: Instant) -> Result<End> {
+/// Follows the nested host, which says something after each `beat`, to its end.
+fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration) -> Result<End> {
     let mut status = None;
     let mut complete = 0;
+    let mut missed = 0;
     loop {
         if let Some(status) = status.filter(|_| complete == OUTPUTS) {
             return Ok(End::Status(status));
         }
-        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let event = events.recv_timeout(left.min(beat));
+        missed = if event.is_ok() { 0 } else { missed + 1 };
+        match event {
             Ok(Event::Complete) => complete += 1,
             Ok(Event::Said(line)) => match line.split_once(' ') {
                 Some(("status", code)) => status = Some(code.parse().context("its status is no number")?),
@@ -111,7 +121,11 @@ fn wait(events: &Receiver<Event>, deadline: Instant) -> Result<End> {
             },
             Ok(Event::Lost(why)) => bail!("{why}"),
             Ok(Event::Gone(said)) => bail!("QEMU has ended before the command: {said:?}"),
-            Err(RecvTimeoutError::Timeout) => return Ok(End::TimedOut),
+            Err(RecvTimeoutError::Timeout) if left <= beat => return Ok(End::TimedOut),
+            Err(RecvTimeoutError::Timeout) if missed > MISSED_BEATS => {
+                bail!("nothing was heard of it for {} seconds", (beat * missed).as_secs())
+            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => bail!("nobody follows the nested host"),
         }
     }
@@ -141,4 +155,39 @@ fn keep(mut console: File) -> Result<String> {
 fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_nested_host_that_falls_silent_is_given_up() {
+        let (_sender, events) = channel();
+        let error = wait(&events, Instant::now() + LONG, Duration::from_millis(1)).unwrap_err();
+        assert!(error.to_string().starts_with("nothing was heard of it"), "{error}");
+    }
+
+    #[test]
+    fn one_that_says_that_it_lives_has_until_its_deadline() {
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            while sender.send(Event::Said("alive".into())).is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let deadline = Instant::now() + Duration::from_millis(300);
+        assert_eq!(wait(&events, deadline, Duration::from_millis(5)).unwrap(), End::TimedOut);
+    }
+
+    #[test]
+    fn it_ends_as_its_command_when_all_output_has_come() {
+        let (sender, events) = channel();
+        for event in [Event::Complete, Event::Said("status 3".into()), Event::Complete] {
+            sender.send(event).unwrap();
+        }
+        assert_eq!(wait(&events, Instant::now() + LONG, LONG).unwrap(), End::Status(3));
+    }
 }

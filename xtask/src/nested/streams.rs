@@ -1,4 +1,8 @@
 //! Streams: the sockets between this process and the ports of the nested host.
+//!
+//! The emulator loses an interrupt now and then: leaving a guest of the nested host changes the word that says one is due, without the lock
+//! under which a device sets it. The interrupt stays requested and is taken with the next one; but if it was that of the timer, and
+//! everything inside waits for time, there is none. So one comes from here, all the time ([`nudge`]).
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -9,9 +13,13 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::ChildStderr;
 use std::sync::mpsc::Sender;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+/// From one interrupt to the next.
+const NUDGE: Duration = Duration::from_millis(100);
 
 /// What the nested host does.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,14 +90,24 @@ pub fn receive(port: Port, mark: String, mut output: impl Write + Send + 'static
     });
 }
 
-/// Tells the lines that come from `port`.
+/// Tells the lines that come from `port`, and sends it something all the time.
 pub fn listen(port: Port, events: Sender<Event>) {
     thread::spawn(move || {
         let Ok(stream) = port.accept() else { return };
+        if let Ok(other) = stream.try_clone() {
+            thread::spawn(move || nudge(other));
+        }
         let lines = BufReader::new(stream).lines().map_while(io::Result::ok);
         // Nobody listens when the run has ended.
         lines.map(Event::Said).map_while(|event| events.send(event).ok()).for_each(drop);
     });
+}
+
+/// Has the nested host take interrupts, until it is gone.
+fn nudge(mut port: impl Write) {
+    while port.write_all(b"\n").is_ok() {
+        thread::sleep(NUDGE);
+    }
 }
 
 /// Tells the end of the machine, which is when nobody holds its standard error.
