@@ -85,6 +85,11 @@ impl Control {
         let _ = self.bell.write(1);
     }
 
+    /// Whether a turn is due for another reason than the driver's.
+    pub(super) fn wants_a_turn(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) != 0 || self.is_stopping()
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.ending.is_wanted()
     }

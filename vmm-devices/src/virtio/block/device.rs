@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use virtio_bindings::virtio_blk::{
@@ -145,6 +145,8 @@ pub(super) struct Shared {
     /// Held by who changes the size, never waited for.
     pub(super) resizing: Mutex<()>,
     writeback: AtomicBool,
+    /// The queue that has taken the last turn of the worker.
+    pub(super) last_turn: AtomicUsize,
     pub(super) counters: Counters,
     failures: LogLimit,
     running: Mutex<Vec<(usize, Arc<Control>)>>,
@@ -189,6 +191,7 @@ impl Block {
             untold: AtomicBool::new(false),
             resizing: Mutex::default(),
             writeback: AtomicBool::new(true),
+            last_turn: AtomicUsize::new(0),
             counters: Counters::default(),
             failures: LogLimit::default(),
             running: Mutex::default(),

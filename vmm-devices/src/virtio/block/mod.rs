@@ -11,6 +11,7 @@ mod engine;
 mod gone;
 mod image;
 mod lock;
+mod moderation;
 mod pool;
 mod qcow2;
 mod queue;

@@ -2,7 +2,8 @@
 //!
 //! Whatever wakes it (the doorbell, the engine, the timer of the rate limiter, or the control) it takes a turn: gives back what
 //! has ended, takes what is available, gives that to the engine in one system call, interrupts once. While it is at work the
-//! driver need not notify. While the driver makes more available all the time, one interrupt is for several turns.
+//! driver need not notify. While the driver makes more available all the time, one interrupt is for several turns; one that was seen to
+//! do so is waited for, a moment (`moderation.rs`).
 //!
 //! Lock order: the queue itself, in it the disk's throttle, or `ending`, `handlers` or `settling` of the control; those are innermost.
 //! Whoever stops a queue does not lock the queue, which may be in a system call.
@@ -22,6 +23,7 @@ use super::control::{CANCEL, Control, FLUSH, SETTLE};
 use super::device::{Shared, Told};
 use super::engine::{Completion, Engine, Operation, Request};
 use super::gone::Gone;
+use super::moderation::Moderation;
 use super::request::{self, Disk, Status, Verdict};
 use super::throttle::Wait;
 use super::turn::{BATCH, BATCH_BYTES, Rest};
@@ -34,6 +36,11 @@ use crate::{Progress, Timer, Worker, WorkerError};
 
 /// When what the kernel did not take is offered again, if nothing ends meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// The driver is waited for as long as the turn before has taken, which is what an interrupt for nothing costs too; at most so long
+/// after each chain, and so many times as long in all.
+const PATIENCE: Duration = Duration::from_micros(250);
+const PATIENCE_IN_ALL: u32 = 4;
 
 /// The token of a flush that no chain asked for; no descriptor has this index.
 const OWN_FLUSH: u16 = u16::MAX;
@@ -66,7 +73,9 @@ pub(super) struct BlockQueue {
     device: Arc<Shared>,
     memory: MemoryReader,
     status: DeviceStatus,
+    index: usize,
     queue: Queue,
+    moderation: Moderation,
     interrupt: QueueInterrupt,
     features: u64,
     engine: Box<dyn Engine>,
@@ -143,7 +152,9 @@ impl BlockQueue {
             device,
             memory,
             status,
+            index,
             queue,
+            moderation: Moderation::new(),
             interrupt,
             features,
             engine,
@@ -232,6 +243,8 @@ impl BlockQueue {
     /// Guest memory is looked at before and after the system call, and not held in it: the kernel may be at it for long, and the
     /// requests have their pins.
     fn serve(&mut self) -> Result<Rest, QueueError> {
+        let since = Instant::now();
+        let is_alone = self.device.last_turn.swap(self.index, Ordering::Relaxed) == self.index;
         let reader = self.memory.clone();
         let taken = self.begin_all(&reader.load());
         self.submit();
@@ -241,9 +254,54 @@ impl BlockQueue {
         Ok(match taken? {
             ControlFlow::Break(()) if self.throttled.is_some() => Rest::Nothing,
             ControlFlow::Break(()) => Rest::Left,
-            ControlFlow::Continue(bytes) if self.queue.rest(&memory)? => Rest::Came(bytes),
-            ControlFlow::Continue(_) => Rest::Nothing,
+            ControlFlow::Continue(bytes) => {
+                let waits = is_alone && Rest::Came(bytes).waits(self.queue.untold());
+                let patience = waits.then(|| since.elapsed().min(PATIENCE));
+                if self.has_more(&memory, patience)? { Rest::Came(bytes) } else { Rest::Nothing }
+            }
         })
+    }
+
+    /// Whether there is more by now, or is when a driver that is likely to go on was waited for with `patience`. If not, the
+    /// driver will notify.
+    fn has_more(&mut self, memory: &GuestMemory, patience: Option<Duration>) -> Result<bool, QueueError> {
+        let untold = self.queue.untold();
+        self.moderation.seen(untold);
+        if let Some(patience) = patience
+            && let Some(wanted) = self.moderation.waits_for(untold)
+        {
+            let came = self.gather(memory, wanted, patience)?;
+            if came > 0 {
+                self.moderation.seen(untold.saturating_add(came));
+                return Ok(true);
+            }
+            self.moderation.in_vain(untold);
+        }
+        let has_more = self.queue.rest(memory)?;
+        self.moderation.seen(untold.saturating_add(has_more.into()));
+        Ok(has_more)
+    }
+
+    /// Waits until `wanted` chains are available or have ended, nothing comes for as long as `patience`, or something else is
+    /// to be done. Returns how many there are.
+    fn gather(&mut self, memory: &GuestMemory, wanted: u16, patience: Duration) -> Result<u16, QueueError> {
+        let since = Instant::now();
+        let (mut came, mut last) = (0, since);
+        loop {
+            self.reap();
+            let ended = u16::try_from(self.ended.len()).unwrap_or(u16::MAX);
+            let now = Instant::now();
+            let there = self.queue.available(memory)?.saturating_add(ended);
+            if there > came {
+                (came, last) = (there, now);
+            }
+            let is_over = now.duration_since(last) > patience
+                || now.duration_since(since) > patience.saturating_mul(PATIENCE_IN_ALL);
+            if came >= wanted || is_over || self.control.wants_a_turn() {
+                return Ok(came);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     fn begin_all(&mut self, memory: &GuestMemory) -> Result<ControlFlow<(), u64>, QueueError> {

@@ -11,7 +11,7 @@ pub(super) const BATCH_BYTES: u64 = 4 << 20;
 
 /// So many chains of a driver that makes more available meanwhile are given back with one interrupt at most: it has others to go on
 /// with, of a queue of 32 still half.
-const UNTOLD: u16 = 16;
+pub(super) const UNTOLD: u16 = 16;
 
 /// A turn of more bytes does not wait for the next one to interrupt.
 const UNTOLD_BYTES: u64 = BATCH_BYTES / UNTOLD as u64;
@@ -23,7 +23,7 @@ pub(super) enum Rest {
     Nothing,
     /// Chains that did not go into it.
     Left,
-    /// It has taken all, so many bytes; the driver has made more available meanwhile.
+    /// It has taken all, so many bytes; more has come meanwhile.
     Came(u64),
 }
 

@@ -155,6 +155,15 @@ impl Queue {
         Ok(Some(chain))
     }
 
+    /// How many chains are available that were not taken.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn available(&mut self, memory: &GuestMemory) -> Result<u16, QueueError> {
+        self.look(memory)?;
+        Ok(self.available.wrapping_sub(self.ring.next_avail()))
+    }
+
     /// Gives a chain back, in whose writable buffers `written` bytes were written, from the first.
     ///
     /// # Errors
