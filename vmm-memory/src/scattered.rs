@@ -42,6 +42,14 @@ impl<'m> Scattered<'m> {
         self.length = 0;
     }
 
+    /// Forgets the first `count` pieces.
+    pub fn drop_front(&mut self, count: usize) {
+        let count = count.min(self.slices.len());
+        let dropped: u64 = self.slices.drain(..count).map(|slice| slice.len() as u64).sum();
+        self.iovecs.drain(..count);
+        self.length = self.length.saturating_sub(dropped);
+    }
+
     /// Adds a buffer; one that crosses from one region to the next becomes two pieces.
     ///
     /// # Errors
@@ -187,6 +195,12 @@ mod tests {
         let mut back = [0; 5];
         one.read_exact(&mut back).unwrap();
         assert_eq!(&back, b"abcde");
+        scattered.drop_front(2);
+        assert_eq!((scattered.len(), scattered.pieces()), (2, 1));
+        assert_eq!(scattered.write_to(other.as_fd()).unwrap(), 2);
+        let mut back = [0; 2];
+        one.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"de");
         scattered.clear();
         assert!(scattered.is_empty() && scattered.pieces() == 0);
     }

@@ -56,7 +56,7 @@ const DISK_COUNTERS: [Counter<BlockCounts>; 15] = [
     ("host_calls", |counts| counts.host_calls),
 ];
 
-const NET_COUNTERS: [Counter<NetCounts>; 15] = [
+const NET_COUNTERS: [Counter<NetCounts>; 16] = [
     ("received_frames", |counts| counts.received_frames),
     ("received_bytes", |counts| counts.received_bytes),
     ("received_too_long", |counts| counts.received_too_long),
@@ -72,6 +72,7 @@ const NET_COUNTERS: [Counter<NetCounts>; 15] = [
     ("refused_commands", |counts| counts.refused_commands),
     ("host_errors", |counts| counts.host_errors),
     ("link_losses", |counts| counts.link_losses),
+    ("link_returns", |counts| counts.link_returns),
 ];
 
 /// A histogram of durations, by its name.

@@ -59,6 +59,8 @@ counters! {
     host_errors,
     /// How often the interface was lost.
     link_losses,
+    /// How often it was there again.
+    link_returns,
 }
 
 /// Adds to a counter that others write too.

@@ -21,6 +21,20 @@ pub trait Link: Send + Sync {
     /// The host's.
     fn leave(&self, offloads: Offloads) -> io::Result<()>;
 
+    /// What wakes when an interface that is gone may be there again; `None`: it never is.
+    fn news(&self) -> Option<Arc<dyn Wakeup>> {
+        None
+    }
+
+    /// Takes the interface that was gone, if there is news and it is there again; whether it is. It leaves nothing to the guest
+    /// then, and spreads frames over all queues.
+    ///
+    /// # Errors
+    /// The host's.
+    fn take_again(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Spreads the frames for the guest over the first `pairs` queues, and over no others.
     ///
     /// # Errors

@@ -41,6 +41,37 @@ enum Received {
     NoBuffers,
 }
 
+/// The pieces of the first chains that are held, on the snapshot of a batch.
+struct Gathered<'m> {
+    pieces: Scattered<'m>,
+    /// How many pieces each chain has.
+    counts: VecDeque<usize>,
+}
+
+impl Gathered<'_> {
+    /// Adds those of the next chain; whether it has only pieces that are there, and they are not too many.
+    fn push(&mut self, chain: &Chain) -> bool {
+        let before = self.pieces.pieces();
+        let pushed = chain
+            .writable()
+            .iter()
+            .try_for_each(|buffer| self.pieces.push(buffer.address, buffer.length.into()));
+        self.counts.push_back(self.pieces.pieces().saturating_sub(before));
+        pushed.is_ok() && self.pieces.pieces() <= Scattered::MOST_PIECES
+    }
+
+    /// Forgets those of the first `chains` chains.
+    fn drop_front(&mut self, chains: usize) {
+        let chains = chains.min(self.counts.len());
+        self.pieces.drop_front(self.counts.drain(..chains).sum());
+    }
+
+    fn clear(&mut self) {
+        self.counts.clear();
+        self.pieces.clear();
+    }
+}
+
 /// One receive queue.
 pub(super) struct ReceiveQueue {
     shared: Arc<Shared>,
@@ -67,9 +98,9 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut Queue,
         memory: &GuestMemory,
-        pieces: &mut Scattered<'_>,
+        buffers: &mut Gathered<'_>,
     ) -> Result<Received, QueueError> {
-        self.hold(queue, memory)?;
+        self.hold(queue, memory, buffers)?;
         match self.held.front() {
             None => return Ok(Received::NoBuffers),
             // There were too many of these to refuse them all now.
@@ -78,7 +109,7 @@ impl ReceiveQueue {
         }
         let ready = match self.ready.take() {
             Some(ready) => ready,
-            None => match self.read(pieces) {
+            None => match self.read(buffers) {
                 Ok(Some(ready)) => ready,
                 Ok(None) => return Ok(Received::Frame(0)),
                 Err(error) => {
@@ -89,17 +120,23 @@ impl ReceiveQueue {
                 }
             },
         };
-        self.deliver(ready, queue, memory)
+        self.deliver(ready, queue, memory, buffers)
     }
 
     /// Takes chains until the longest frame has room, or there are no more. The first of them has room for the header, unless too
     /// many had not.
-    fn hold(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), QueueError> {
+    fn hold(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        buffers: &mut Gathered<'_>,
+    ) -> Result<(), QueueError> {
         let wanted = if self.is_mergeable { LONGEST.into() } else { 1 };
         // Those that are refused are not without number, whatever the driver makes available meanwhile.
         for _ in 0..queue.size() {
             if self.held.front().is_some_and(|chain| chain.writable().len() < HEADER) {
                 let Some(chain) = self.held.pop_front() else { break };
+                buffers.drop_front(1);
                 self.room = self.room.saturating_sub(chain.writable().len().into());
                 add(&self.shared.counters.refused_buffers, 1);
                 queue.push(memory, chain, 0)?;
@@ -116,13 +153,14 @@ impl ReceiveQueue {
     }
 
     /// Reads a frame; `None`: it was dropped.
-    fn read(&mut self, pieces: &mut Scattered<'_>) -> io::Result<Option<Ready>> {
-        let is_apart = !self.gather(pieces);
+    fn read(&mut self, buffers: &mut Gathered<'_>) -> io::Result<Option<Ready>> {
+        let is_apart = !self.gather(buffers);
         let (read, room) = if is_apart {
             self.apart.resize((LONGEST as usize).saturating_add(1), 0);
             let read = retry(|| Ok(rustix::io::read(&*self.lane.link, &mut *self.apart)?))?;
             (read as u64, u64::from(LONGEST))
         } else {
+            let pieces = &mut buffers.pieces;
             (retry(|| pieces.read_from(self.lane.link.as_fd(), &mut [0]))?, pieces.len())
         };
         if read == 0 {
@@ -139,20 +177,17 @@ impl ReceiveQueue {
     }
 
     /// Puts together the buffers for a frame; whether it can be read into them, whatever its length.
-    fn gather(&self, pieces: &mut Scattered<'_>) -> bool {
-        pieces.clear();
+    fn gather(&self, buffers: &mut Gathered<'_>) -> bool {
         if self.is_mergeable && self.room < LONGEST.into() {
             return false;
         }
-        for buffer in self.held.iter().flat_map(|chain| chain.writable().iter()) {
-            // What is gone by now is found where it is written to.
-            if pieces.push(buffer.address, buffer.length.into()).is_err()
-                || pieces.pieces() > Scattered::MOST_PIECES
-            {
-                return false;
-            }
+        let missing = self.held.iter().skip(buffers.counts.len());
+        // What is gone by now is found where it is written to.
+        let gathered = missing.map(|chain| buffers.push(chain)).all(|is_there| is_there);
+        if !gathered {
+            buffers.clear();
         }
-        true
+        gathered
     }
 
     /// Gives a frame to the driver, or keeps it for later, or drops it.
@@ -161,6 +196,7 @@ impl ReceiveQueue {
         mut ready: Ready,
         queue: &mut Queue,
         memory: &GuestMemory,
+        buffers: &mut Gathered<'_>,
     ) -> Result<Received, QueueError> {
         if self.room < ready.length.into() {
             if self.is_mergeable && self.held.len() < usize::from(queue.size()) {
@@ -182,7 +218,7 @@ impl ReceiveQueue {
         if ready.is_apart {
             self.copy(ready.length, memory)?;
         }
-        self.give(ready.length, queue, memory)?;
+        buffers.drop_front(self.give(ready.length, queue, memory)?);
         add(&self.shared.counters.received_frames, 1);
         add(&self.shared.counters.received_bytes, bytes);
         Ok(Received::Frame(ready.length))
@@ -201,8 +237,8 @@ impl ReceiveQueue {
     }
 
     /// Gives the first buffers that are held to the driver, which have a frame of `length` bytes in them: all at once, as the
-    /// header in the first of them says how many they are.
-    fn give(&mut self, length: u32, queue: &mut Queue, memory: &GuestMemory) -> Result<(), QueueError> {
+    /// header in the first of them says how many they are. Returns that.
+    fn give(&mut self, length: u32, queue: &mut Queue, memory: &GuestMemory) -> Result<usize, QueueError> {
         let (mut count, mut left) = (0_u16, length);
         for chain in &self.held {
             count = count.saturating_add(1);
@@ -223,7 +259,8 @@ impl ReceiveQueue {
             *room = room.saturating_sub(there.into());
             (chain, written)
         });
-        queue.push_all(memory, chains)
+        queue.push_all(memory, chains)?;
+        Ok(count.into())
     }
 
     /// Nothing here waits for the rate limiter any more.
@@ -236,17 +273,18 @@ impl ServeQueue for ReceiveQueue {
     fn serve(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Batch, QueueError> {
         if self.pair == 0 {
             self.shared.set_up();
+            self.shared.look_again();
         }
         if !self.shared.is_used(self.pair) || self.shared.is_lost() {
             return Ok(Batch::Waiting);
         }
-        let mut pieces = Scattered::new(memory);
+        let mut buffers = Gathered { pieces: Scattered::new(memory), counts: VecDeque::new() };
         let mut bytes = 0_u64;
         for _ in 0..BATCH {
             if bytes >= BATCH_BYTES {
                 break;
             }
-            match self.receive(queue, memory, &mut pieces)? {
+            match self.receive(queue, memory, &mut buffers)? {
                 Received::Frame(length) => bytes = bytes.saturating_add(length.into()),
                 Received::Nothing => return Ok(Batch::Waiting),
                 Received::NoBuffers => {
@@ -260,7 +298,10 @@ impl ServeQueue for ReceiveQueue {
 
     fn wakeups(&self) -> Vec<Arc<dyn Wakeup>> {
         let Lane { link, bell, timer } = &*self.lane;
-        vec![Arc::clone(link) as _, Arc::clone(timer) as _, Arc::clone(bell) as _]
+        let mut wakeups: Vec<Arc<dyn Wakeup>> =
+            vec![Arc::clone(link) as _, Arc::clone(timer) as _, Arc::clone(bell) as _];
+        wakeups.extend(self.shared.link.news().filter(|_| self.pair == 0));
+        wakeups
     }
 
     fn untouched(&self) -> u16 {

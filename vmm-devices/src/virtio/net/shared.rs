@@ -79,6 +79,8 @@ pub(super) struct Shared {
     features: AtomicU64,
     /// How many pairs the driver uses.
     used: AtomicUsize,
+    /// What may be left to the guest, as bits of its features.
+    left: AtomicU64,
     /// The interface is gone.
     lost: AtomicBool,
     /// Of a driver that is ready.
@@ -98,6 +100,7 @@ impl Shared {
             fresh: AtomicBool::new(false),
             features: AtomicU64::new(0),
             used: AtomicUsize::new(0),
+            left: AtomicU64::new(0),
             lost: AtomicBool::new(false),
             status: Mutex::default(),
             errors: LogLimit::default(),
@@ -128,6 +131,8 @@ impl Shared {
         }
         // Nothing is left to this driver that it has not accepted: what waits was meant for another one.
         let bits = self.features.load(Ordering::Acquire) & OF_GUEST;
+        // Also for an interface that is gone and comes again.
+        self.left.store(bits, Ordering::Release);
         let set_up = self.leave(bits).and_then(|()| self.use_pairs(1));
         if let Err(error) = set_up {
             self.failed("set up", &error);
@@ -142,7 +147,37 @@ impl Shared {
 
     /// What the link may leave to the guest, which has these bits.
     pub(super) fn leave(&self, bits: u64) -> io::Result<()> {
-        self.link.leave(Offloads::of_guest(bits))
+        self.link.leave(Offloads::of_guest(bits))?;
+        self.left.store(bits, Ordering::Release);
+        Ok(())
+    }
+
+    /// If the interface was gone and is there again: goes on with it, and tells the guest. Called on the worker of the first pair.
+    pub(super) fn look_again(&self) {
+        if !self.is_lost() {
+            return;
+        }
+        let again = self.link.take_again().and_then(|is_there| {
+            if is_there {
+                self.leave(self.left.load(Ordering::Acquire))?;
+                self.use_pairs(self.used.load(Ordering::Acquire).max(1))?;
+            }
+            Ok(is_there)
+        });
+        match again {
+            Ok(false) => {}
+            Ok(true) => {
+                self.lost.store(false, Ordering::Release);
+                add(&self.counters.link_returns, 1);
+                tracing::info!(
+                    device = self.options.name,
+                    "the interface is there again: the guest's link is up"
+                );
+                self.tell();
+                self.pairs.iter().for_each(|pair| pair.receive.ring());
+            }
+            Err(error) => self.failed("give the interface again", &error),
+        }
     }
 
     /// Whether the bits are of offloads that the driver has accepted.
@@ -167,6 +202,13 @@ impl Shared {
         self.lost.load(Ordering::Acquire)
     }
 
+    /// The link is up or down now: the guest is told.
+    fn tell(&self) {
+        if let Some(status) = &*lock(&self.status) {
+            status.config_changed();
+        }
+    }
+
     /// The host has answered with an error. One that says that the interface is gone is the end of the link: the guest is told.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
         add(&self.counters.host_errors, 1);
@@ -175,9 +217,7 @@ impl Shared {
             if !self.lost.swap(true, Ordering::AcqRel) {
                 add(&self.counters.link_losses, 1);
                 tracing::warn!(device, %error, "the interface is gone: the guest's link is down");
-                if let Some(status) = &*lock(&self.status) {
-                    status.config_changed();
-                }
+                self.tell();
             }
             return;
         }

@@ -5,6 +5,7 @@
 
 mod error;
 mod ioctl;
+mod news;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,10 +18,12 @@ use rustix::fs::OFlags;
 
 pub use error::TapError;
 use ioctl::{Interface, Request};
+use news::News;
 
 use super::frame::HEADER;
 use super::link::{Link, LinkQueue};
 use super::offloads::Offloads;
+use crate::Wakeup;
 use crate::sync::lock;
 
 /// Most pairs of queues; a TAP of Linux has at most as many (`MAX_TAP_QUEUES`).
@@ -63,6 +66,19 @@ pub struct Tap {
     mtu: u16,
     /// How many of the queues get frames.
     used: Mutex<usize>,
+    /// What it takes to have the interface again when it was gone; of descriptors, that is up to whoever has opened them.
+    again: Option<Again>,
+}
+
+/// What it takes to have an interface again.
+#[derive(Debug)]
+struct Again {
+    /// Through which interfaces are asked for.
+    socket: OwnedFd,
+    interface: Interface,
+    /// With which it is asked for.
+    flags: c_int,
+    news: Arc<News>,
 }
 
 impl Tap {
@@ -72,9 +88,9 @@ impl Tap {
     /// [`TapError`] says what is missing, and what mends it.
     pub fn open(options: &TapOptions) -> Result<Self, TapError> {
         let socket = socket()?;
-        let (name, fds) = match &options.source {
-            TapSource::Existing(name) => (name.clone(), attach(&socket, name, options.pairs)?),
-            TapSource::Created(name) => (name.clone(), create(name, options.pairs)?),
+        let (name, fds, flags) = match &options.source {
+            TapSource::Existing(name) => attach(&socket, name, options.pairs)?,
+            TapSource::Created(name) => create(name, options.pairs)?,
             TapSource::Descriptors(numbers) => adopt(numbers)?,
         };
         for fd in &fds {
@@ -93,9 +109,16 @@ impl Tap {
         }
         let first = fds.first().ok_or(TapError::NoDescriptor)?;
         let offloads = probe(first).map_err(host)?;
+        let again = match flags {
+            Some(flags) => {
+                let news = News::new().map(Arc::new).map_err(|source| TapError::Socket { source })?;
+                Some(Again { socket, interface, flags, news })
+            }
+            None => None,
+        };
         let used = Mutex::new(fds.len());
         let queues = fds.into_iter().map(|fd| Arc::new(LinkQueue::new(fd))).collect();
-        Ok(Self { name, queues, offloads, mtu, used })
+        Ok(Self { name, queues, offloads, mtu, used, again })
     }
 
     /// The name of the interface.
@@ -129,6 +152,33 @@ impl Link for Tap {
     fn leave(&self, offloads: Offloads) -> io::Result<()> {
         // For all queues.
         self.queues.first().map_or(Ok(()), |queue| ioctl::set_offloads(&**queue, bits(offloads)))
+    }
+
+    fn news(&self) -> Option<Arc<dyn Wakeup>> {
+        self.again.as_ref().map(|again| Arc::clone(&again.news) as _)
+    }
+
+    fn take_again(&self) -> io::Result<bool> {
+        let Some(Again { socket, interface, flags, news }) = &self.again else { return Ok(false) };
+        // One that is not there is not created.
+        if !news.came() || ioctl::ask(socket, Request::Index, &mut { *interface }).is_err() {
+            return Ok(false);
+        }
+        let mut used = lock(&self.used);
+        for queue in &self.queues {
+            match ioctl::ask(&**queue, Request::Attach, &mut interface.with_flags(*flags)) {
+                Ok(()) => {}
+                // From an attempt that came to this queue and not to the next.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                // Whoever makes it has it still; there is news when that has changed.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            set_up(&**queue)?;
+        }
+        *used = self.queues.len();
+        self.leave(Offloads::default())?;
+        Ok(true)
     }
 
     fn use_pairs(&self, pairs: usize) -> io::Result<()> {
@@ -195,8 +245,11 @@ fn open() -> Result<OwnedFd, TapError> {
     opened.map(Into::into).map_err(|source| TapError::Device { source })
 }
 
+/// An interface: its name, its descriptors, and with which flags it is had again.
+type Opened = (String, Vec<OwnedFd>, Option<c_int>);
+
 /// `pairs` descriptors of the interface `name`, which exists.
-fn attach(socket: &OwnedFd, name: &str, pairs: u16) -> Result<Vec<OwnedFd>, TapError> {
+fn attach(socket: &OwnedFd, name: &str, pairs: u16) -> Result<Opened, TapError> {
     let bad_name = || TapError::Name { name: name.to_owned() };
     let interface = Interface::new(name).ok_or_else(bad_name)?;
     // Otherwise the kernel would create one.
@@ -211,15 +264,19 @@ fn attach(socket: &OwnedFd, name: &str, pairs: u16) -> Result<Vec<OwnedFd>, TapE
             .map(|()| fd)
             .map_err(|source| refused(name, pairs, source))
     };
+    let (own, several) = (name.to_owned(), FLAGS | libc::IFF_MULTI_QUEUE);
     if pairs > 1 {
-        return (0..pairs).map(|_| one(FLAGS | libc::IFF_MULTI_QUEUE)).collect();
+        let fds = (0..pairs).map(|_| one(several)).collect::<Result<_, _>>()?;
+        return Ok((own, fds, Some(several)));
     }
     // One that may have several queues has to be asked for as such.
-    let fd = one(FLAGS).or_else(|error| match one(FLAGS | libc::IFF_MULTI_QUEUE) {
-        Ok(fd) => Ok(fd),
-        Err(_) => Err(error),
-    });
-    Ok(vec![fd?])
+    match one(FLAGS) {
+        Ok(fd) => Ok((own, vec![fd], Some(FLAGS))),
+        Err(error) => match one(several) {
+            Ok(fd) => Ok((own, vec![fd], Some(several))),
+            Err(_) => Err(error),
+        },
+    }
 }
 
 /// Why the interface `name` was not given.
@@ -247,7 +304,7 @@ fn flags_in_sysfs(name: &str) -> Option<c_int> {
 }
 
 /// `pairs` descriptors of a new interface `name`.
-fn create(name: &str, pairs: u16) -> Result<Vec<OwnedFd>, TapError> {
+fn create(name: &str, pairs: u16) -> Result<Opened, TapError> {
     let interface = Interface::new(name).ok_or_else(|| TapError::Name { name: name.to_owned() })?;
     let several = if pairs > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     let one = |index| {
@@ -261,11 +318,12 @@ fn create(name: &str, pairs: u16) -> Result<Vec<OwnedFd>, TapError> {
             _ => TapError::Create { name: name.to_owned(), source },
         })
     };
-    (0..pairs).map(one).collect()
+    let fds = (0..pairs).map(one).collect::<Result<_, _>>()?;
+    Ok((name.to_owned(), fds, Some(FLAGS | several)))
 }
 
 /// The descriptors with these numbers, and the name of their interface.
-fn adopt(numbers: &[RawFd]) -> Result<(String, Vec<OwnedFd>), TapError> {
+fn adopt(numbers: &[RawFd]) -> Result<Opened, TapError> {
     let (mut name, mut fds) = (None, Vec::new());
     for &number in numbers {
         let bad = |source| TapError::Descriptor { number, source };
@@ -287,7 +345,7 @@ fn adopt(numbers: &[RawFd]) -> Result<(String, Vec<OwnedFd>), TapError> {
         }
         fds.push(fd);
     }
-    name.map(|name| (name, fds)).ok_or(TapError::NoDescriptor)
+    name.map(|name| (name, fds, None)).ok_or(TapError::NoDescriptor)
 }
 
 fn flag_names(flags: c_int) -> String {
