@@ -4,12 +4,13 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use serde_json::Value;
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport, is_full};
 
 use crate::Shape;
@@ -21,7 +22,7 @@ pub fn trials() -> Vec<Trial> {
     crate::trials![
         a_guest_with_one_queue_has_all_that_is_sent_either_way on [ONE],
         a_guest_with_two_queues_has_all_that_is_sent_either_way on [TWO],
-        fault_b11_an_interface_that_is_removed_is_a_link_that_is_down on [ONE],
+        fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_there_again on [ONE],
     ]
 }
 
@@ -42,6 +43,7 @@ fn a_guest_with_two_queues_has_all_that_is_sent_either_way(guest: &LinuxGuest) -
 }
 
 /// A network device whose interface is made for it.
+#[derive(Clone, Copy)]
 struct Card {
     name: &'static str,
     queues: usize,
@@ -56,18 +58,12 @@ impl Card {
 }
 
 fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
-    let _host = HOST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let sent: Arc<Vec<u8>> = Arc::new(noise(if is_full() { 128 } else { 4 } * MIB));
+    let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let sent = noise(if is_full() { 128 } else { 4 } * MIB);
     let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
     let place = ControlSocket::new()?;
     let mut vm = place.start(guest.vm("net", "").arg(card.arg()).deadline(patience))?;
-    // It is there before the guest runs.
-    ip(&format!("addr add 10.0.2.1/24 dev {}", card.name))?;
-    let (sender, receiver) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
-    let bytes = Arc::clone(&sent);
-    let sending = thread::spawn(move || serve(&sender, |stream| give(stream, &bytes)));
-    let bytes = Arc::clone(&sent);
-    let receiving = thread::spawn(move || serve(&receiver, |stream| take(stream, &bytes)));
+    let peer = Peer::start(&card, sent, STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
     let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
@@ -76,23 +72,54 @@ fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
     ensure!(report.number("mtu")? == card.mtu as u64, "{report:?}");
     ensure!(report.number("queues")? == card.queues as u64, "{report:?}");
     ensure!(report.number("pings")? == 5 && report.number("large")? == 3, "{report:?}");
-    ensure!(report.number("received")? == sent.len() as u64, "{report:?}");
+    ensure!(report.number("received")? == peer.sent.len() as u64, "{report:?}");
     ensure!(report.number("same")? == 4, "received otherwise: {report:?}");
-    for (direction, streams) in [("sending", sending), ("receiving", receiving)] {
-        let streams = streams.join().ok().context("a thread has panicked")?;
-        streams.with_context(|| direction.to_owned())?;
-    }
-    counts(&statistics, &sent)?;
+    counts(&statistics, peer.sent.len() * STREAMS)?;
+    peer.end()?;
     ensure!(!Path::new("/sys/class/net").join(card.name).exists(), "the interface is left");
     Ok(())
 }
 
-/// That the monitor has counted at least what was sent, and no fault.
-fn counts(statistics: &str, sent: &[u8]) -> Result<()> {
-    let json: serde_json::Value = serde_json::from_str(statistics)?;
+/// What the host does with its end: it gives the same bytes to each connection to one port, and compares them with what comes to
+/// another one.
+struct Peer {
+    sent: Arc<Vec<u8>>,
+    giving: JoinHandle<Result<()>>,
+    taking: JoinHandle<Result<()>>,
+}
+
+impl Peer {
+    /// For so many connections that are given the bytes. The interface is there before the guest runs.
+    fn start(card: &Card, sent: Vec<u8>, given: usize) -> Result<Self> {
+        address(card)?;
+        let sent = Arc::new(sent);
+        let (giver, taker) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
+        let (to_give, to_take) = (Arc::clone(&sent), Arc::clone(&sent));
+        let giving = thread::spawn(move || serve(&giver, given, |stream| give(stream, &to_give)));
+        let taking = thread::spawn(move || serve(&taker, STREAMS, |stream| take(stream, &to_take)));
+        Ok(Self { sent, giving, taking })
+    }
+
+    /// Whether all connections came, and had the bytes.
+    fn end(self) -> Result<()> {
+        for (direction, streams) in [("giving", self.giving), ("taking", self.taking)] {
+            streams.join().ok().context("a thread has panicked")?.context(direction)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives the host's side its address.
+fn address(card: &Card) -> Result<()> {
+    command(&format!("ip addr add 10.0.2.1/24 dev {}", card.name))
+}
+
+/// That the monitor has counted at least so many bytes each way, and no fault.
+fn counts(statistics: &str, bytes: usize) -> Result<()> {
+    let json: Value = serde_json::from_str(statistics)?;
     let counts = &json["ok"]["nets"][0]["monitor"];
     let number = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {statistics}"));
-    let bytes = (STREAMS * sent.len()) as u64;
+    let bytes = bytes as u64;
     ensure!(number("received_bytes")? >= bytes && number("transmitted_bytes")? >= bytes, "{counts}");
     for fault in
         ["received_too_long", "received_malformed", "refused_frames", "refused_buffers", "host_errors"]
@@ -104,37 +131,40 @@ fn counts(statistics: &str, sent: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down(guest: &LinuxGuest) -> Result<()> {
-    let _host = HOST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_there_again(
+    guest: &LinuxGuest,
+) -> Result<()> {
+    let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
     let card = Card { name: "vmmtap3", queues: 1, mtu: 1500 };
-    let sent: Arc<Vec<u8>> = Arc::new(noise(MIB));
     let place = ControlSocket::new()?;
     let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(Duration::from_secs(240));
     let mut vm = place.start(vm)?;
-    ip(&format!("addr add 10.0.2.1/24 dev {}", card.name))?;
-    let (sender, receiver) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
-    let bytes = Arc::clone(&sent);
-    let sending = thread::spawn(move || serve(&sender, |stream| give(stream, &bytes)));
-    let bytes = Arc::clone(&sent);
-    let receiving = thread::spawn(move || serve(&receiver, |stream| take(stream, &bytes)));
+    let peer = Peer::start(&card, noise(MIB), STREAMS + 1)?;
     vm.wait_for_output("vmm: done=net")?;
-    ip(&format!("link delete {}", card.name))?;
+    command(&format!("ip link delete {}", card.name))?;
     vm.wait_for_output("vmm: lost=carrier")?;
+    // One that stays, as somebody else makes it.
+    command(&format!("tunctl -t {}", card.name))?;
+    address(&card)?;
+    command(&format!("ip link set {} up", card.name))?;
+    vm.wait_for_output("vmm: whole=")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
     let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
-    ensure!(report.get("lives")? == "yes", "{report:?}");
-    let json: serde_json::Value = serde_json::from_str(&statistics)?;
-    ensure!(json["ok"]["nets"][0]["monitor"]["link_losses"] == 1, "{statistics}");
-    for streams in [sending, receiving] {
-        streams.join().ok().context("a thread has panicked")??;
-    }
-    Ok(())
+    command(&format!("ip link delete {}", card.name))?;
+    ensure!(report.number("again")? == 5 && report.get("whole")? == "yes", "{report:?}");
+    let json: Value = serde_json::from_str(&statistics)?;
+    let counts = &json["ok"]["nets"][0]["monitor"];
+    ensure!(counts["link_losses"] == 1 && counts["link_returns"] == 1, "{counts}");
+    peer.end()
 }
 
-/// Runs `ip` with these words.
-fn ip(words: &str) -> Result<()> {
-    let status = Command::new("ip").args(words.split(' ')).status().context("cannot start ip")?;
-    ensure!(status.success(), "ip {words}: {status}");
+/// Runs a program with its words.
+fn command(text: &str) -> Result<()> {
+    let mut words = text.split(' ');
+    let program = words.next().unwrap_or_default();
+    let status =
+        Command::new(program).args(words).status().with_context(|| format!("cannot start {program}"))?;
+    ensure!(status.success(), "{text}: {status}");
     Ok(())
 }
 
@@ -150,11 +180,11 @@ fn noise(length: usize) -> Vec<u8> {
     (0..length / 8).flat_map(step).collect()
 }
 
-/// Does `one` with each of the connections, side by side.
-fn serve(listener: &TcpListener, one: impl Fn(TcpStream) -> Result<()> + Sync) -> Result<()> {
+/// Does `one` with each of so many connections, side by side.
+fn serve(listener: &TcpListener, count: usize, one: impl Fn(TcpStream) -> Result<()> + Sync) -> Result<()> {
     thread::scope(|scope| {
         let one = &one;
-        let streams: Vec<_> = (0..STREAMS)
+        let streams: Vec<_> = (0..count)
             .map(|_| {
                 let (stream, _) = listener.accept()?;
                 Ok(scope.spawn(move || one(stream)))
