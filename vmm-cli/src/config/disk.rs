@@ -268,7 +268,7 @@ fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error>
     value::parse_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// As [`settings`] reads them.
+/// Settings with commas between, which therefore cannot be in a path. A switch alone is true.
 impl FromStr for DiskConfig {
     type Err = FlagError;
 

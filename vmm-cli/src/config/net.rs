@@ -233,11 +233,11 @@ pub(super) fn validate(nets: &[NetConfig], disks: &[DiskConfig]) -> Result<(), N
         if let Some(name) = net.tap.as_ref().filter(|name| !taps.insert(*name)) {
             return Err(NetError::SameTap { name: name.clone() });
         }
-        let of_net = net.fd.iter().flat_map(|Descriptors(numbers)| numbers);
-        if let Some(&number) =
-            of_net.copied().collect::<Vec<_>>().iter().find(|number| !numbers.insert(**number))
-        {
-            return Err(NetError::SameDescriptor { number });
+        let of_net = net.fd.iter().flat_map(|Descriptors(numbers)| numbers.iter().copied());
+        for number in of_net {
+            if !numbers.insert(number) {
+                return Err(NetError::SameDescriptor { number });
+            }
         }
         if let Some(mac) = net.mac.filter(|mac| !addresses.insert(mac.bytes())) {
             return Err(NetError::SameAddress { mac });
