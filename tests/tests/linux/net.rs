@@ -63,9 +63,10 @@ fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
     let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
     let place = ControlSocket::new()?;
     let mut vm = place.start(guest.vm("net", "").arg(card.arg()).deadline(patience))?;
-    let peer = Peer::start(&card, sent, STREAMS)?;
+    let (peer, gate) = Peer::start(&card, sent, STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
+    drop(gate);
     let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
     ensure!(report.all("missing").next().is_none(), "{report:?}");
     ensure!(report.get("mac")? == "02:00:00:00:00:2a" && report.get("carrier")? == "1", "{report:?}");
@@ -89,15 +90,16 @@ struct Peer {
 }
 
 impl Peer {
-    /// For so many connections that are given the bytes. The interface is there before the guest runs.
-    fn start(card: &Card, sent: Vec<u8>, given: usize) -> Result<Self> {
+    /// For so many connections that are given the bytes. The interface is there before the guest runs, which goes on to its end
+    /// when the listener is dropped.
+    fn start(card: &Card, sent: Vec<u8>, given: usize) -> Result<(Self, TcpListener)> {
         address(card)?;
         let sent = Arc::new(sent);
         let (giver, taker) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
         let (to_give, to_take) = (Arc::clone(&sent), Arc::clone(&sent));
         let giving = thread::spawn(move || serve(&giver, given, |stream| give(stream, &to_give)));
         let taking = thread::spawn(move || serve(&taker, STREAMS, |stream| take(stream, &to_take)));
-        Ok(Self { sent, giving, taking })
+        Ok((Self { sent, giving, taking }, TcpListener::bind("10.0.2.1:5003")?))
     }
 
     /// Whether all connections came, and had the bytes.
@@ -139,7 +141,7 @@ fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_the
     let place = ControlSocket::new()?;
     let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(Duration::from_secs(240));
     let mut vm = place.start(vm)?;
-    let peer = Peer::start(&card, noise(MIB), STREAMS + 1)?;
+    let (peer, gate) = Peer::start(&card, noise(MIB), STREAMS + 1)?;
     vm.wait_for_output("vmm: done=net")?;
     command(&format!("ip link delete {}", card.name))?;
     vm.wait_for_output("vmm: lost=carrier")?;
@@ -149,6 +151,7 @@ fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_the
     command(&format!("ip link set {} up", card.name))?;
     vm.wait_for_output("vmm: whole=")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
+    drop(gate);
     let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
     command(&format!("ip link delete {}", card.name))?;
     ensure!(report.number("again")? == 5 && report.get("whole")? == "yes", "{report:?}");
