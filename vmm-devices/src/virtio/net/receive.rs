@@ -181,9 +181,9 @@ impl ReceiveQueue {
         if self.is_mergeable && self.room < LONGEST.into() {
             return false;
         }
-        let missing = self.held.iter().skip(buffers.counts.len());
+        let mut missing = self.held.iter().skip(buffers.counts.len());
         // What is gone by now is found where it is written to.
-        let gathered = missing.map(|chain| buffers.push(chain)).all(|is_there| is_there);
+        let gathered = missing.all(|chain| buffers.push(chain));
         if !gathered {
             buffers.clear();
         }

@@ -92,7 +92,7 @@ fn a_tap_that_is_created_is_up_and_gone_with_the_last_who_has_it() {
 #[test]
 fn descriptors_that_are_handed_over_are_the_same_tap() {
     let Some(tap) = created("vmmtest2", 2, 1500) else { return };
-    let numbers: Vec<_> = tap.queues().iter().map(|queue| queue.as_raw_fd()).collect();
+    let numbers: Vec<_> = tap.queues().iter().map(AsRawFd::as_raw_fd).collect();
     let options = |numbers| TapOptions { source: TapSource::Descriptors(numbers), pairs: 1, mtu: None };
     let adopted = Tap::open(&options(numbers.clone())).unwrap();
     assert_eq!((adopted.name(), adopted.pairs()), ("vmmtest2", 2));
