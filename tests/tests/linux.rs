@@ -13,6 +13,7 @@ mod linux {
     pub mod hotplug;
     pub mod irqchip;
     pub mod memory;
+    pub mod net;
     pub mod shell;
     pub mod virtio;
 }
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         linux::hotplug::trials(),
         linux::irqchip::trials(),
         linux::memory::trials(),
+        linux::net::trials(),
         linux::virtio::trials(),
     ];
     let small = small.into_iter().flatten().map(|trial| (1, trial));

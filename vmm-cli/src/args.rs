@@ -10,8 +10,8 @@ use vmm_vcpu::Scheduler;
 
 use crate::config::{
     Affinity, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemorySize, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration, parse_bytes,
-    scheduler, value,
+    MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration,
+    parse_bytes, scheduler, value,
 };
 use crate::control::devices::Removal;
 use crate::control::disks::{DiskChange, DiskRequest, NewLimit, NewLimits, NewSize};
@@ -365,6 +365,10 @@ pub struct VmArgs {
     /// Disk, as path=PATH,format=raw (or qcow2) and more settings; may be repeated, and goes over those of the file [default: none]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub disk: Vec<DiskConfig>,
+
+    /// Network device, as tap=NAME and more settings; may be repeated, and goes over those of the file [default: none]
+    #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
+    pub net: Vec<NetConfig>,
 
     /// Entropy device (virtio-rng): true or false; alone it means true [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Devices", hide_possible_values = true)]

@@ -20,6 +20,7 @@ mod logging;
 mod machine;
 mod memory;
 pub mod messages;
+mod nets;
 pub mod outcome;
 mod output_file;
 mod processors;

@@ -23,6 +23,7 @@ use crate::disks::Disks;
 use crate::event_loop::{self, Ended, Inputs, Until};
 use crate::machine::{Machine, Resources, layout};
 use crate::memory::{self, Ram};
+use crate::nets;
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
@@ -59,6 +60,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let processors = Processors::prepare(&kvm, &config.cpu)?;
     memory::check(&config.memory)?;
     let disks = Arc::new(Disks::open(config)?);
+    let nets = nets::open(config)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
@@ -72,7 +74,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             ControlFlow::Break(ended) => break (ended, None),
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let resources = Resources { processors: &processors, ram, disks: &disks };
+        let resources = Resources { processors: &processors, ram, disks: &disks, nets: &nets };
         let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
         // Before the driver looks.
         consoles.tell_sizes(&machine.ports());

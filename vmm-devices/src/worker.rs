@@ -63,6 +63,12 @@ struct Live {
 pub trait Wakeup: AsRawFd + Send + Sync {
     /// Makes it unreadable until the next time, and says how often it was signalled; 0 if it was not. Does not block.
     fn take(&self) -> u64;
+
+    /// Whether only news wake: the handler takes all there is, or knows when it will look again, and is not called for what it has
+    /// left, nor for a descriptor that is out of order for good. Nothing is to be made unreadable then.
+    fn only_news(&self) -> bool {
+        false
+    }
 }
 
 impl Wakeup for EventFd {
@@ -178,11 +184,13 @@ impl Worker {
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Handler, WorkerError> {
         let fd = doorbell.as_raw_fd();
+        let edge = if doorbell.only_news() { EventSet::EDGE_TRIGGERED } else { EventSet::empty() };
         let token = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let live = Live { serve: Box::new(serve), failed: Box::new(failed) };
         let source = Arc::new(Source { device, doorbell, live: Mutex::new(Some(live)) });
         self.shared.lock().insert(token, source);
-        let added = self.shared.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
+        let event = EpollEvent::new(EventSet::IN | edge, token);
+        let added = self.shared.epoll.ctl(ControlOperation::Add, fd, event);
         if let Err(source) = added {
             // Dropped without the lock.
             let refused = self.shared.lock().remove(&token);

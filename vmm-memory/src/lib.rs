@@ -4,7 +4,7 @@
 //! * [`AddressSpace`] is the one writer: transactions of [`Change`]s, while the guest and its devices go on;
 //! * readers take a snapshot of the [`GuestMemory`] table for one exit or one queue batch, without a lock; what outlives
 //!   that holds a [`RegionPin`], or [`PinnedBuffers`] in which the kernel reads and writes; a device has a
-//!   [`MemoryReader`];
+//!   [`MemoryReader`]; [`Scattered`] is for one system call inside a batch;
 //! * [`HotplugRegion`]: RAM that is plugged and unplugged in blocks;
 //! * [`MemoryObserver`]: whoever keeps a map of guest RAM of its own and has to follow;
 //! * [`DirtyTracker`]: which pages have been written to, by the guest and by devices;
@@ -29,6 +29,7 @@ mod quiesce;
 mod range;
 mod reader;
 mod region;
+mod scattered;
 mod slot;
 mod slot_ids;
 mod sync;
@@ -48,6 +49,7 @@ pub use quiesce::Quiesce;
 pub use range::RamRange;
 pub use reader::MemoryReader;
 pub use region::{RamRegion, RamSlice};
+pub use scattered::Scattered;
 
 /// Size of a page, the unit of memory slots, in bytes.
 pub(crate) const PAGE: u64 = 4096;

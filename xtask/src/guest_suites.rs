@@ -62,6 +62,9 @@ const NATIVE_CPUS: &[u32] = &[1];
 /// A dedicated CPU needs another one beside it.
 const LINUX_CPUS: &[u32] = &[1, 2];
 
+/// What the nested host loads for Linux guests besides: TAP interfaces.
+const LINUX_MODULES: [&str; 1] = ["tun"];
+
 /// Huge pages that the nested host sets aside for Linux guests that run in them.
 const HUGE_PAGES: [&str; 2] = ["2M=128", "1G=1"];
 
@@ -296,6 +299,9 @@ impl Inside {
         match self.binary.name.as_str() {
             LINUX => {
                 command.args(["--guest-kernels", &self.args.kernel_names()]);
+                for module in LINUX_MODULES {
+                    command.args(["--module", module]);
+                }
                 for pages in HUGE_PAGES {
                     command.args(["--huge-pages", pages]);
                 }

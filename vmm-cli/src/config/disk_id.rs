@@ -1,4 +1,4 @@
-//! `DiskId`: what a disk is called, by its user, its guest and whoever changes it while it is in use.
+//! `DiskId`: what a disk or a network device is called, by its user, its guest and whoever changes it while it is in use.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ pub(crate) const CONSOLE: &str = "console";
 pub(super) const EXPECTED_OF_DISK: &str =
     "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\" and \"console\"";
 
-/// The name of a disk.
+/// The name of a disk, or of a network device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskId(String);
@@ -30,6 +30,12 @@ impl DiskId {
     #[must_use]
     pub fn of_place(place: usize) -> Self {
         Self(format!("disk{place}"))
+    }
+
+    /// What the network device at `place` is called that has no other name.
+    #[must_use]
+    pub fn of_net(place: usize) -> Self {
+        Self(format!("net{place}"))
     }
 
     /// The text.

@@ -12,6 +12,7 @@ use super::disk::DiskError;
 use super::file::{FileError, show};
 use super::keys::{self, Hint};
 use super::memory::MemoryError;
+use super::net::NetError;
 use super::value::{is_printable, quote};
 
 /// Longest source line, in characters, that is shown below a message.
@@ -41,6 +42,8 @@ pub enum ConfigError {
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error("{}", keys::with_flag(key))]
     Image {
         key: &'static str,

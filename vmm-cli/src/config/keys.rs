@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{affinity, cpu, disk, duration, memory, scheduler, serial, size, stats};
+use super::{affinity, cpu, disk, duration, memory, net, scheduler, serial, size, stats};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -143,7 +143,7 @@ impl Form {
 }
 
 /// The tables that a file may have several of.
-pub(super) const REPEATED: &[Section] = &[disk::SECTION];
+pub(super) const REPEATED: &[Section] = &[disk::SECTION, net::SECTION];
 
 /// The table called `name` of which there may be several.
 pub(super) fn repeated(name: &str) -> Option<&'static Section> {
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, machine, entropy, console, control, log, stats, disk"
+            "the sections are: boot, cpu, memory, machine, entropy, console, control, log, stats, disk, net"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

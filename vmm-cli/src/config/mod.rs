@@ -10,10 +10,12 @@ mod error;
 mod file;
 mod keys;
 mod memory;
+pub(crate) mod net;
 mod parse;
 mod render;
 pub(crate) mod scheduler;
 mod serial;
+mod settings;
 mod size;
 mod stats;
 #[cfg(test)]
@@ -31,14 +33,16 @@ use serde::Deserialize;
 pub use affinity::{Affinity, CpuList};
 pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use cpu::{CpuConfig, CpuError};
-pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFlagError, DiskFormat, Rate};
+pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFormat, Rate};
 pub use disk_id::DiskId;
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
 pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
+pub use net::{Descriptors, MacAddress, NetConfig, NetError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
+pub use settings::FlagError;
 pub use size::{MemorySize, parse_bytes};
 pub use stats::StatsOutput;
 pub use value::ValueError;
@@ -77,6 +81,8 @@ pub struct VmConfig {
     pub stats: StatsConfig,
     /// Its disks, in the order in which the guest has them.
     pub disk: Vec<DiskConfig>,
+    /// Its network devices, in the order in which the guest has them.
+    pub net: Vec<NetConfig>,
 }
 
 /// The section `[boot]`.
@@ -225,7 +231,8 @@ impl VmConfig {
     /// Whether there is a PCI bus: as configured, else where something is on it or may be added. A bus that nobody uses
     /// costs each boot the time to look for devices.
     pub fn has_pci(&self) -> bool {
-        let has_devices = !self.disk.is_empty() || self.entropy.device || self.console.virtio.is_some();
+        let has_several = !self.disk.is_empty() || !self.net.is_empty();
+        let has_devices = has_several || self.entropy.device || self.console.virtio.is_some();
         self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
     }
 
@@ -283,6 +290,9 @@ impl VmConfig {
         if !args.disk.is_empty() {
             self.disk.clone_from(&args.disk);
         }
+        if !args.net.is_empty() {
+            self.net.clone_from(&args.net);
+        }
     }
 
     fn resolve_paths(&mut self) -> Result<(), ConfigError> {
@@ -311,6 +321,7 @@ impl VmConfig {
         }
         self.memory.validate()?;
         self.validate_disk_ids()?;
+        net::validate(&self.net, &self.disk)?;
         self.validate_consoles()?;
         self.validate_files(&images)?;
         self.validate_sockets()

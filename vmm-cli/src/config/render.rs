@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::Value;
 use vmm_core::DisabledExits;
 
-use super::{Affinity, CpuConfig, DiskConfig, VmConfig, choice, duration, scheduler};
+use super::{Affinity, CpuConfig, DiskConfig, NetConfig, Rate, VmConfig, choice, duration, scheduler};
 
 impl VmConfig {
     /// Writes every setting with its value. One that has none is a comment that says what then happens.
@@ -79,6 +79,7 @@ impl VmConfig {
             None => out.unset("format", "table on standard output, json in a file"),
         }
         self.disk.iter().enumerate().for_each(|(place, disk)| out.disk(place, disk));
+        self.net.iter().enumerate().for_each(|(place, net)| out.net(place, net));
         out.0
     }
 }
@@ -162,7 +163,46 @@ impl Writer {
             Some(queues) => self.set("queues", queues),
             None => self.unset("queues", "one for each vCPU, at most 8"),
         }
-        for (key, rate) in [("bandwidth", disk.bandwidth), ("operations", disk.operations)] {
+        self.rates([("bandwidth", disk.bandwidth), ("operations", disk.operations)]);
+    }
+
+    fn net(&mut self, place: usize, net: &NetConfig) {
+        self.0 += "\n[[net]]\n";
+        match &net.tap {
+            Some(name) => self.text("tap", name),
+            None => self.unset("tap", "the descriptors say which interface it is"),
+        }
+        self.set("create", net.create);
+        match &net.fd {
+            Some(fd) => self.text("fd", &fd.to_string()),
+            None => self.unset("fd", "the interface has a name"),
+        }
+        match &net.id {
+            Some(id) => self.text("id", id.as_str()),
+            None => self.unset("id", net.id(place).as_str()),
+        }
+        match &net.mac {
+            Some(mac) => self.text("mac", &mac.to_string()),
+            None => self.unset("mac", "made up at each start"),
+        }
+        match net.mtu {
+            Some(mtu) => self.set("mtu", mtu),
+            None => self.unset("mtu", "that of the interface"),
+        }
+        match net.queues {
+            Some(queues) => self.set("queues", queues),
+            None => self.unset("queues", "one, or one for each descriptor"),
+        }
+        self.rates([
+            ("receive_bandwidth", net.receive_bandwidth),
+            ("receive_frames", net.receive_frames),
+            ("transmit_bandwidth", net.transmit_bandwidth),
+            ("transmit_frames", net.transmit_frames),
+        ]);
+    }
+
+    fn rates<const COUNT: usize>(&mut self, rates: [(&str, Option<Rate>); COUNT]) {
+        for (key, rate) in rates {
             match rate {
                 Some(rate) => self.text(key, &rate.to_string()),
                 None => self.unset(key, "unlimited"),
@@ -186,8 +226,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MachineConfig,
-        MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput, keys,
+        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MacAddress,
+        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, SerialMode, StatsConfig, StatsOutput, keys,
         parse_toml,
     };
 
@@ -290,6 +330,26 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn net()(
+            (tap, create, fd) in (prop::option::of("[a-z]{1,15}"), any::<bool>(), prop::option::of("[0-9]{1,3}")),
+            id in prop::option::of("[a-zA-Z0-9_-]{10,20}"),
+            mac in prop::option::of(any::<[u8; 5]>().prop_map(MacAddress::made_up)),
+            (mtu, queues) in (prop::option::of(68..=65521_u16), prop::option::of(1..=64_u16)),
+            rates in prop::array::uniform4(prop::option::of((1..u64::MAX, 1..3_600_000_u64, any::<u64>()))),
+        ) -> NetConfig {
+            let rate = |rate: Option<(u64, u64, u64)>| rate.map(|(amount, milliseconds, burst)| {
+                Rate { amount, time: Duration::from_millis(milliseconds), burst }
+            });
+            let [receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames] = rates.map(rate);
+            let (id, fd) = (id.map(|id| id.parse().unwrap()), fd.map(|fd| fd.parse().unwrap()));
+            NetConfig {
+                tap, create, fd, id, mac, mtu, queues,
+                receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames,
+            }
+        }
+    }
+
     fn stats() -> impl Strategy<Value = StatsConfig> {
         let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
         (prop::option::of(output), prop::option::of(word()))
@@ -307,6 +367,7 @@ mod tests {
             (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
+            net in prop::collection::vec(net(), 0..3),
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
@@ -327,6 +388,7 @@ mod tests {
                 log: LogConfig { level, format, file },
                 stats,
                 disk,
+                net,
             }
         }
     }

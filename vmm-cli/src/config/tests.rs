@@ -91,10 +91,19 @@ fn default_of(section: &str, key: &str) -> Option<toml::Value> {
     defaults[section].get(key).cloned()
 }
 
-/// The same of a table of which there may be several.
-fn default_of_repeated(key: &str) -> Option<toml::Value> {
-    let written: toml::Table = parse(disk::LEAST).unwrap().to_toml().parse().unwrap();
-    written["disk"][0].get(key).cloned()
+/// A table `section`, of which there may be several, with what is required and nothing else.
+fn least(section: &str) -> &'static str {
+    match section {
+        "disk" => disk::LEAST,
+        "net" => "[[net]]\ntap = 'tap0'\n",
+        _ => panic!("{section}"),
+    }
+}
+
+/// The default of a key of such a table, if it has a value.
+fn default_of_repeated(section: &str, key: &str) -> Option<toml::Value> {
+    let written: toml::Table = parse(least(section)).unwrap().to_toml().parse().unwrap();
+    written[section][0].get(key).cloned()
 }
 
 #[test]
@@ -162,6 +171,7 @@ fn every_key_arrives_in_its_field() {
             format: Some(StatsFormat::Table),
         },
         disk: Vec::new(),
+        net: Vec::new(),
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();
@@ -263,6 +273,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             format: Some(StatsFormat::Json),
         },
         disk: Vec::new(),
+        net: Vec::new(),
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
@@ -574,13 +585,13 @@ fn the_reference_page_has_every_key_with_flag_type_and_default() {
                 keys::Form::TextOrWords => "string or array of strings",
                 keys::Form::Switch => "boolean",
             };
-            let is_required = |key: &str| disk::LEAST.contains(&format!("\n{key} ="));
+            let is_required = |key: &str| least(section.name).contains(&format!("\n{key} ="));
             let of_repeated = |value| match value {
                 Some(_) if is_required(key.name) => "required".to_owned(),
                 value => shown(value),
             };
             let default = match keys::repeated(section.name) {
-                Some(_) => of_repeated(default_of_repeated(key.name)),
+                Some(_) => of_repeated(default_of_repeated(section.name, key.name)),
                 None => shown(default_of(section.name, key.name)),
             };
             assert_eq!(row[0], format!("`{}.{}`", section.name, key.name));

@@ -13,6 +13,7 @@ use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPor
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::console::Console as VirtioConsole;
+use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::VirtioMmio;
 use vmm_devices::{BusDevice, Pvpanic};
@@ -26,9 +27,10 @@ use super::pci::Pci;
 use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
-use crate::config::{VmConfig, disk_id};
+use crate::config::{DiskId, VmConfig, disk_id};
 use crate::console::Console;
 use crate::disks::{Disk, Disks};
+use crate::nets::Nic;
 use crate::outcome::Failure;
 
 /// Ports, as on a PC.
@@ -38,7 +40,8 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
-/// What the entropy device and the virtio console are to a driver.
+/// What network devices, the entropy device and the virtio console are to a driver.
+const NET: &str = "virtio-net";
 const RNG: &str = "virtio-rng";
 const CONSOLE: &str = "virtio-console";
 
@@ -47,6 +50,8 @@ pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
     pub(super) pci: Option<Pci>,
+    /// Network devices, with what they are called.
+    pub(super) nets: Vec<(DiskId, Arc<Net>)>,
     router: IrqRouter,
     /// Until the slots have it.
     generic: Option<Arc<GenericEvents>>,
@@ -56,8 +61,8 @@ pub(super) struct Devices {
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        let (lines, plugged) = (Vec::new(), Vec::new());
-        Self { exits: Exits::new(), lines, pci: None, router, generic: None, plugged }
+        let (lines, nets, plugged) = (Vec::new(), Vec::new(), Vec::new());
+        Self { exits: Exits::new(), lines, pci: None, nets, router, generic: None, plugged }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -149,6 +154,14 @@ impl Devices {
         let block = Arc::new(disk.device(&virtio.events)?);
         let (device, id) = (Arc::clone(&block) as _, disk.id().to_string());
         self.add_virtio(virtio, (&id, DISK), device, Some(PluggedDisk { disk, block }))
+    }
+
+    /// Adds a network device.
+    pub(super) fn add_net(&mut self, virtio: &mut VirtioDevices, nic: &Nic) -> Result<(), Failure> {
+        let net = Arc::new(nic.device(&virtio.events)?);
+        self.add_virtio(virtio, (nic.id().as_str(), NET), Arc::clone(&net) as _, None)?;
+        self.nets.push((nic.id().clone(), net));
+        Ok(())
     }
 
     /// Adds what lets devices come and go, after those that are there from the beginning; `virtio` is for those to come.

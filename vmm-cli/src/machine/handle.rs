@@ -5,16 +5,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmm_core::{VmEvent, VmEvents};
+use vmm_devices::virtio::net::Net;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
 use super::exits::Exits;
 use super::plugged::Plugged;
+use crate::config::DiskId;
 use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
-use crate::stats::{KernelStats, MachineCounters, Report};
+use crate::stats::{KernelStats, MachineCounters, NetReport, Report};
 
 /// The vCPUs of a machine and what is beside them.
 pub(super) struct Handle {
@@ -23,6 +25,8 @@ pub(super) struct Handle {
     pub(super) kernel_stats: Option<KernelStats>,
     pub(super) power_button: PowerButton,
     pub(super) plugged: Arc<Plugged>,
+    /// With what they are called.
+    pub(super) nets: Vec<(DiskId, Arc<Net>)>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
@@ -111,6 +115,7 @@ impl Controlled for Handle {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
-        report.with_disks(self.plugged.counts())
+        let net = |(id, net): &(DiskId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
+        report.with_disks(self.plugged.counts()).with_nets(self.nets.iter().map(net).collect())
     }
 }

@@ -37,6 +37,7 @@ use crate::console::{Consoles, GuestPort};
 use crate::control::operations::Controlled;
 use crate::disks::Disks;
 use crate::memory::{Ram, dirty_mechanism};
+use crate::nets::Nic;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
@@ -65,6 +66,7 @@ pub struct Resources<'a> {
     pub(crate) processors: &'a Processors,
     pub(crate) ram: Ram,
     pub(crate) disks: &'a Arc<Disks>,
+    pub(crate) nets: &'a [Nic],
 }
 
 impl Machine {
@@ -80,7 +82,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks } = resources;
+        let Resources { processors, ram, disks, nets } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -114,6 +116,9 @@ impl Machine {
         for disk in disks.of_next_life() {
             devices.add_disk(&mut virtio, disk)?;
         }
+        for nic in nets {
+            devices.add_net(&mut virtio, nic)?;
+        }
         let virtio_console = consoles.virtio.as_ref();
         let virtio_console =
             virtio_console.map(|console| devices.add_virtio_console(&mut virtio, console)).transpose()?;
@@ -133,7 +138,7 @@ impl Machine {
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, .. } = devices;
+        let Devices { exits, lines, pci, nets, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -155,7 +160,7 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty) = (events.clone(), dirty.into());
-        let handle = Handle { vcpus, kernel_stats, power_button, plugged, exits, events, dirty };
+        let handle = Handle { vcpus, kernel_stats, power_button, plugged, nets, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })

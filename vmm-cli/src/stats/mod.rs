@@ -8,4 +8,4 @@ mod table;
 
 pub(crate) use kernel::KernelStats;
 pub(crate) use output::Output;
-pub use report::{DiskCounts, MachineCounters, Report};
+pub use report::{DiskCounts, MachineCounters, NetReport, Report};

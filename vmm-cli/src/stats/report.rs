@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
 use vmm_devices::virtio::block::BlockCounts;
+use vmm_devices::virtio::net::NetCounts;
 use vmm_vcpu::Counters;
 
 use super::kernel::{KernelStats, Samples};
@@ -23,6 +24,8 @@ pub struct Report {
     pub(super) vcpus: Vec<VcpuCounts>,
     /// In the order in which the guest has them.
     pub(super) disks: Vec<DiskCounts>,
+    /// In the order in which the guest has them.
+    pub(super) nets: Vec<NetReport>,
     /// What the kernel's statistics are; `None` if this host's kernel has none.
     kernel: Option<Definitions>,
 }
@@ -66,6 +69,15 @@ pub struct DiskCounts {
     pub id: DiskId,
     /// What this program has counted.
     pub monitor: BlockCounts,
+}
+
+/// The counts of one network device.
+#[derive(Debug, Serialize)]
+pub struct NetReport {
+    /// What it is called.
+    pub id: DiskId,
+    /// What this program has counted.
+    pub monitor: NetCounts,
 }
 
 /// Values by name: a number, or the buckets of a histogram.
@@ -130,6 +142,7 @@ impl Report {
             vcpus: vcpus.collect(),
             machine: MachineCounts { monitor: machine, kernel: of_machine },
             disks: Vec::new(),
+            nets: Vec::new(),
             kernel: definitions,
         }
     }
@@ -137,6 +150,12 @@ impl Report {
     /// The same report, with what was counted of disks.
     pub(crate) fn with_disks(mut self, disks: Vec<DiskCounts>) -> Self {
         self.disks = disks;
+        self
+    }
+
+    /// The same report, with what was counted of network devices.
+    pub(crate) fn with_nets(mut self, nets: Vec<NetReport>) -> Self {
+        self.nets = nets;
         self
     }
 
@@ -279,10 +298,11 @@ mod tests {
     fn the_page_describes_every_count_of_this_program() {
         let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
-        let json = json(&report.with_disks(vec![disk]));
+        let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
+        let json = json(&report.with_disks(vec![disk]).with_nets(vec![net]));
         let page = include_str!("../../../docs/stats.md");
-        let disk = &json["disks"][0]["monitor"];
-        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"], disk] {
+        let (disk, net) = (&json["disks"][0]["monitor"], &json["nets"][0]["monitor"]);
+        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"], disk, net] {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
 use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
+use vmm_devices::virtio::net::NetCounts;
 use vmm_vcpu::Counters;
 
-use super::report::{DiskCounts, MachineCounters, Report, Values, VcpuCounts};
+use super::report::{DiskCounts, MachineCounters, NetReport, Report, Values, VcpuCounts};
 
-/// Most vCPUs, or disks, that have a column each; of more there are the least and the greatest value.
+/// Most vCPUs, disks or network devices that have a column each; of more there are the least and the greatest value.
 const MOST_COLUMNS: usize = 4;
 
 /// A value of this program's counters, by its name.
@@ -53,6 +54,25 @@ const DISK_COUNTERS: [Counter<BlockCounts>; 15] = [
     ("notifications", |counts| counts.notifications),
     ("interrupts", |counts| counts.interrupts),
     ("host_calls", |counts| counts.host_calls),
+];
+
+const NET_COUNTERS: [Counter<NetCounts>; 16] = [
+    ("received_frames", |counts| counts.received_frames),
+    ("received_bytes", |counts| counts.received_bytes),
+    ("received_too_long", |counts| counts.received_too_long),
+    ("received_malformed", |counts| counts.received_malformed),
+    ("received_no_buffers", |counts| counts.received_no_buffers),
+    ("received_throttled", |counts| counts.received_throttled),
+    ("refused_buffers", |counts| counts.refused_buffers),
+    ("transmitted_frames", |counts| counts.transmitted_frames),
+    ("transmitted_bytes", |counts| counts.transmitted_bytes),
+    ("transmitted_failed", |counts| counts.transmitted_failed),
+    ("transmitted_throttled", |counts| counts.transmitted_throttled),
+    ("refused_frames", |counts| counts.refused_frames),
+    ("refused_commands", |counts| counts.refused_commands),
+    ("host_errors", |counts| counts.host_errors),
+    ("link_losses", |counts| counts.link_losses),
+    ("link_returns", |counts| counts.link_returns),
 ];
 
 /// A histogram of durations, by its name.
@@ -100,6 +120,9 @@ pub(super) fn text(report: &Report) -> String {
     if !report.disks.is_empty() {
         append(&disks_by_monitor(&report.disks));
     }
+    if !report.nets.is_empty() {
+        append(&nets_by_monitor(&report.nets));
+    }
     append(&machine_by_monitor(&report.machine.monitor));
     match &report.machine.kernel {
         Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
@@ -141,6 +164,16 @@ fn disks_by_monitor(disks: &[DiskCounts]) -> Section {
             };
             section.add_bucket(name, row(&|counts| latency(counts).get(class).copied().unwrap_or_default()));
         }
+    }
+    section
+}
+
+fn nets_by_monitor(nets: &[NetReport]) -> Section {
+    let names = nets.iter().map(|net| net.id.to_string()).collect();
+    let mut section = Section::new("network devices, counted by vmm-cli", columns_of(names));
+    for (name, value) in NET_COUNTERS {
+        let values: Vec<u64> = nets.iter().map(|net| value(&net.monitor)).collect();
+        section.add(name.into(), String::new(), spread(&values, total));
     }
     section
 }
@@ -189,7 +222,7 @@ fn columns_of(names: Vec<String>) -> Vec<String> {
     }
 }
 
-/// The numbers of a row for the `values` of the vCPUs or disks; `whole` makes one of all.
+/// The numbers of a row for the `values` of the vCPUs, disks or network devices; `whole` makes one of all.
 fn spread(values: &[u64], whole: fn(&[u64]) -> u64) -> Vec<u64> {
     match values.len() {
         ..=1 => values.to_vec(),
@@ -429,7 +462,8 @@ machine, counted by KVM
     fn every_count_of_this_program_has_a_row() {
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
         let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
-        let report = report.with_disks(vec![disk]);
+        let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
+        let report = report.with_disks(vec![disk]).with_nets(vec![net]);
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
@@ -441,5 +475,7 @@ machine, counted by KVM
         let latencies = DISK_LATENCIES.map(|(name, _)| name.to_owned());
         let names = DISK_COUNTERS.map(|(name, _)| name.to_owned()).into_iter().chain(latencies);
         assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());
+        let names = NET_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["nets"][0]["monitor"]), names.into());
     }
 }

@@ -14,11 +14,13 @@ pub mod console;
 mod device;
 mod ending;
 pub mod features;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod serve;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
+mod throttle;
 pub mod transport;
 
 pub use config::read_config;

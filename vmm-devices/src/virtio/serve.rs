@@ -3,7 +3,7 @@
 //! What a device has to write is [`ServeQueue`]: take chains, do the work, give them back, within a batch. Notifications,
 //! interrupts, a driver that breaks the ring, stop and reset of queues are done here.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vmm_memory::{GuestMemory, MemoryReader};
 
@@ -13,7 +13,8 @@ use super::device::{
 };
 use super::ending::{AllStopped, Ending, Panicked};
 use super::queue::{Queue, QueueError};
-use crate::{Handler, Progress, Worker};
+use crate::sync::lock;
+use crate::{Handler, Progress, Wakeup, Worker};
 
 /// How far a batch has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub enum Batch {
     Empty,
     /// The batch was full: to be called again, after others.
     Full,
-    /// Chains are left for something that has not happened yet, and that rings the doorbell when it happens.
+    /// Chains are left for something that has not happened yet, and that wakes the queue, or rings its doorbell, when it happens.
     Waiting,
 }
 
@@ -33,11 +34,24 @@ pub trait ServeQueue: Send {
     /// # Errors
     /// Those of the queue: it is not served any more, and the device needs a reset.
     fn serve(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Batch, QueueError>;
+
+    /// What is a reason to call it beside the doorbell.
+    fn wakeups(&self) -> Vec<Arc<dyn Wakeup>> {
+        Vec::new()
+    }
+
+    /// How many chains, the last that it took, it has left as they were: whoever goes on with the queue takes them again.
+    fn untouched(&self) -> u16 {
+        0
+    }
 }
+
+/// The worker of a queue, by its index.
+type Place = Box<dyn Fn(usize) -> Arc<Worker> + Send>;
 
 /// The queues of a running device. Dropped, they are served no more.
 pub struct QueueWorkers {
-    worker: Arc<Worker>,
+    place: Place,
     memory: MemoryReader,
     status: DeviceStatus,
     servers: Box<dyn Fn(usize) -> Box<dyn ServeQueue> + Send>,
@@ -46,7 +60,8 @@ pub struct QueueWorkers {
 
 struct RunningQueue {
     index: usize,
-    handler: Handler,
+    /// One for each reason to call it.
+    handlers: Vec<Handler>,
     end: Arc<Ending>,
 }
 
@@ -60,9 +75,22 @@ impl QueueWorkers {
         activation: Activation,
         servers: impl Fn(usize) -> Box<dyn ServeQueue> + Send + 'static,
     ) -> Result<Self, ActivateError> {
-        let Activation { memory, queues, status, .. } = activation;
         let worker = Arc::clone(worker);
-        let mut workers = Self { worker, memory, status, servers: Box::new(servers), running: Vec::new() };
+        Self::start_spread(move |_| Arc::clone(&worker), activation, servers)
+    }
+
+    /// The same on the worker that `place` says for the index of a queue.
+    ///
+    /// # Errors
+    /// As of [`start`](Self::start).
+    pub fn start_spread(
+        place: impl Fn(usize) -> Arc<Worker> + Send + 'static,
+        activation: Activation,
+        servers: impl Fn(usize) -> Box<dyn ServeQueue> + Send + 'static,
+    ) -> Result<Self, ActivateError> {
+        let Activation { memory, queues, status, .. } = activation;
+        let (place, servers) = (Box::new(place), Box::new(servers));
+        let mut workers = Self { place, memory, status, servers, running: Vec::new() };
         for queue in queues {
             workers.add(queue)?;
         }
@@ -73,23 +101,33 @@ impl QueueWorkers {
         let ActiveQueue { index, queue, doorbell, interrupt } = queue;
         let device = self.status.name();
         let end = Ending::new();
-        let mut task = Task {
-            server: (self.servers)(index),
+        let server = (self.servers)(index);
+        let mut wakeups = server.wakeups();
+        wakeups.push(doorbell);
+        let task = Arc::new(Mutex::new(Task {
+            server,
             queue,
             memory: self.memory.clone(),
             interrupt,
             status: self.status.clone(),
             broken: false,
             end: Arc::clone(&end),
-        };
-        let status = self.status.clone();
-        let serve = move |_rings| task.run();
-        let failed = move || status.set_needs_reset(&Panicked);
-        let handler = self
-            .worker
-            .add(device, doorbell, serve, failed)
-            .map_err(|source| ActivateError { device, source: source.into() })?;
-        self.running.push(RunningQueue { index, handler, end });
+        }));
+        let worker = (self.place)(index);
+        let mut handlers = Vec::with_capacity(wakeups.len());
+        for wakeup in wakeups {
+            let (status, of_failed) = (self.status.clone(), Arc::downgrade(&task));
+            let task = Arc::clone(&task);
+            let serve = move |_rings| lock(&task).run();
+            let failed = move || {
+                status.set_needs_reset(&Panicked);
+                // Others that wake it may be left.
+                of_failed.upgrade().iter().for_each(|task| lock(task).broken = true);
+            };
+            let handler = worker.watch(device, wakeup, serve, failed);
+            handlers.push(handler.map_err(|source| ActivateError { device, source: source.into() })?);
+        }
+        self.running.push(RunningQueue { index, handlers, end });
         Ok(())
     }
 }
@@ -98,7 +136,7 @@ impl RunningQueue {
     /// Ends it; `done` is called when it is not touched any more.
     fn stop(self, done: QueueStopped) {
         if self.end.want(done) {
-            self.handler.retire();
+            self.handlers.into_iter().for_each(Handler::retire);
         }
     }
 }
@@ -173,7 +211,9 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.end.come(self.queue.state());
+        let mut state = self.queue.state();
+        state.next_available = state.next_available.wrapping_sub(self.server.untouched());
+        self.end.come(state);
     }
 }
 

@@ -23,11 +23,11 @@ use super::pool::Pool;
 use super::queue::{BlockQueue, Parts};
 use super::request::{ID_LENGTH, MAX_RANGE_SECTORS};
 use super::storage::Storage;
-use super::throttle::Throttle;
 use super::uring::Uring;
 use crate::rate_limiter::Limits;
 use crate::sync::lock;
 use crate::virtio::ending::AllStopped;
+use crate::virtio::throttle::Throttle;
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, DeviceStatus, QueueReset, QueueStopped, Running, Stopped,
     VirtioDevice, features, read_config,

@@ -21,7 +21,6 @@ mod storage;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
-mod throttle;
 mod turn;
 mod uring;
 
@@ -33,7 +32,8 @@ pub use lock::LockHolder;
 pub use qcow2::{Backing, Qcow2, Qcow2Error};
 pub use resize::ResizeError;
 pub use storage::Storage;
-pub use throttle::Throttle;
+
+pub use super::throttle::Throttle;
 
 /// Bytes of a sector, the unit of the driver's requests whatever the size of a block.
 pub const SECTOR: u64 = 512;

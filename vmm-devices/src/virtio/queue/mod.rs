@@ -178,6 +178,36 @@ impl Queue {
         self.ring.add_used(memory, head, written).map_err(rings)
     }
 
+    /// Gives several chains back so that the driver finds all of them or none, each with how many bytes were written.
+    ///
+    /// # Errors
+    /// As of [`push`](Self::push).
+    pub fn push_all(
+        &mut self,
+        memory: &GuestMemory,
+        chains: impl IntoIterator<Item = (Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        let areas = self.areas();
+        let mut used = self.ring.next_used();
+        for (chain, written) in chains {
+            let head = chain.head();
+            debug_assert!(written <= chain.writable().len(), "more was written than there is room for");
+            if !self.in_flight.remove(head) {
+                return Err(QueueError::NotInFlight { head });
+            }
+            self.spare = chain.into_buffers();
+            let [one, other] = [u32::from(head), written].map(u32::to_le_bytes);
+            memory
+                .write_slice(&[one, other].concat(), areas.used_element(used))
+                .map_err(QueueError::Rings)?;
+            used = used.wrapping_add(1);
+        }
+        // After the elements (section 2.7.8.2).
+        memory.store(used.to_le(), areas.used(INDEX), Ordering::Release).map_err(QueueError::Rings)?;
+        self.ring.set_next_used(used);
+        Ok(())
+    }
+
     /// Says that the driver need not notify: its chains are being looked for. What was said before stays said where
     /// EVENT_IDX was negotiated.
     ///

@@ -112,6 +112,12 @@ impl Areas {
         self.available(RING.saturating_add(slot.saturating_mul(AVAILABLE_ENTRY)))
     }
 
+    /// The element of the used ring with this index, which counts on when the ring is full.
+    pub(super) fn used_element(&self, index: u16) -> GuestAddress {
+        let slot = u64::from(index & self.size.saturating_sub(1));
+        self.used(RING.saturating_add(slot.saturating_mul(USED_ELEMENT)))
+    }
+
     /// Where the driver says after which used index it wants an interrupt.
     pub(super) fn used_event(&self) -> GuestAddress {
         self.available(ring_end(self.size, AVAILABLE_ENTRY))

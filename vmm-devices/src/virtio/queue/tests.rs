@@ -297,6 +297,36 @@ fn a_chain_goes_back_only_to_a_queue_that_has_given_it_out() {
 }
 
 #[test]
+fn several_chains_come_back_at_once_or_not_at_all() {
+    let memory = ram();
+    let mut driver = driver(&memory).starting_at(u16::MAX - 1);
+    let mut queue = driver.queue(0);
+    for round in 1..=5_u32 {
+        let heads: Vec<_> = (0..3).map(|_| driver.submit(&[], &[100]).head).collect();
+        let before = driver.used_index();
+        let chains: Vec<_> = (0..3).map(|_| pop(&mut queue, &memory)).collect();
+        let seen = chains.into_iter().zip(1..).map(|(chain, part)| {
+            assert_eq!(driver.used_index(), before, "the driver sees a part of them");
+            (chain, round * part)
+        });
+        queue.push_all(&memory.memory(), seen).unwrap();
+        assert_eq!((driver.used_index(), queue.in_flight()), (before.wrapping_add(3), 0));
+        for (head, part) in heads.into_iter().zip(1..) {
+            assert_eq!(driver.take_used(), Some(Used { head: head.into(), written: round * part }));
+        }
+        assert_eq!(queue.untold(), 3 * round as u16);
+    }
+    queue.push_all(&memory.memory(), []).unwrap();
+    assert_eq!(driver.take_used(), None);
+    let elsewhere = ram();
+    let mut lender = self::driver(&elsewhere);
+    lender.submit(&[], &[1]);
+    let stranger = pop(&mut lender.queue(0), &elsewhere);
+    let error = queue.push_all(&memory.memory(), [(stranger, 0)]).unwrap_err();
+    assert!(matches!(error, QueueError::NotInFlight { .. }), "{error}");
+}
+
+#[test]
 fn fault_a6_empty_buffers_and_missing_parts_are_lengths_not_errors() {
     let memory = ram();
     let mut driver = driver(&memory);

@@ -1,4 +1,5 @@
-//! `Throttle`: the rate limiter of a disk, for whichever of its queues, in the order in which they come to wait.
+//! `Throttle`: the rate limiter of a disk, or of one direction of a network device, for whichever of its queues, in the order in
+//! which they come to wait.
 //!
 //! Only the first in the line takes from the buckets: small requests of other queues would otherwise take what is refilled while
 //! a large one waits for it, again and again. When the first has what it needs, or goes, the next is rung.
@@ -32,7 +33,7 @@ struct State {
 
 /// Until when a request waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(in crate::virtio) enum Wait {
     /// So long, and then it is to ask again.
     For(Duration),
     /// Until the bell is rung: others came before.
@@ -60,7 +61,7 @@ impl Throttle {
 
     /// Whether an operation of so many bytes may go now, of the queue that has `bell`. If not, the queue is in the line until it
     /// is admitted or [leaves](Self::leave).
-    pub(super) fn admit(&self, bell: &Arc<EventFd>, bytes: u64) -> Result<(), Wait> {
+    pub(in crate::virtio) fn admit(&self, bell: &Arc<EventFd>, bytes: u64) -> Result<(), Wait> {
         let mut state = lock(&self.state);
         if state.line.front().is_some_and(|first| !Arc::ptr_eq(first, bell)) {
             state.join(bell);
@@ -77,7 +78,7 @@ impl Throttle {
     }
 
     /// The queue that has `bell` does not wait any more.
-    pub(super) fn leave(&self, bell: &Arc<EventFd>) {
+    pub(in crate::virtio) fn leave(&self, bell: &Arc<EventFd>) {
         let next = lock(&self.state).leave(bell);
         ring(next);
     }

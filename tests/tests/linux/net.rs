@@ -1,0 +1,212 @@
+//! Network: the stock driver of a guest and the host's own TCP, over a TAP that is made for the guest.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use serde_json::Value;
+use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport, is_full};
+
+use crate::Shape;
+
+/// The trials of this suite.
+pub fn trials() -> Vec<Trial> {
+    const TWO: Shape = Shape::with_memory(KernelFormat::BzImage, 2, 512);
+    const ONE: Shape = Shape::with_memory(KernelFormat::Vmlinux, 1, 512);
+    crate::trials![
+        a_guest_with_one_queue_has_all_that_is_sent_either_way on [ONE],
+        a_guest_with_two_queues_has_all_that_is_sent_either_way on [TWO],
+        fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_there_again on [ONE],
+    ]
+}
+
+const MIB: usize = 1 << 20;
+
+/// Connections for each direction: one alone, and four at a time.
+const STREAMS: usize = 5;
+
+/// One machine at a time has the addresses of the host's side.
+static HOST: Mutex<()> = Mutex::new(());
+
+fn a_guest_with_one_queue_has_all_that_is_sent_either_way(guest: &LinuxGuest) -> Result<()> {
+    exchange(guest, Card { name: "vmmtap1", queues: 1, mtu: 1500 })
+}
+
+fn a_guest_with_two_queues_has_all_that_is_sent_either_way(guest: &LinuxGuest) -> Result<()> {
+    exchange(guest, Card { name: "vmmtap2", queues: 2, mtu: 9000 })
+}
+
+/// A network device whose interface is made for it.
+#[derive(Clone, Copy)]
+struct Card {
+    name: &'static str,
+    queues: usize,
+    mtu: usize,
+}
+
+impl Card {
+    fn arg(&self) -> String {
+        let Self { name, queues, mtu } = self;
+        format!("--net=tap={name},create,mac=02:00:00:00:00:2a,queues={queues},mtu={mtu}")
+    }
+}
+
+fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
+    let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let sent = noise(if is_full() { 128 } else { 4 } * MIB);
+    let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
+    let place = ControlSocket::new()?;
+    let mut vm = place.start(guest.vm("net", "").arg(card.arg()).deadline(patience))?;
+    let (peer, gate) = Peer::start(&card, sent, STREAMS)?;
+    vm.wait_for_output("vmm: done=net")?;
+    let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
+    drop(gate);
+    let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
+    ensure!(report.all("missing").next().is_none(), "{report:?}");
+    ensure!(report.get("mac")? == "02:00:00:00:00:2a" && report.get("carrier")? == "1", "{report:?}");
+    ensure!(report.number("mtu")? == card.mtu as u64, "{report:?}");
+    ensure!(report.number("queues")? == card.queues as u64, "{report:?}");
+    ensure!(report.number("pings")? == 5 && report.number("large")? == 3, "{report:?}");
+    ensure!(report.number("received")? == peer.sent.len() as u64, "{report:?}");
+    ensure!(report.number("same")? == 4, "received otherwise: {report:?}");
+    counts(&statistics, peer.sent.len() * STREAMS)?;
+    peer.end()?;
+    ensure!(!Path::new("/sys/class/net").join(card.name).exists(), "the interface is left");
+    Ok(())
+}
+
+/// What the host does with its end: it gives the same bytes to each connection to one port, and compares them with what comes to
+/// another one.
+struct Peer {
+    sent: Arc<Vec<u8>>,
+    giving: JoinHandle<Result<()>>,
+    taking: JoinHandle<Result<()>>,
+}
+
+impl Peer {
+    /// For so many connections that are given the bytes. The interface is there before the guest runs, which goes on to its end
+    /// when the listener is dropped.
+    fn start(card: &Card, sent: Vec<u8>, given: usize) -> Result<(Self, TcpListener)> {
+        address(card)?;
+        let sent = Arc::new(sent);
+        let (giver, taker) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
+        let (to_give, to_take) = (Arc::clone(&sent), Arc::clone(&sent));
+        let giving = thread::spawn(move || serve(&giver, given, |stream| give(stream, &to_give)));
+        let taking = thread::spawn(move || serve(&taker, STREAMS, |stream| take(stream, &to_take)));
+        Ok((Self { sent, giving, taking }, TcpListener::bind("10.0.2.1:5003")?))
+    }
+
+    /// Whether all connections came, and had the bytes.
+    fn end(self) -> Result<()> {
+        for (direction, streams) in [("giving", self.giving), ("taking", self.taking)] {
+            streams.join().ok().context("a thread has panicked")?.context(direction)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives the host's side its address.
+fn address(card: &Card) -> Result<()> {
+    command(&format!("ip addr add 10.0.2.1/24 dev {}", card.name))
+}
+
+/// That the monitor has counted at least so many bytes each way, and no fault.
+fn counts(statistics: &str, bytes: usize) -> Result<()> {
+    let json: Value = serde_json::from_str(statistics)?;
+    let counts = &json["ok"]["nets"][0]["monitor"];
+    let number = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {statistics}"));
+    let bytes = bytes as u64;
+    ensure!(number("received_bytes")? >= bytes && number("transmitted_bytes")? >= bytes, "{counts}");
+    for fault in
+        ["received_too_long", "received_malformed", "refused_frames", "refused_buffers", "host_errors"]
+    {
+        ensure!(number(fault)? == 0, "{fault}: {counts}");
+    }
+    // Segments came whole: more bytes a frame than the MTU.
+    ensure!(number("transmitted_bytes")? / number("transmitted_frames")? > 1500, "{counts}");
+    Ok(())
+}
+
+fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_there_again(
+    guest: &LinuxGuest,
+) -> Result<()> {
+    let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let card = Card { name: "vmmtap3", queues: 1, mtu: 1500 };
+    let place = ControlSocket::new()?;
+    let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(Duration::from_secs(240));
+    let mut vm = place.start(vm)?;
+    let (peer, gate) = Peer::start(&card, noise(MIB), STREAMS + 1)?;
+    vm.wait_for_output("vmm: done=net")?;
+    command(&format!("ip link delete {}", card.name))?;
+    vm.wait_for_output("vmm: lost=carrier")?;
+    // One that stays, as somebody else makes it.
+    command(&format!("tunctl -t {}", card.name))?;
+    address(&card)?;
+    command(&format!("ip link set {} up", card.name))?;
+    vm.wait_for_output("vmm: whole=")?;
+    let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
+    drop(gate);
+    let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
+    command(&format!("ip link delete {}", card.name))?;
+    ensure!(report.number("again")? == 5 && report.get("whole")? == "yes", "{report:?}");
+    let json: Value = serde_json::from_str(&statistics)?;
+    let counts = &json["ok"]["nets"][0]["monitor"];
+    ensure!(counts["link_losses"] == 1 && counts["link_returns"] == 1, "{counts}");
+    peer.end()
+}
+
+/// Runs a program with its words.
+fn command(text: &str) -> Result<()> {
+    let mut words = text.split(' ');
+    let program = words.next().unwrap_or_default();
+    let status =
+        Command::new(program).args(words).status().with_context(|| format!("cannot start {program}"))?;
+    ensure!(status.success(), "{text}: {status}");
+    Ok(())
+}
+
+/// Bytes that do not repeat.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..length / 8).flat_map(step).collect()
+}
+
+/// Does `one` with each of so many connections, side by side.
+fn serve(listener: &TcpListener, count: usize, one: impl Fn(TcpStream) -> Result<()> + Sync) -> Result<()> {
+    thread::scope(|scope| {
+        let one = &one;
+        let streams: Vec<_> = (0..count)
+            .map(|_| {
+                let (stream, _) = listener.accept()?;
+                Ok(scope.spawn(move || one(stream)))
+            })
+            .collect::<Result<_>>()?;
+        streams.into_iter().try_for_each(|stream| stream.join().ok().context("a thread has panicked")?)
+    })
+}
+
+fn give(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
+    stream.write_all(bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    stream.read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+fn take(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
+    let mut taken = Vec::new();
+    stream.read_to_end(&mut taken)?;
+    ensure!(taken == bytes, "{} bytes were taken, and not the same", taken.len());
+    Ok(())
+}

@@ -1,0 +1,366 @@
+//! The tables `[[net]]`: network devices of the guest, and what is behind them on the host.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, Visitor};
+use thiserror::Error;
+use vmm_devices::virtio::net::{TapOptions, TapSource};
+
+use super::disk::{self, Rate};
+use super::keys::{Form, Section, key};
+use super::settings::{self, FlagError};
+use super::value::{self, EXPECTED_SWITCH, ValueError};
+use super::{DiskConfig, DiskId, disk_id};
+
+/// The flag that stands for a whole table.
+const FLAG: &str = "--net";
+
+/// Most queues of one device, pairs of which each has a thread.
+const MAX_QUEUES: u16 = 64;
+
+/// The least MTU that there is (virtio 1.3, section 5.1.4.1), and the greatest that a TAP takes.
+const MTU: std::ops::RangeInclusive<u16> = 68..=65521;
+
+const EXPECTED_TAP: &str = "the name of an interface: 1 to 15 printable characters without `/`, `:` and `%`";
+const EXPECTED_FD: &str = "the number of a descriptor, or several with colons between, such as 3 or \"3:4\"";
+const EXPECTED_MAC: &str =
+    "the address of one device: six bytes in hexadecimal with colons between, such as \"02:00:00:00:00:01\"";
+const EXPECTED_MTU: &str = "a whole number from 68 to 65521";
+const EXPECTED_QUEUES: &str = "a whole number from 1 to 64";
+const EXPECTED_NET: &str =
+    "settings with commas between, such as \"tap=tap0,mac=02:00:00:00:00:01,queues=2\"";
+
+/// The keys of a table.
+pub(super) const SECTION: Section = Section {
+    name: "net",
+    keys: &[
+        key("tap", FLAG, Form::Text, EXPECTED_TAP),
+        key("create", FLAG, Form::Switch, EXPECTED_SWITCH),
+        key("fd", FLAG, Form::TextOrInteger, EXPECTED_FD),
+        key("id", FLAG, Form::Text, disk_id::EXPECTED_OF_DISK),
+        key("mac", FLAG, Form::Text, EXPECTED_MAC),
+        key("mtu", FLAG, Form::Integer, EXPECTED_MTU),
+        key("queues", FLAG, Form::Integer, EXPECTED_QUEUES),
+        key("receive_bandwidth", FLAG, Form::Text, disk::EXPECTED_BANDWIDTH),
+        key("receive_frames", FLAG, Form::Text, disk::EXPECTED_OPERATIONS),
+        key("transmit_bandwidth", FLAG, Form::Text, disk::EXPECTED_BANDWIDTH),
+        key("transmit_frames", FLAG, Form::Text, disk::EXPECTED_OPERATIONS),
+    ],
+};
+
+/// The address of a network device: of one, and not all zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    /// An address that is made up here (locally administered), of five bytes.
+    #[must_use]
+    pub fn made_up([a, b, c, d, e]: [u8; 5]) -> Self {
+        Self([0x02, a, b, c, d, e])
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let malformed = || ValueError::Malformed { value: text.to_owned(), expected: EXPECTED_MAC };
+        let byte = |pair: &str| {
+            let is_byte = pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit());
+            u8::from_str_radix(pair, 16).ok().filter(|_| is_byte).ok_or_else(malformed)
+        };
+        let bytes: Vec<u8> = text.split(':').map(byte).collect::<Result<_, _>>()?;
+        let bytes = <[u8; 6]>::try_from(bytes).map_err(|_| malformed())?;
+        let is_of_one = bytes[0] & 1 == 0 && bytes != [0; 6];
+        is_of_one.then_some(Self(bytes)).ok_or_else(malformed)
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|byte| write!(f, ":{byte:02x}"))
+    }
+}
+
+/// Descriptors that the monitor is started with, one for each pair of queues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptors(Vec<RawFd>);
+
+impl FromStr for Descriptors {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let malformed = || ValueError::Malformed { value: text.to_owned(), expected: EXPECTED_FD };
+        let number = |text: &str| {
+            let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse::<RawFd>().ok().filter(|_| is_plain).ok_or_else(malformed)
+        };
+        let numbers: Vec<RawFd> = text.split(':').map(number).collect::<Result<_, _>>()?;
+        let mut seen = HashSet::new();
+        let is_set = numbers.iter().all(|number| seen.insert(*number));
+        (is_set && numbers.len() <= MAX_QUEUES.into()).then_some(Self(numbers)).ok_or_else(malformed)
+    }
+}
+
+impl fmt::Display for Descriptors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&numbers.join(":"))
+    }
+}
+
+/// One table `[[net]]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetConfig {
+    /// The name of a TAP interface.
+    pub tap: Option<String>,
+    /// Whether it is created, and gone when the monitor is.
+    pub create: bool,
+    /// The descriptors of a TAP interface, in the place of its name.
+    #[serde(deserialize_with = "descriptors")]
+    pub fd: Option<Descriptors>,
+    /// What the device is called; `None` leaves it to [`NetConfig::id`].
+    #[serde(deserialize_with = "disk_id::of_disk")]
+    pub id: Option<DiskId>,
+    /// The address that the guest is to have; `None`: one that is made up at each start.
+    #[serde(deserialize_with = "value::some_from_text")]
+    pub mac: Option<MacAddress>,
+    /// The MTU that the guest is to have; `None`: that of the interface.
+    #[serde(deserialize_with = "mtu")]
+    pub mtu: Option<u16>,
+    /// Number of queues, pairs of them; `None`: one, or one for each descriptor.
+    #[serde(deserialize_with = "queues")]
+    pub queues: Option<u16>,
+    /// Bytes that may reach the guest in a time.
+    #[serde(deserialize_with = "disk::bandwidth")]
+    pub receive_bandwidth: Option<Rate>,
+    /// Frames that may reach the guest in a time.
+    #[serde(deserialize_with = "disk::operations")]
+    pub receive_frames: Option<Rate>,
+    /// Bytes that the guest may send in a time.
+    #[serde(deserialize_with = "disk::bandwidth")]
+    pub transmit_bandwidth: Option<Rate>,
+    /// Frames that the guest may send in a time.
+    #[serde(deserialize_with = "disk::operations")]
+    pub transmit_frames: Option<Rate>,
+}
+
+impl NetConfig {
+    /// What the device is called that is at `place` in the order of all network devices, from 0.
+    #[must_use]
+    pub fn id(&self, place: usize) -> DiskId {
+        self.id.clone().unwrap_or_else(|| DiskId::of_net(place))
+    }
+
+    /// The interface behind it.
+    ///
+    /// # Errors
+    /// [`NetError`]: none is named, or two are.
+    pub fn tap_options(&self) -> Result<TapOptions, NetError> {
+        let source = match (&self.tap, &self.fd) {
+            (Some(name), None) if self.create => TapSource::Created(name.clone()),
+            (Some(name), None) => TapSource::Existing(name.clone()),
+            (None, Some(_)) if self.create => return Err(NetError::CreateWithoutTap),
+            (None, Some(Descriptors(_))) if self.queues.is_some() => {
+                return Err(NetError::QueuesOfDescriptors);
+            }
+            (None, Some(Descriptors(numbers))) => TapSource::Descriptors(numbers.clone()),
+            (None, None) => return Err(NetError::NoInterface),
+            (Some(_), Some(_)) => return Err(NetError::TwoInterfaces),
+        };
+        Ok(TapOptions { source, pairs: self.queues.unwrap_or(1), mtu: self.mtu })
+    }
+}
+
+impl FromStr for NetConfig {
+    type Err = FlagError;
+
+    fn from_str(text: &str) -> Result<Self, FlagError> {
+        settings::parse(&SECTION, EXPECTED_NET, text)
+    }
+}
+
+/// A network device that is none, or two devices that do not go together.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
+pub enum NetError {
+    #[error(
+        "net.tap ({FLAG}): a network device needs an interface of the host; name one, or give descriptors as net.fd"
+    )]
+    NoInterface,
+    #[error("net.tap and net.fd ({FLAG}) are two interfaces for one device; leave one of them out")]
+    TwoInterfaces,
+    #[error("net.create ({FLAG}) = true: descriptors are of an interface that exists; leave it out")]
+    CreateWithoutTap,
+    #[error("net.queues ({FLAG}): there are as many queues as descriptors in net.fd; leave it out")]
+    QueuesOfDescriptors,
+    #[error("net.tap ({FLAG}): two devices have the interface {name}; each needs its own")]
+    SameTap { name: String },
+    #[error("net.fd ({FLAG}): two devices have the descriptor {number}; each needs its own")]
+    SameDescriptor { number: RawFd },
+    #[error("net.mac ({FLAG}): two devices have the address {mac}; leave one out, or change it")]
+    SameAddress { mac: MacAddress },
+    #[error(
+        "net.id ({FLAG}): two devices are called {id}; a network device without an id is called net0, net1 and so on, by its \
+         place"
+    )]
+    SameId { id: DiskId },
+}
+
+/// Checks each of `nets`, and that no two of them, and none of `disks`, have the same of anything.
+pub(super) fn validate(nets: &[NetConfig], disks: &[DiskConfig]) -> Result<(), NetError> {
+    let mut ids: HashSet<_> = disks.iter().enumerate().map(|(place, disk)| disk.id(place)).collect();
+    let (mut taps, mut numbers, mut addresses) = (HashSet::new(), HashSet::new(), HashSet::new());
+    for (place, net) in nets.iter().enumerate() {
+        net.tap_options()?;
+        let id = net.id(place);
+        if !ids.insert(id.clone()) {
+            return Err(NetError::SameId { id });
+        }
+        if let Some(name) = net.tap.as_ref().filter(|name| !taps.insert(*name)) {
+            return Err(NetError::SameTap { name: name.clone() });
+        }
+        let of_net = net.fd.iter().flat_map(|Descriptors(numbers)| numbers.iter().copied());
+        for number in of_net {
+            if !numbers.insert(number) {
+                return Err(NetError::SameDescriptor { number });
+            }
+        }
+        if let Some(mac) = net.mac.filter(|mac| !addresses.insert(mac.bytes())) {
+            return Err(NetError::SameAddress { mac });
+        }
+    }
+    Ok(())
+}
+
+/// A number within `range`, or what is expected.
+fn number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: &std::ops::RangeInclusive<u16>,
+    expected: &'static str,
+) -> Result<Option<u16>, D::Error> {
+    let value = i64::deserialize(deserializer)?;
+    let number = u16::try_from(value).ok().filter(|number| range.contains(number));
+    let refusal = || ValueError::Malformed { value: value.to_string(), expected };
+    number.map(Some).ok_or_else(|| D::Error::custom(refusal()))
+}
+
+fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    number(deserializer, &MTU, EXPECTED_MTU)
+}
+
+fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    number(deserializer, &(1..=MAX_QUEUES), EXPECTED_QUEUES)
+}
+
+fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Descriptors>, D::Error> {
+    /// A number, or a text.
+    struct Either;
+
+    impl Visitor<'_> for Either {
+        type Value = Descriptors;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(EXPECTED_FD)
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Descriptors, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Descriptors, E> {
+            number.to_string().parse().map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_any(Either).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        text.parse::<NetConfig>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_flag_takes_what_a_table_takes() {
+        let net: NetConfig = "tap=tap0".parse().unwrap();
+        assert_eq!(net.id(3).as_str(), "net3");
+        let tap = TapOptions { source: TapSource::Existing("tap0".into()), pairs: 1, mtu: None };
+        assert_eq!(net.tap_options().unwrap(), tap);
+        let text = "tap=t,create,id=lan,mac=02:AB:00:00:00:1f,mtu=9000,queues=4,receive_bandwidth=10M/1s,\
+                    receive_frames=5/1s,transmit_bandwidth=1M/1s+2M,transmit_frames=7/1s";
+        let net: NetConfig = text.parse().unwrap();
+        assert_eq!((net.id(0).as_str(), net.mac.unwrap().to_string()), ("lan", "02:ab:00:00:00:1f".into()));
+        let tap = TapOptions { source: TapSource::Created("t".into()), pairs: 4, mtu: Some(9000) };
+        assert_eq!(net.tap_options().unwrap(), tap);
+        assert_eq!(net.transmit_frames.unwrap().to_string(), "7/1s");
+        let net: NetConfig = "fd=3:7".parse().unwrap();
+        assert_eq!(net.tap_options().unwrap().source, TapSource::Descriptors(vec![3, 7]));
+        assert_eq!(net.fd.unwrap().to_string(), "3:7");
+    }
+
+    #[test]
+    fn a_flag_that_is_no_network_device_says_why() {
+        for (text, message) in [
+            ("", "\"\" is none of tap, create"),
+            ("tap0", "tap0 is none of tap, create, fd, id"),
+            ("tap=a,tap=b", "tap is there twice"),
+            ("tap=a,mac=1", "1 is not the address of one device: six bytes"),
+            ("tap=a,mac=01:00:00:00:00:00", "is not the address of one device"),
+            ("tap=a,mac=00:00:00:00:00:00", "is not the address of one device"),
+            ("tap=a,mac=02:00:00:00:00:+1", "is not the address of one device"),
+            ("tap=a,mac=02:00:00:00:00:00:00", "is not the address of one device"),
+            ("tap=a,mtu=67", "67 is not a whole number from 68 to 65521"),
+            ("tap=a,mtu=big", "mtu = big is not a whole number"),
+            ("tap=a,queues=0", "0 is not a whole number from 1 to 64"),
+            ("tap=a,queues=65", "65 is not a whole number from 1 to 64"),
+            ("fd=-1", "-1 is not the number of a descriptor"),
+            ("fd=3:", "3: is not the number of a descriptor"),
+            ("fd=3:3", "3:3 is not the number of a descriptor"),
+            ("tap=a,receive_frames=0/1s", "0/1s is not a number and a duration"),
+            ("tap=a,id=console", "console is not 1 to 20"),
+        ] {
+            let error = refusal(text);
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_device_has_one_interface() {
+        let error = |text: &str| text.parse::<NetConfig>().unwrap().tap_options().unwrap_err();
+        assert_eq!(error("mtu=1500"), NetError::NoInterface);
+        assert_eq!(error("tap=a,fd=3"), NetError::TwoInterfaces);
+        assert_eq!(error("fd=3,create"), NetError::CreateWithoutTap);
+        assert_eq!(error("fd=3,queues=1"), NetError::QueuesOfDescriptors);
+    }
+
+    #[test]
+    fn no_two_devices_share_anything() {
+        let nets = |texts: [&str; 2]| texts.map(|text| text.parse::<NetConfig>().unwrap());
+        let error = |texts| validate(&nets(texts), &[]).unwrap_err();
+        assert_eq!(error(["tap=a", "tap=a"]), NetError::SameTap { name: "a".into() });
+        assert_eq!(error(["fd=3:4", "fd=4"]), NetError::SameDescriptor { number: 4 });
+        assert_eq!(error(["tap=a", "tap=b,id=net0"]), NetError::SameId { id: DiskId::of_net(0) });
+        let same = error(["tap=a,mac=02:00:00:00:00:01", "tap=b,mac=02:00:00:00:00:01"]).to_string();
+        assert!(same.contains("two devices have the address 02:00:00:00:00:01"), "{same}");
+        let disk: DiskConfig = "path=x,format=raw,id=net1".parse().unwrap();
+        let shared = validate(&nets(["tap=a", "tap=b"]), &[disk]).unwrap_err();
+        assert_eq!(shared, NetError::SameId { id: DiskId::of_net(1) });
+        validate(&nets(["tap=a", "fd=3"]), &[]).unwrap();
+    }
+}

@@ -1,0 +1,81 @@
+//! The network devices of a machine: their interfaces, opened before it is built and kept through its restarts.
+
+use std::io;
+use std::sync::Arc;
+
+use anyhow::Context;
+use rustix::rand::{GetRandomFlags, getrandom};
+use vmm_core::VmEvents;
+use vmm_devices::rate_limiter::Limits;
+use vmm_devices::virtio::net::{Net, NetOptions, Tap, TapError, Throttle};
+
+use crate::config::{DiskId, MacAddress, NetConfig, NetError, Rate, VmConfig};
+use crate::outcome::Failure;
+
+/// One network device: what is behind it, and what it has in each life of the machine.
+pub(crate) struct Nic {
+    id: DiskId,
+    tap: Arc<Tap>,
+    options: NetOptions,
+}
+
+/// Opens the interfaces of all network devices of `config`, in the order in which a guest finds them.
+///
+/// # Errors
+/// The first one that cannot be had, by whose it is to mend.
+pub(crate) fn open(config: &VmConfig) -> Result<Vec<Nic>, Failure> {
+    config.net.iter().enumerate().map(|(place, net)| Nic::open(net, net.id(place))).collect()
+}
+
+impl Nic {
+    fn open(config: &NetConfig, id: DiskId) -> Result<Self, Failure> {
+        let options = config.tap_options().map_err(|error: NetError| Failure::bad_input(error))?;
+        let tap = Tap::open(&options).map_err(|error| failure(&id, error))?;
+        let mac = match config.mac {
+            Some(mac) => mac,
+            None => made_up().context("random bytes").map_err(Failure::host_cannot)?,
+        };
+        tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), "a network device");
+        let options = NetOptions {
+            name: id.to_string(),
+            mac: mac.bytes(),
+            mtu: Some(config.mtu.unwrap_or(tap.mtu())),
+            receive: throttle(config.receive_bandwidth, config.receive_frames)?,
+            transmit: throttle(config.transmit_bandwidth, config.transmit_frames)?,
+        };
+        Ok(Self { id, tap: Arc::new(tap), options })
+    }
+
+    /// What it is called.
+    pub(crate) fn id(&self) -> &DiskId {
+        &self.id
+    }
+
+    /// The device of one life of the machine.
+    ///
+    /// # Errors
+    /// The host does not give what it takes.
+    pub(crate) fn device(&self, events: &VmEvents) -> Result<Net, Failure> {
+        let link = Arc::clone(&self.tap) as _;
+        let made = Net::new(link, self.options.clone(), events);
+        made.with_context(|| format!("the network device {}", self.id)).map_err(Failure::host_cannot)
+    }
+}
+
+/// By whose it is to mend.
+fn failure(id: &DiskId, error: TapError) -> Failure {
+    let is_of_host = error.is_of_host();
+    let error = anyhow::Error::new(error).context(format!("the network device {id} (--net)"));
+    if is_of_host { Failure::host_cannot(error) } else { Failure::bad_input(error) }
+}
+
+fn made_up() -> io::Result<MacAddress> {
+    let mut bytes = [0; 5];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(MacAddress::made_up(bytes))
+}
+
+fn throttle(bandwidth: Option<Rate>, frames: Option<Rate>) -> Result<Arc<Throttle>, Failure> {
+    let limit = |rate: Option<Rate>| rate.map(|rate| rate.limit()).transpose().map_err(Failure::internal);
+    Ok(Throttle::new(Limits { bytes: limit(bandwidth)?, operations: limit(frames)? }))
+}

@@ -1,0 +1,141 @@
+//! TAP interfaces that are none, and descriptors that are none.
+
+use std::os::fd::AsRawFd;
+
+use super::*;
+
+fn refusal(source: TapSource, pairs: u16) -> TapError {
+    Tap::open(&TapOptions { source, pairs, mtu: None }).unwrap_err()
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_not_created_and_how_to_make_it_is_said() {
+    let error = refusal(TapSource::Existing("vmmnosuchtap".into()), 2);
+    assert!(error.is_of_host());
+    let error = error.to_string();
+    assert!(error.starts_with("there is no interface vmmnosuchtap: make it (`sudo ip tuntap add"), "{error}");
+    assert!(error.contains("user $USER multi_queue`"), "{error}");
+}
+
+#[test]
+fn what_no_interface_is_called_is_refused_before_the_host_is_asked() {
+    for source in [TapSource::Existing("a/b".into()), TapSource::Created("tap%d".into())] {
+        let error = refusal(source, 1);
+        assert!(matches!(error, TapError::Name { .. }) && !error.is_of_host(), "{error}");
+    }
+}
+
+#[test]
+fn the_loopback_interface_is_no_tap() {
+    let error = refused("lo", 1, io::Error::from_raw_os_error(libc::EINVAL)).to_string();
+    assert!(error.starts_with("the interface lo is no TAP"), "{error}");
+}
+
+#[test]
+fn a_descriptor_that_is_no_tap_is_named() {
+    let file = tempfile::tempfile().unwrap();
+    let number = file.as_raw_fd();
+    let error = refusal(TapSource::Descriptors(vec![number]), 1).to_string();
+    assert_eq!(error, format!("the descriptor {number} is no TAP that belongs to an interface"));
+    let error = refusal(TapSource::Descriptors(vec![-1]), 1).to_string();
+    assert_eq!(error, "there is no descriptor -1: start the monitor with it open");
+    assert!(matches!(refusal(TapSource::Descriptors(Vec::new()), 1), TapError::NoDescriptor));
+}
+
+#[test]
+fn missing_flags_are_named() {
+    assert_eq!(flag_names(FLAGS), "IFF_TAP, IFF_NO_PI, IFF_VNET_HDR");
+    assert_eq!(flag_names(libc::IFF_VNET_HDR), "IFF_VNET_HDR");
+}
+
+#[test]
+fn offloads_are_the_bits_of_a_tap() {
+    let none = Offloads::default();
+    assert_eq!(bits(none), 0);
+    assert_eq!(bits(Offloads { checksum: true, ecn: true, ..none }), 9);
+    assert_eq!(bits(Offloads { checksum: true, tso4: true, tso6: true, uso: true, ..none }), 0x67);
+}
+
+/// A TAP that is made for a test, where the host permits that.
+fn created(name: &str, pairs: u16, mtu: u16) -> Option<Tap> {
+    let source = TapSource::Created(name.into());
+    match Tap::open(&TapOptions { source, pairs, mtu: Some(mtu) }) {
+        Ok(tap) => Some(tap),
+        Err(TapError::Device { .. } | TapError::MayNotCreate { .. }) => None,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+fn exists(name: &str) -> bool {
+    std::path::Path::new("/sys/class/net").join(name).exists()
+}
+
+#[test]
+fn a_tap_that_is_created_is_up_and_gone_with_the_last_who_has_it() {
+    let Some(tap) = created("vmmtest1", 1, 9000) else { return };
+    assert_eq!((tap.name(), tap.mtu(), tap.pairs()), ("vmmtest1", 9000, 1));
+    assert!(exists("vmmtest1") && tap.offloads().tso4);
+    let mut flags = Interface::new("vmmtest1").unwrap();
+    ioctl::ask(socket().unwrap(), Request::Flags, &mut flags).unwrap();
+    assert_eq!(flags.flags() & libc::IFF_UP, libc::IFF_UP);
+    let error = refusal(TapSource::Created("vmmtest1".into()), 1);
+    assert!(matches!(error, TapError::Exists { .. }), "{error}");
+    let error = refusal(TapSource::Existing("vmmtest1".into()), 1);
+    assert!(matches!(error, TapError::Busy { .. }), "{error}");
+    let error = refusal(TapSource::Existing("vmmtest1".into()), 2);
+    assert!(matches!(error, TapError::OneQueue { .. }), "{error}");
+    tap.leave(Offloads { checksum: true, ..Offloads::default() }).unwrap();
+    drop(tap);
+    assert!(!exists("vmmtest1"));
+}
+
+#[test]
+fn descriptors_that_are_handed_over_are_the_same_tap() {
+    let Some(tap) = created("vmmtest2", 2, 1500) else { return };
+    let numbers: Vec<_> = tap.queues().iter().map(AsRawFd::as_raw_fd).collect();
+    let options = |numbers| TapOptions { source: TapSource::Descriptors(numbers), pairs: 1, mtu: None };
+    let adopted = Tap::open(&options(numbers.clone())).unwrap();
+    assert_eq!((adopted.name(), adopted.pairs()), ("vmmtest2", 2));
+    for pairs in [1, 2, 1, 1, 2] {
+        adopted.use_pairs(pairs).unwrap();
+    }
+    let blocking = ioctl::duplicate(numbers[0]).unwrap();
+    rustix::fs::fcntl_setfl(&blocking, OFlags::empty()).unwrap();
+    let error = Tap::open(&options(vec![blocking.as_raw_fd()])).unwrap_err().to_string();
+    assert!(error.ends_with("blocks: whoever opens it has to set O_NONBLOCK"), "{error}");
+    let wanted = TapOptions { mtu: Some(9000), ..options(vec![numbers[1]]) };
+    let error = Tap::open(&wanted).unwrap_err();
+    assert!(matches!(error, TapError::Mtu { wanted: 9000, mtu: 1500, .. }), "{error}");
+}
+
+#[test]
+fn fault_b11_an_interface_that_is_gone_is_had_again_when_it_is_there() {
+    let Some(tap) = created("vmmtest3", 2, 1500) else { return };
+    tap.use_pairs(1).unwrap();
+    let news = tap.news().unwrap();
+    assert!(!tap.take_again().unwrap(), "nothing has happened");
+    // As `ip link delete` does.
+    let [first, second] = [0, 1].map(|index| Arc::clone(&tap.queues()[index]));
+    if !delete("vmmtest3") {
+        return;
+    }
+    let mut frame = [0; 100];
+    let error = rustix::io::read(&*first, &mut frame).unwrap_err();
+    assert_eq!(error.raw_os_error(), libc::EBADFD);
+    news.take();
+    assert!(!tap.take_again().unwrap(), "one that is not there is not created");
+    let other = created("vmmtest3", 2, 1500).unwrap();
+    news.take();
+    assert!(tap.take_again().unwrap());
+    for queue in [first, second] {
+        assert_eq!(rustix::io::read(&*queue, &mut frame).unwrap_err().raw_os_error(), libc::EAGAIN);
+    }
+    drop(other);
+}
+
+/// Removes an interface; whether the host has the program for that.
+fn delete(name: &str) -> bool {
+    let status = std::process::Command::new("ip").args(["link", "delete", name]).status();
+    assert!(status.as_ref().map_or(true, std::process::ExitStatus::success), "ip link delete {name}");
+    status.is_ok()
+}
