@@ -15,6 +15,7 @@ mod linux {
     pub mod memory;
     pub mod shell;
     pub mod virtio;
+    pub mod vsock;
 }
 
 use std::env;
@@ -104,6 +105,7 @@ fn main() -> ExitCode {
         linux::irqchip::trials(),
         linux::memory::trials(),
         linux::virtio::trials(),
+        linux::vsock::trials(),
     ];
     let small = small.into_iter().flatten().map(|trial| (1, trial));
     let large = linux::dedicated::trials().into_iter().map(|trial| (2, trial));

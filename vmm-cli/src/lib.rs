@@ -27,3 +27,4 @@ pub mod run;
 mod signals;
 mod sink;
 pub mod stats;
+mod vsock;

@@ -13,7 +13,8 @@ use thiserror::Error;
 use vmm_devices::rate_limiter::Limit;
 
 use super::file::show;
-use super::keys::{Form, Key, Section, key};
+use super::keys::{Form, Section, key};
+use super::settings::{self, SettingsError};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
 use super::{DiskId, choice, disk_id, duration, size};
 
@@ -267,57 +268,12 @@ fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error>
     value::parse_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// Why the text of a flag is no disk.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
-pub enum DiskFlagError {
-    #[error("{} is none of {}; expected {EXPECTED_DISK}", value::quote(name), keys())]
-    UnknownKey { name: String },
-    #[error("{name} is there twice")]
-    Twice { name: String },
-    #[error("{name} has no value; expected {expected}")]
-    NoValue { name: String, expected: &'static str },
-    #[error("{name} = {} is not {expected}", value::quote(text))]
-    NotOfForm { name: String, text: String, expected: &'static str },
-    #[error("{0}")]
-    Table(String),
-}
-
-fn keys() -> String {
-    SECTION.keys.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")
-}
-
 /// Reads settings with commas between, which therefore cannot be in a path. A switch alone is true.
 impl FromStr for DiskConfig {
-    type Err = DiskFlagError;
+    type Err = SettingsError;
 
-    fn from_str(text: &str) -> Result<Self, DiskFlagError> {
-        let mut table = toml::Table::new();
-        for setting in text.split(',') {
-            let (name, text) = setting.split_once('=').map_or((setting, None), |(n, text)| (n, Some(text)));
-            let known = SECTION.keys.iter().find(|key| key.name == name);
-            let key = known.ok_or_else(|| DiskFlagError::UnknownKey { name: name.to_owned() })?;
-            let value = setting_value(key, text)?;
-            if table.insert(name.to_owned(), value).is_some() {
-                return Err(DiskFlagError::Twice { name: name.to_owned() });
-            }
-        }
-        Self::deserialize(table).map_err(|error| DiskFlagError::Table(error.message().to_owned()))
-    }
-}
-
-fn setting_value(key: &Key, text: Option<&str>) -> Result<toml::Value, DiskFlagError> {
-    let (name, expected) = (key.name.to_owned(), key.expected);
-    let text = match (key.form, text) {
-        (Form::Switch, None) => return Ok(true.into()),
-        (_, None) => return Err(DiskFlagError::NoValue { name, expected }),
-        (_, Some(text)) => text,
-    };
-    let not_of_form = || DiskFlagError::NotOfForm { name, text: text.to_owned(), expected };
-    match key.form {
-        Form::Switch => text.parse::<bool>().map(Into::into).map_err(|_| not_of_form()),
-        Form::Integer => text.parse::<i64>().map(Into::into).map_err(|_| not_of_form()),
-        _ => Ok(text.into()),
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        settings::parse(&SECTION, EXPECTED_DISK, text)
     }
 }
 

@@ -13,6 +13,7 @@ use super::file::{FileError, show};
 use super::keys::{self, Hint};
 use super::memory::MemoryError;
 use super::value::{is_printable, quote};
+use super::vsock::VsockError;
 
 /// Longest source line, in characters, that is shown below a message.
 const SHOWN_LINE: usize = 110;
@@ -41,6 +42,8 @@ pub enum ConfigError {
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     #[error("{}", keys::with_flag(key))]
     Image {
         key: &'static str,

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmm_core::{VmEvent, VmEvents};
+use vmm_devices::virtio::vsock::Vsock;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
@@ -23,6 +24,8 @@ pub(super) struct Handle {
     pub(super) kernel_stats: Option<KernelStats>,
     pub(super) power_button: PowerButton,
     pub(super) plugged: Arc<Plugged>,
+    /// The socket device, if there is one.
+    pub(super) vsock: Option<Arc<Vsock>>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
@@ -111,6 +114,7 @@ impl Controlled for Handle {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
-        report.with_disks(self.plugged.counts())
+        let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
+        report.with_disks(self.plugged.counts()).with_vsock(vsock)
     }
 }

@@ -40,6 +40,7 @@ use crate::memory::{Ram, dirty_mechanism};
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
+use crate::vsock::Socket;
 use devices::Devices;
 use handle::Handle;
 use pci::Pci;
@@ -65,6 +66,7 @@ pub struct Resources<'a> {
     pub(crate) processors: &'a Processors,
     pub(crate) ram: Ram,
     pub(crate) disks: &'a Arc<Disks>,
+    pub(crate) vsock: Option<&'a Socket>,
 }
 
 impl Machine {
@@ -80,7 +82,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks } = resources;
+        let Resources { processors, ram, disks, vsock } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -120,6 +122,7 @@ impl Machine {
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
+        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),
@@ -155,7 +158,7 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty) = (events.clone(), dirty.into());
-        let handle = Handle { vcpus, kernel_stats, power_button, plugged, exits, events, dirty };
+        let handle = Handle { vcpus, kernel_stats, power_button, plugged, vsock, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })

@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
 use vmm_devices::virtio::block::BlockCounts;
+use vmm_devices::virtio::vsock::VsockCounts;
 use vmm_vcpu::Counters;
 
 use super::kernel::{KernelStats, Samples};
@@ -23,6 +24,8 @@ pub struct Report {
     pub(super) vcpus: Vec<VcpuCounts>,
     /// In the order in which the guest has them.
     pub(super) disks: Vec<DiskCounts>,
+    /// Of the socket device; `None`: there is none.
+    pub(super) vsock: Option<DeviceCounts<VsockCounts>>,
     /// What the kernel's statistics are; `None` if this host's kernel has none.
     kernel: Option<Definitions>,
 }
@@ -66,6 +69,13 @@ pub struct DiskCounts {
     pub id: DiskId,
     /// What this program has counted.
     pub monitor: BlockCounts,
+}
+
+/// The counts of a device of which there is one.
+#[derive(Debug, Serialize)]
+pub(super) struct DeviceCounts<T> {
+    /// What this program has counted.
+    pub(super) monitor: T,
 }
 
 /// Values by name: a number, or the buckets of a histogram.
@@ -130,6 +140,7 @@ impl Report {
             vcpus: vcpus.collect(),
             machine: MachineCounts { monitor: machine, kernel: of_machine },
             disks: Vec::new(),
+            vsock: None,
             kernel: definitions,
         }
     }
@@ -137,6 +148,12 @@ impl Report {
     /// The same report, with what was counted of disks.
     pub(crate) fn with_disks(mut self, disks: Vec<DiskCounts>) -> Self {
         self.disks = disks;
+        self
+    }
+
+    /// The same report, with what was counted of the socket device.
+    pub(crate) fn with_vsock(mut self, counts: Option<VsockCounts>) -> Self {
+        self.vsock = counts.map(|monitor| DeviceCounts { monitor });
         self
     }
 

@@ -20,6 +20,7 @@ pub mod serve;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 pub mod transport;
+pub mod vsock;
 
 pub use config::read_config;
 pub use device::{
