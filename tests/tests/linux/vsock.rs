@@ -92,7 +92,7 @@ impl Bench {
     /// A count of the device.
     fn count(&self, name: &str) -> Result<u64> {
         let stats: Value = self.place.ask("stats")?;
-        stats["vsock"]["monitor"][name].as_u64().with_context(|| format!("no {name} in {stats}"))
+        stats["ok"]["vsock"]["monitor"][name].as_u64().with_context(|| format!("no {name} in {stats}"))
     }
 
     /// Waits until there are no streams any more.
@@ -102,7 +102,7 @@ impl Bench {
         })
     }
 
-    fn end(mut self) -> Result<()> {
+    fn end(self) -> Result<()> {
         ensure!(!self.vm.stdout().contains("BUG"), "{}", self.vm.stdout());
         self.place.ctl("quit")?.ensure_code(0)?;
         self.vm.wait()?.ensure_code(0)?;
@@ -159,8 +159,8 @@ fn bytes_pass_whole_each_way_and_pauses_cost_none(guest: &LinuxGuest) -> Result<
     let mut target = File::create(&made)?;
     let receiving = thread::spawn(move || io::copy(&mut listener.accept()?.0, &mut target));
     let said = bench.run(&format!(
-        "dd if=/dev/urandom of=/tmp/made bs=1M count={mib} 2>/dev/null; sha256sum </tmp/made; \
-         socat -u OPEN:/tmp/made VSOCK-CONNECT:2:3000"
+        "mkfifo /tmp/made; sha256sum </tmp/made & dd if=/dev/urandom bs=1M count={mib} 2>/dev/null | tee /tmp/made | \
+         socat -u STDIN VSOCK-CONNECT:2:3000; wait"
     ))?;
     let length = receiving.join().ok().context("a panic")??;
     ensure!(length == mib << 20, "{length} bytes came of {mib} MiB: {said:?}");
@@ -200,9 +200,8 @@ fn many_streams_are_open_at_once(guest: &LinuxGuest) -> Result<()> {
         }
         Ok(clients as usize)
     });
-    let said = bench.run(&format!(
-        "for i in $(seq {clients}); do socat -u VSOCK-CONNECT:2:3000 STDOUT & done; wait"
-    ))?;
+    let said = bench
+        .run(&format!("for i in $(seq {clients}); do socat -u VSOCK-CONNECT:2:3000 STDOUT & done; wait"))?;
     let taken = taking.join().ok().context("a panic")??;
     ensure!(said.matches("welcome").count() == taken, "{said:?}");
     bench.wait_for_ends()?;
@@ -295,7 +294,7 @@ fn the_path_of_the_socket_goes_with_the_machine(guest: &LinuxGuest) -> Result<()
     vm.run()?.ensure_code(2)?.ensure_message(&["vsock.path (--vsock)", "in use by another program"])?;
     ensure!(bench.run("echo still")? == "still");
     let (path, directory) = (bench.path.clone(), bench.directory.path().to_owned());
-    let mut vm = bench.vm;
+    let vm = bench.vm;
     vm.signal(nix::sys::signal::Signal::SIGKILL)?;
     vm.wait()?;
     // Left behind, it is replaced.

@@ -2,6 +2,7 @@
 
 mod disk;
 mod memory;
+mod vsock;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -472,6 +473,7 @@ fn a_control_socket_shares_its_path_with_nothing() {
     for (other, first, second) in [
         ("--serial=unix=s", control, "console.serial (--serial)"),
         ("--serial=file=s", control, "console.serial (--serial)"),
+        ("--vsock=path=s", control, "vsock.path (--vsock)"),
         ("--log-file=s", "log.file (--log-file)", control),
         ("--stats=s", "stats.output (--stats)", control),
     ] {

@@ -296,10 +296,10 @@ mod tests {
     fn the_page_describes_every_count_of_this_program() {
         let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
-        let json = json(&report.with_disks(vec![disk]));
+        let json = json(&report.with_disks(vec![disk]).with_vsock(Some(VsockCounts::default())));
         let page = include_str!("../../../docs/stats.md");
-        let disk = &json["disks"][0]["monitor"];
-        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"], disk] {
+        let (disk, vsock) = (&json["disks"][0]["monitor"], &json["vsock"]["monitor"]);
+        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"], disk, vsock] {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

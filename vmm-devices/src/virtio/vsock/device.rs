@@ -37,6 +37,8 @@ pub struct VsockOptions {
     pub path: PathBuf,
     /// Listens at `path`.
     pub listener: UnixListener,
+    /// Most connections at a time, a descriptor each; of more than [`MOST_CONNECTIONS`](super::MOST_CONNECTIONS), that many.
+    pub connections: usize,
 }
 
 /// The socket device.
@@ -69,6 +71,7 @@ impl Vsock {
         let hub = Hub::new(Parts {
             cid: self.options.cid.into(),
             streams: features != F_NO_IMPLIED_STREAM,
+            most: self.options.connections,
             path: self.options.path.clone(),
             listener: self.options.listener.try_clone()?,
             watch: Arc::clone(&watch),

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vmm_core::LogLimit;
+
 use super::connection::{Connection, Received};
 use super::counters::Counters;
 use super::host::{Read, Stream, Watch};
@@ -29,6 +31,8 @@ pub(super) struct Parts {
     pub(super) cid: u64,
     /// Whether the driver knows stream sockets.
     pub(super) streams: bool,
+    /// Most connections.
+    pub(super) most: usize,
     pub(super) path: PathBuf,
     pub(super) listener: UnixListener,
     pub(super) watch: Arc<Watch>,
@@ -49,20 +53,23 @@ pub(super) struct Hub {
     deaf_until: Option<Instant>,
     /// The transmit queue has been left because of the refusals.
     pub(super) holds_transmit: bool,
+    /// For hosts that have run out of descriptors.
+    log: LogLimit,
 }
 
 impl Hub {
     pub(super) fn new(parts: Parts) -> Self {
         parts.counters.connections.set(0);
         let mut hub = Self {
-            parts,
-            table: Table::new(hosts::LISTENER.wrapping_add(1)),
+            table: Table::new(hosts::LISTENER.wrapping_add(1), parts.most),
             refusals: VecDeque::new(),
             retries: VecDeque::new(),
             retry_at: None,
             listens: false,
             deaf_until: None,
             holds_transmit: false,
+            log: LogLimit::default(),
+            parts,
         };
         hub.listen();
         hub

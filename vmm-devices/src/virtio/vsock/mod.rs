@@ -25,3 +25,4 @@ mod tests;
 
 pub use counters::VsockCounts;
 pub use device::{Vsock, VsockOptions};
+pub use table::{MOST_CONNECTIONS, MOST_GREETINGS};

@@ -9,11 +9,11 @@ use super::connection::Connection;
 use super::host::Stream;
 use super::line::Line;
 
-/// Most connections, those that are about to begin or to end included.
-pub(super) const MOST_CONNECTIONS: usize = 4096;
+/// Most connections of any device, those that are about to begin or to end included.
+pub const MOST_CONNECTIONS: usize = 4096;
 
 /// Most clients that have not said what they want.
-pub(super) const MOST_GREETINGS: usize = 128;
+pub const MOST_GREETINGS: usize = 128;
 
 /// Bytes that a connection has room for on this side, as long as there are few; that of all together is bounded.
 const LARGE_ROOM: u32 = 256 << 10;
@@ -62,11 +62,13 @@ pub(super) struct Table {
     next: u64,
     next_port: u32,
     greetings: usize,
+    /// Most connections.
+    most: usize,
 }
 
 impl Table {
-    /// Empty; the first number it gives is `first`.
-    pub(super) fn new(first: u64) -> Self {
+    /// Empty; the first number it gives is `first`. It has a place for `most` connections, no more than [`MOST_CONNECTIONS`].
+    pub(super) fn new(first: u64, most: usize) -> Self {
         Self {
             entries: HashMap::new(),
             keys: HashMap::new(),
@@ -76,6 +78,7 @@ impl Table {
             next: first,
             next_port: FIRST_PORT,
             greetings: 0,
+            most: most.min(MOST_CONNECTIONS),
         }
     }
 
@@ -86,7 +89,7 @@ impl Table {
 
     /// Whether there is a place for one more connection.
     pub(super) fn has_place(&self) -> bool {
-        self.connections() < MOST_CONNECTIONS
+        self.connections() < self.most
     }
 
     /// Whether there is a place for one more greeting.
@@ -216,7 +219,7 @@ mod tests {
 
     #[test]
     fn whoever_is_in_the_line_is_in_it_once_and_leaves_with_its_entry() {
-        let mut table = Table::new(1);
+        let mut table = Table::new(1, MOST_CONNECTIONS);
         let ids: Vec<_> = (0..3)
             .map(|port| {
                 let id = table.number();
@@ -236,7 +239,7 @@ mod tests {
 
     #[test]
     fn who_has_no_time_left_is_told_once_in_order() {
-        let (mut table, now) = (Table::new(1), Instant::now());
+        let (mut table, now) = (Table::new(1, MOST_CONNECTIONS), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         for (id, seconds) in [(1, 3), (2, 1), (3, 2), (4, 1)] {
             table.insert(id, connected(id as u32, 0));
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn fault_b10_ports_of_the_host_are_given_out_in_turn_and_none_twice() {
-        let mut table = Table::new(1);
+        let mut table = Table::new(1, MOST_CONNECTIONS);
         table.next_port = LAST_PORT;
         let mut given = Vec::new();
         for id in 0..5 {
@@ -270,7 +273,7 @@ mod tests {
 
     #[test]
     fn fault_b10_room_of_all_together_is_bounded() {
-        let mut table = Table::new(0);
+        let mut table = Table::new(0, usize::MAX);
         let mut total = 0;
         for id in 0..MOST_CONNECTIONS as u64 {
             assert!(table.has_place());
@@ -278,6 +281,8 @@ mod tests {
             table.insert(id, connected(id as u32, 0));
         }
         assert!(!table.has_place());
+        // A greeting needs no such place.
+        assert!(table.greets());
         assert!(total <= 192 << 20, "{total}");
     }
 }

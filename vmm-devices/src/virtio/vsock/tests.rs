@@ -46,11 +46,16 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::with_places(usize::MAX)
+    }
+
+    /// With a place for so many connections.
+    fn with_places(connections: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
         let listener = UnixListener::bind(&path).unwrap();
         let worker = Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap());
-        let options = VsockOptions { cid: CID as u32, path: path.clone(), listener };
+        let options = VsockOptions { cid: CID as u32, path: path.clone(), listener, connections };
         Self { device: Vsock::new(worker, options).unwrap(), memory: ram(), path, _directory: directory }
     }
 

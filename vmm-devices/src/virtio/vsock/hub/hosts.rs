@@ -94,7 +94,9 @@ impl Hub {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the socket of a vsock device cannot take anybody in");
+                    if let Some(left_out) = self.log.permit() {
+                        tracing::warn!(%error, left_out, "the socket of a vsock device cannot take anybody in");
+                    }
                     self.deaf_until = now.checked_add(BACK_OFF);
                     break;
                 }
@@ -227,7 +229,7 @@ impl Hub {
                 self.table.remove(id);
                 self.parts.counters.dismissed.one();
             }
-            Some(End::Connected { connection, .. }) => {
+            Some(End::Connected { connection, .. }) if !connection.has_ended() => {
                 if connection.is_requested() {
                     self.parts.counters.refused_by_guest.one();
                 } else if !connection.is_open() {
@@ -236,7 +238,7 @@ impl Hub {
                 connection.fail();
                 self.wake(id);
             }
-            Some(End::Lingering { .. }) | None => {}
+            Some(End::Connected { .. } | End::Lingering { .. }) | None => {}
         }
     }
 

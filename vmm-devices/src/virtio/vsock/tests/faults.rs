@@ -186,6 +186,25 @@ fn fault_b10_a_flood_of_requests_is_bounded_and_answered() {
 }
 
 #[test]
+fn fault_b10_without_a_place_either_side_is_refused_and_a_place_that_is_free_is_used_again() {
+    let machine = Machine::with_places(2);
+    let mut guest = machine.start();
+    let listener = machine.listen(80);
+    let (_, first) = guest.connect(1, 80, &listener);
+    let (mut stream, mut socket) = guest.accept(2);
+    guest.send(&Stream::new(3, 80).header(Op::Request), &[]);
+    assert_eq!(guest.expect(Op::Rst).dst_port, 3);
+    assert_eq!(rest(&mut machine.ask(4)), b"");
+    guest.ensure_quiet();
+    drop(first);
+    let gone = guest.expect_gone();
+    guest.send(&Stream::new(gone.dst_port, gone.src_port).header(Op::Rst), &[]);
+    let _third = guest.connect(3, 80, &listener);
+    ensure_works(&mut guest, &mut stream, &mut socket);
+    assert_eq!((guest.counts().refused_by_host, guest.counts().dismissed), (1, 1));
+}
+
+#[test]
 fn fault_b10_requests_that_are_taken_back_leave_nothing() {
     let machine = Machine::new();
     let mut guest = machine.start_without_buffers(EVENT_IDX);

@@ -26,6 +26,7 @@ impl Bench {
         let hub = Hub::new(Parts {
             cid: CID,
             streams: true,
+            most: usize::MAX,
             path: path.clone(),
             listener,
             watch: Arc::clone(&watch),
