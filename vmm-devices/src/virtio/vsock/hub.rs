@@ -135,9 +135,9 @@ impl Hub {
             Received::Accepted => {
                 let accepted = stream.as_mut().is_some_and(|stream| hosts::greet(stream, port));
                 if accepted {
-                    counters.opened_by_host.one()
+                    counters.opened_by_host.one();
                 } else {
-                    connection.fail()
+                    connection.fail();
                 }
                 self.table.expire(id, None);
             }

@@ -157,7 +157,8 @@ impl Hub {
             None => {}
             Some(End::Greeting { .. }) => self.hear(id, now),
             Some(End::Lingering { stream }) => {
-                if news.writable && !stream.flush().is_ok_and(|_| stream.backlog() != 0) {
+                let goes_on = !news.writable || stream.flush().is_ok_and(|_| stream.backlog() != 0);
+                if !goes_on {
                     self.table.remove(id);
                 }
             }
