@@ -16,6 +16,7 @@ mod linux {
     pub mod net;
     pub mod shell;
     pub mod virtio;
+    pub mod vsock;
 }
 
 use std::env;
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
         linux::memory::trials(),
         linux::net::trials(),
         linux::virtio::trials(),
+        linux::vsock::trials(),
     ];
     let small = small.into_iter().flatten().map(|trial| (1, trial));
     let large = linux::dedicated::trials().into_iter().map(|trial| (2, trial));

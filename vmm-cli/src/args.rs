@@ -10,8 +10,8 @@ use vmm_vcpu::Scheduler;
 
 use crate::config::{
     Affinity, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, cpu, duration,
-    parse_bytes, scheduler, value,
+    MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, VsockConfig, cpu,
+    duration, parse_bytes, scheduler, value,
 };
 use crate::control::devices::Removal;
 use crate::control::disks::{DiskChange, DiskRequest, NewLimit, NewLimits, NewSize};
@@ -374,6 +374,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "BOOL", help_heading = "Devices", hide_possible_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub entropy: Option<bool>,
+
+    /// Socket device, as cid=CID,path=PATH; without an address it has 3 [default: 3, and no device]
+    #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
+    pub vsock: Option<VsockConfig>,
 
     /// Serial port: stdio, null, pty, file=PATH or unix=PATH [default: stdio]
     #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]

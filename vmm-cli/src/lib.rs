@@ -28,3 +28,4 @@ pub mod run;
 mod signals;
 mod sink;
 pub mod stats;
+mod vsock;

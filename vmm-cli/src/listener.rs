@@ -112,6 +112,11 @@ impl Listener {
         }
     }
 
+    /// The same socket for somebody else, who leaves its flags and its path alone.
+    pub(crate) fn share(&self) -> io::Result<UnixListener> {
+        self.socket.try_clone()
+    }
+
     /// The next client, whose stream does not block; `WouldBlock` if there is none.
     pub(crate) fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.socket.accept()?;

@@ -27,6 +27,7 @@ use crate::nets;
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
+use crate::vsock::Socket;
 use crate::{advice, default_guest, host, logging, messages, stats};
 
 /// The device node of KVM.
@@ -65,6 +66,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
     let mut consoles = Consoles::open(&config.console).map_err(console_failure)?;
+    let vsock = Socket::open(&config.vsock).context("vsock.path (--vsock)").map_err(Failure::bad_input)?;
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;
     let (ended, life) = loop {
@@ -74,7 +76,8 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             ControlFlow::Break(ended) => break (ended, None),
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let resources = Resources { processors: &processors, ram, disks: &disks, nets: &nets };
+        let vsock = vsock.as_ref();
+        let resources = Resources { processors: &processors, ram, disks: &disks, nets: &nets, vsock };
         let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
         // Before the driver looks.
         consoles.tell_sizes(&machine.ports());
@@ -101,7 +104,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     if let Some(life) = life {
         report = count(&life.machine);
     }
-    drop(consoles);
+    drop((consoles, vsock));
     // Last: until then a client is told that the machine is being stopped.
     drop(control);
     tell_end(&ended);

@@ -14,7 +14,7 @@ use vmm_devices::rate_limiter::Limit;
 
 use super::file::show;
 use super::keys::{Form, Section, key};
-use super::settings::{self, FlagError};
+use super::settings::{self, SettingsError};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
 use super::{DiskId, choice, disk_id, duration, size};
 
@@ -268,11 +268,11 @@ fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error>
     value::parse_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// Settings with commas between, which therefore cannot be in a path. A switch alone is true.
+/// Reads settings with commas between, which therefore cannot be in a path. A switch alone is true.
 impl FromStr for DiskConfig {
-    type Err = FlagError;
+    type Err = SettingsError;
 
-    fn from_str(text: &str) -> Result<Self, FlagError> {
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
         settings::parse(&SECTION, EXPECTED_DISK, text)
     }
 }

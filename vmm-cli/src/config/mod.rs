@@ -21,6 +21,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 pub(crate) mod value;
+mod vsock;
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
@@ -42,10 +43,11 @@ pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryErr
 pub use net::{Descriptors, MacAddress, NetConfig, NetError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
-pub use settings::FlagError;
+pub use settings::SettingsError;
 pub use size::{MemorySize, parse_bytes};
 pub use stats::StatsOutput;
 pub use value::ValueError;
+pub use vsock::{VsockConfig, VsockError};
 
 use crate::args::VmArgs;
 use crate::listener::MAX_PATH as MAX_SOCKET_PATH;
@@ -73,6 +75,8 @@ pub struct VmConfig {
     pub entropy: EntropyConfig,
     /// Its serial port and its virtio console.
     pub console: ConsoleConfig,
+    /// Its socket device.
+    pub vsock: VsockConfig,
     /// How it is controlled from outside.
     pub control: ControlConfig,
     /// The log of this process.
@@ -232,7 +236,8 @@ impl VmConfig {
     /// costs each boot the time to look for devices.
     pub fn has_pci(&self) -> bool {
         let has_several = !self.disk.is_empty() || !self.net.is_empty();
-        let has_devices = has_several || self.entropy.device || self.console.virtio.is_some();
+        let has_one = self.entropy.device || self.console.virtio.is_some() || self.vsock.path.is_some();
+        let has_devices = has_several || has_one;
         self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
     }
 
@@ -281,6 +286,7 @@ impl VmConfig {
         set(&mut self.entropy.device, args.entropy.as_ref());
         set(&mut self.console.serial, args.serial.as_ref());
         set_optional(&mut self.console.virtio, args.virtio_console.as_ref());
+        set(&mut self.vsock, args.vsock.as_ref());
         set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
@@ -320,6 +326,7 @@ impl VmConfig {
             }
         }
         self.memory.validate()?;
+        self.vsock.validate()?;
         self.validate_disk_ids()?;
         net::validate(&self.net, &self.disk)?;
         self.validate_consoles()?;
@@ -373,16 +380,17 @@ impl VmConfig {
 
     fn validate_sockets(&self) -> Result<(), ConfigError> {
         let sockets = [
-            ("console.serial", self.console.serial.socket()),
-            ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::socket)),
-            ("control.socket", self.control.socket.as_ref()),
+            ("console.serial", self.console.serial.socket(), MAX_SOCKET_PATH),
+            ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::socket), MAX_SOCKET_PATH),
+            (vsock::PATH, self.vsock.path.as_ref(), vsock::MAX_PATH),
+            ("control.socket", self.control.socket.as_ref(), MAX_SOCKET_PATH),
         ];
-        for (key, socket) in sockets {
+        for (key, socket, limit) in sockets {
             let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
-            if length > MAX_SOCKET_PATH {
+            if length > limit {
                 let path = path.clone();
-                return Err(ConfigError::SocketPathTooLong { key, path, length, limit: MAX_SOCKET_PATH });
+                return Err(ConfigError::SocketPathTooLong { key, path, length, limit });
             }
         }
         Ok(())
@@ -406,6 +414,7 @@ impl VmConfig {
             (memory::BACKING, self.memory.backing.shared_path()),
             ("console.serial", self.console.serial.path()),
             ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::path)),
+            (vsock::PATH, self.vsock.path.as_ref()),
             ("control.socket", self.control.socket.as_ref()),
             ("log.file", self.log.file.as_ref()),
             ("stats.output", stats),
@@ -436,6 +445,7 @@ impl VmConfig {
             (memory::BACKING, self.memory.backing.path_mut()),
             ("console.serial", self.console.serial.path_mut()),
             ("console.virtio", self.console.virtio.as_mut().and_then(SerialMode::path_mut)),
+            (vsock::PATH, self.vsock.path.as_mut()),
             ("control.socket", self.control.socket.as_mut()),
             ("log.file", self.log.file.as_mut()),
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),

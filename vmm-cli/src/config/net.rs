@@ -12,7 +12,7 @@ use vmm_devices::virtio::net::{TapOptions, TapSource};
 
 use super::disk::{self, Rate};
 use super::keys::{Form, Section, key};
-use super::settings::{self, FlagError};
+use super::settings::{self, SettingsError};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
 use super::{DiskConfig, DiskId, disk_id};
 
@@ -186,9 +186,9 @@ impl NetConfig {
 }
 
 impl FromStr for NetConfig {
-    type Err = FlagError;
+    type Err = SettingsError;
 
-    fn from_str(text: &str) -> Result<Self, FlagError> {
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
         settings::parse(&SECTION, EXPECTED_NET, text)
     }
 }

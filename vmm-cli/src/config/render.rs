@@ -61,6 +61,10 @@ impl VmConfig {
             None => out.unset("virtio", "there is none"),
         }
 
+        out.section("vsock");
+        out.set("cid", self.vsock.cid);
+        out.path("path", self.vsock.path.as_deref(), "there is no socket device");
+
         out.section("control");
         out.path("socket", self.control.socket.as_deref(), "there is none");
 
@@ -227,8 +231,8 @@ mod tests {
     use super::*;
     use crate::config::{
         BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MacAddress,
-        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, SerialMode, StatsConfig, StatsOutput, keys,
-        parse_toml,
+        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
+        VsockConfig, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -365,6 +369,7 @@ mod tests {
             (pci, selftest) in any::<(Option<bool>, Option<bool>)>(),
             entropy in any::<bool>(),
             (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
+            (cid, vsock) in (3..u32::MAX, optional_path()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
             net in prop::collection::vec(net(), 0..3),
@@ -384,6 +389,7 @@ mod tests {
                 },
                 entropy: EntropyConfig { device: entropy },
                 console: ConsoleConfig { serial, virtio },
+                vsock: VsockConfig { cid, path: vsock },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
@@ -459,6 +465,10 @@ device = false
 [console]
 serial = \"stdio\"
 # virtio is not set: there is none
+
+[vsock]
+cid = 3
+# path is not set: there is no socket device
 
 [control]
 # socket is not set: there is none

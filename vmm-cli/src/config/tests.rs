@@ -2,6 +2,7 @@
 
 mod disk;
 mod memory;
+mod vsock;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -55,6 +56,9 @@ device = true
 [console]
 serial = "unix=sock"
 virtio = "file=out"
+[vsock]
+cid = 7
+path = "vsock.sock"
 [control]
 socket = "control.sock"
 [log]
@@ -110,8 +114,10 @@ fn default_of_repeated(section: &str, key: &str) -> Option<toml::Value> {
 fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
-        parse("[boot]\n[cpu]\n[memory]\n[machine]\n[entropy]\n[console]\n[control]\n[log]\n[stats]\n")
-            .unwrap(),
+        parse(
+            "[boot]\n[cpu]\n[memory]\n[machine]\n[entropy]\n[console]\n[vsock]\n[control]\n[log]\n[stats]\n"
+        )
+        .unwrap(),
         VmConfig::default()
     );
     assert_eq!(load([""; 0]).unwrap(), VmConfig::default());
@@ -160,6 +166,7 @@ fn every_key_arrives_in_its_field() {
             serial: SerialMode::Unix("dir/sock".into()),
             virtio: Some(SerialMode::File("dir/out".into())),
         },
+        vsock: VsockConfig { cid: 7, path: Some("dir/vsock.sock".into()) },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
@@ -225,6 +232,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--entropy=false",
         "--serial=file=out",
         "--virtio-console=pty",
+        "--vsock=cid=5,path=vs",
         "--api-sock=ctl",
         "--log-level=off",
         "--log-format=text",
@@ -266,6 +274,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         },
         entropy: EntropyConfig { device: false },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")), virtio: Some(SerialMode::Pty) },
+        vsock: VsockConfig { cid: 5, path: Some(here.join("vs")) },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
         stats: StatsConfig {
@@ -323,7 +332,9 @@ fn there_is_a_pci_bus_where_something_is_on_it_or_may_be_added_until_it_is_set()
     assert!(!has_pci(&[]));
     let image = tempfile::NamedTempFile::new().unwrap();
     let disk = format!("--disk=path={},format=raw", image.path().display());
-    for flag in ["--entropy", "--virtio-console=null", &disk, "--api-sock=/run/vm.sock"] {
+    for flag in
+        ["--entropy", "--virtio-console=null", "--vsock=path=/run/vm.vsock", &disk, "--api-sock=/run/vm.sock"]
+    {
         assert!(has_pci(&[flag]), "{flag}");
         assert!(!has_pci(&[flag, "--pci=false"]), "{flag}");
     }
@@ -473,6 +484,7 @@ fn a_control_socket_shares_its_path_with_nothing() {
     for (other, first, second) in [
         ("--serial=unix=s", control, "console.serial (--serial)"),
         ("--serial=file=s", control, "console.serial (--serial)"),
+        ("--vsock=path=s", control, "vsock.path (--vsock)"),
         ("--log-file=s", "log.file (--log-file)", control),
         ("--stats=s", "stats.output (--stats)", control),
     ] {

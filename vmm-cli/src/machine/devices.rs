@@ -16,6 +16,7 @@ use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::VirtioMmio;
+use vmm_devices::virtio::vsock::Vsock;
 use vmm_devices::{BusDevice, Pvpanic};
 
 use super::exits::Exits;
@@ -32,6 +33,7 @@ use crate::console::Console;
 use crate::disks::{Disk, Disks};
 use crate::nets::Nic;
 use crate::outcome::Failure;
+use crate::vsock::Socket;
 
 /// Ports, as on a PC.
 const I8042_DATA_PORT: u64 = 0x60;
@@ -40,10 +42,11 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
-/// What network devices, the entropy device and the virtio console are to a driver.
+/// What network devices, the entropy device, the virtio console and the socket device are to a driver.
 const NET: &str = "virtio-net";
 const RNG: &str = "virtio-rng";
 const CONSOLE: &str = "virtio-console";
+const VSOCK: &str = "virtio-vsock";
 
 /// Buses and interrupt lines while they are filled.
 pub(super) struct Devices {
@@ -146,6 +149,17 @@ impl Devices {
         let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
         let device = Arc::new(device);
         self.add_virtio(virtio, (disk_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
+        Ok(device)
+    }
+
+    /// Adds the socket device, whose other end `socket` is.
+    pub(super) fn add_vsock(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        socket: &Socket,
+    ) -> Result<Arc<Vsock>, Failure> {
+        let device = Arc::new(socket.device(&virtio.events)?);
+        self.add_virtio(virtio, (disk_id::VSOCK, VSOCK), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmm_core::{VmEvent, VmEvents};
 use vmm_devices::virtio::net::Net;
+use vmm_devices::virtio::vsock::Vsock;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
@@ -27,6 +28,8 @@ pub(super) struct Handle {
     pub(super) plugged: Arc<Plugged>,
     /// With what they are called.
     pub(super) nets: Vec<(DiskId, Arc<Net>)>,
+    /// The socket device, if there is one.
+    pub(super) vsock: Option<Arc<Vsock>>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
@@ -116,6 +119,8 @@ impl Controlled for Handle {
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
         let net = |(id, net): &(DiskId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
-        report.with_disks(self.plugged.counts()).with_nets(self.nets.iter().map(net).collect())
+        let nets = self.nets.iter().map(net).collect();
+        let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
+        report.with_disks(self.plugged.counts()).with_nets(nets).with_vsock(vsock)
     }
 }

@@ -41,6 +41,7 @@ use crate::nets::Nic;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
+use crate::vsock::Socket;
 use devices::Devices;
 use handle::Handle;
 use pci::Pci;
@@ -67,6 +68,7 @@ pub struct Resources<'a> {
     pub(crate) ram: Ram,
     pub(crate) disks: &'a Arc<Disks>,
     pub(crate) nets: &'a [Nic],
+    pub(crate) vsock: Option<&'a Socket>,
 }
 
 impl Machine {
@@ -82,7 +84,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets } = resources;
+        let Resources { processors, ram, disks, nets, vsock } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -125,6 +127,7 @@ impl Machine {
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
+        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),
@@ -160,7 +163,7 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty) = (events.clone(), dirty.into());
-        let handle = Handle { vcpus, kernel_stats, power_button, plugged, nets, exits, events, dirty };
+        let handle = Handle { vcpus, kernel_stats, power_button, plugged, nets, vsock, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })

@@ -5,6 +5,7 @@ use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
 use vmm_devices::virtio::block::BlockCounts;
 use vmm_devices::virtio::net::NetCounts;
+use vmm_devices::virtio::vsock::VsockCounts;
 use vmm_vcpu::Counters;
 
 use super::kernel::{KernelStats, Samples};
@@ -26,6 +27,8 @@ pub struct Report {
     pub(super) disks: Vec<DiskCounts>,
     /// In the order in which the guest has them.
     pub(super) nets: Vec<NetReport>,
+    /// Of the socket device; `None`: there is none.
+    pub(super) vsock: Option<DeviceCounts<VsockCounts>>,
     /// What the kernel's statistics are; `None` if this host's kernel has none.
     kernel: Option<Definitions>,
 }
@@ -78,6 +81,13 @@ pub struct NetReport {
     pub id: DiskId,
     /// What this program has counted.
     pub monitor: NetCounts,
+}
+
+/// The counts of a device of which there is one.
+#[derive(Debug, Serialize)]
+pub(super) struct DeviceCounts<T> {
+    /// What this program has counted.
+    pub(super) monitor: T,
 }
 
 /// Values by name: a number, or the buckets of a histogram.
@@ -143,6 +153,7 @@ impl Report {
             machine: MachineCounts { monitor: machine, kernel: of_machine },
             disks: Vec::new(),
             nets: Vec::new(),
+            vsock: None,
             kernel: definitions,
         }
     }
@@ -156,6 +167,12 @@ impl Report {
     /// The same report, with what was counted of network devices.
     pub(crate) fn with_nets(mut self, nets: Vec<NetReport>) -> Self {
         self.nets = nets;
+        self
+    }
+
+    /// The same report, with what was counted of the socket device.
+    pub(crate) fn with_vsock(mut self, counts: Option<VsockCounts>) -> Self {
+        self.vsock = counts.map(|monitor| DeviceCounts { monitor });
         self
     }
 
@@ -299,10 +316,12 @@ mod tests {
         let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
-        let json = json(&report.with_disks(vec![disk]).with_nets(vec![net]));
+        let report = report.with_disks(vec![disk]).with_nets(vec![net]);
+        let json = json(&report.with_vsock(Some(VsockCounts::default())));
         let page = include_str!("../../../docs/stats.md");
-        let (disk, net) = (&json["disks"][0]["monitor"], &json["nets"][0]["monitor"]);
-        for counts in [&json["vcpus"][0]["monitor"], &json["machine"]["monitor"], disk, net] {
+        let of = |list: &str| &json[list][0]["monitor"];
+        let one = |device: &str| &json[device]["monitor"];
+        for counts in [of("vcpus"), of("disks"), of("nets"), one("machine"), one("vsock")] {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

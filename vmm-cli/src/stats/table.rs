@@ -5,6 +5,7 @@ use std::fmt::Write;
 use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
 use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
 use vmm_devices::virtio::net::NetCounts;
+use vmm_devices::virtio::vsock::VsockCounts;
 use vmm_vcpu::Counters;
 
 use super::report::{DiskCounts, MachineCounters, NetReport, Report, Values, VcpuCounts};
@@ -31,6 +32,21 @@ const VCPU_COUNTERS: [Counter<Counters>; 15] = [
     ("pauses", |counters| counters.pauses),
     ("paused_ns", |counters| counters.paused_ns),
     ("deferred", |counters| counters.deferred),
+];
+
+const VSOCK_COUNTERS: [Counter<VsockCounts>; 12] = [
+    ("connections", |counts| counts.connections),
+    ("opened_by_guest", |counts| counts.opened_by_guest),
+    ("opened_by_host", |counts| counts.opened_by_host),
+    ("refused_by_guest", |counts| counts.refused_by_guest),
+    ("refused_by_host", |counts| counts.refused_by_host),
+    ("dismissed", |counts| counts.dismissed),
+    ("broken", |counts| counts.broken),
+    ("resets", |counts| counts.resets),
+    ("packets_to_guest", |counts| counts.packets_to_guest),
+    ("packets_to_host", |counts| counts.packets_to_host),
+    ("bytes_to_guest", |counts| counts.bytes_to_guest),
+    ("bytes_to_host", |counts| counts.bytes_to_host),
 ];
 
 const MACHINE_COUNTERS: [Counter<MachineCounters>; 2] = [
@@ -123,6 +139,9 @@ pub(super) fn text(report: &Report) -> String {
     if !report.nets.is_empty() {
         append(&nets_by_monitor(&report.nets));
     }
+    if let Some(vsock) = &report.vsock {
+        append(&vsock_by_monitor(&vsock.monitor));
+    }
     append(&machine_by_monitor(&report.machine.monitor));
     match &report.machine.kernel {
         Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
@@ -174,6 +193,14 @@ fn nets_by_monitor(nets: &[NetReport]) -> Section {
     for (name, value) in NET_COUNTERS {
         let values: Vec<u64> = nets.iter().map(|net| value(&net.monitor)).collect();
         section.add(name.into(), String::new(), spread(&values, total));
+    }
+    section
+}
+
+fn vsock_by_monitor(counts: &VsockCounts) -> Section {
+    let mut section = Section::new("sockets, counted by vmm-cli", vec![String::new()]);
+    for (name, value) in VSOCK_COUNTERS {
+        section.add(name.into(), String::new(), vec![value(counts)]);
     }
     section
 }
@@ -464,6 +491,7 @@ machine, counted by KVM
         let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
+        let report = report.with_vsock(Some(VsockCounts::default()));
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
@@ -472,6 +500,8 @@ machine, counted by KVM
         assert_eq!(keys(&json["vcpus"][0]["monitor"]), names.into());
         let names = MACHINE_COUNTERS.map(|(name, _)| name.to_owned());
         assert_eq!(keys(&json["machine"]["monitor"]), names.into());
+        let names = VSOCK_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["vsock"]["monitor"]), names.into());
         let latencies = DISK_LATENCIES.map(|(name, _)| name.to_owned());
         let names = DISK_COUNTERS.map(|(name, _)| name.to_owned()).into_iter().chain(latencies);
         assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());

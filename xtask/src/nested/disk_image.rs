@@ -1,4 +1,4 @@
-//! `DiskContents`: the file system that a Linux guest can have as its root: busybox, what makes and checks file systems, and fio.
+//! `DiskContents`: the file system that a Linux guest can have as its root: busybox, what makes and checks file systems, fio, and socat.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use super::libraries;
 use crate::process::capture;
 
 /// Programs of the unpacked packages.
-const PROGRAMS: [&str; 3] = [FIO, MKE2FS, "sbin/e2fsck"];
+const PROGRAMS: [&str; 4] = [FIO, MKE2FS, "sbin/e2fsck", "usr/bin/socat"];
 const FIO: &str = "usr/bin/fio";
 const MKE2FS: &str = "sbin/mke2fs";
 /// By their other names.

@@ -34,7 +34,7 @@ const GUEST_INIT: &str = "tests/linux/init";
 const GUEST_JOBS: &str = "tests/linux/block.fio";
 /// What a Linux guest loads: the power button, how it is told of it, the way it tells of a panic, the drivers of virtio
 /// devices, and the file system of its disk with the sums that this asks for by name.
-const GUEST_MODULES: [&str; 11] = [
+const GUEST_MODULES: [&str; 12] = [
     "button",
     "evdev",
     "pvpanic-mmio",
@@ -44,6 +44,7 @@ const GUEST_MODULES: [&str; 11] = [
     "virtio_net",
     "virtio_pci",
     "virtio-rng",
+    "vmw_vsock_virtio_transport",
     "crc32c_generic",
     "ext4",
 ];

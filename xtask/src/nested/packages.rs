@@ -15,7 +15,7 @@ use crate::process::{capture, run};
 pub const DIRECTORY_VARIABLE: &str = "VMM_NESTED_PACKAGES";
 
 /// The packages of [`Packages::tools`].
-const TOOLS: [&str; 2] = ["e2fsprogs", "fio"];
+const TOOLS: [&str; 3] = ["e2fsprogs", "fio", "socat"];
 
 /// A kernel series that there is a package of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -74,10 +74,11 @@ impl Packages {
         Ok(self.unpacked("busybox", || Ok("busybox-static".into()))?.join("bin/busybox"))
     }
 
-    /// Programs for file systems and disks, with all that they need.
+    /// Programs for file systems, disks and sockets, with all that they need.
     pub fn tools(&self) -> Result<PathBuf> {
-        self.unpacked_by("tools", |scratch, root| {
-            eprintln!("fetching {}", TOOLS.join(" and "));
+        // By another name than with fewer of them: what is there is not renewed.
+        self.unpacked_by("guest-tools", |scratch, root| {
+            eprintln!("fetching {}", TOOLS.join(", "));
             let apt = Apt::new(scratch)?.with_nothing_installed()?;
             apt.unpack(&TOOLS, root).or_else(|_| {
                 update()?;

@@ -208,6 +208,14 @@ impl Queue {
         Ok(())
     }
 
+    /// Puts the chain that was taken last back, as if it had not been taken. Nothing was used since.
+    pub fn put_back(&mut self, chain: Chain) {
+        if self.in_flight.remove(chain.head()) {
+            self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(1));
+        }
+        self.spare = chain.into_buffers();
+    }
+
     /// Says that the driver need not notify: its chains are being looked for. What was said before stays said where
     /// EVENT_IDX was negotiated.
     ///
