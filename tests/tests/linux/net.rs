@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -165,8 +165,11 @@ fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_the
 fn command(text: &str) -> Result<()> {
     let mut words = text.split(' ');
     let program = words.next().unwrap_or_default();
-    let status =
-        Command::new(program).args(words).status().with_context(|| format!("cannot start {program}"))?;
+    let status = Command::new(program)
+        .args(words)
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
     ensure!(status.success(), "{text}: {status}");
     Ok(())
 }
