@@ -165,9 +165,6 @@ fn bytes_pass_whole_each_way_and_pauses_cost_none(guest: &LinuxGuest) -> Result<
     let length = receiving.join().ok().context("a panic")??;
     ensure!(length == mib << 20, "{length} bytes came of {mib} MiB: {said:?}");
     ensure!(said.split_whitespace().next() == Some(&sum(&made)?), "other bytes came: {said:?}");
-    // Nobody listens there.
-    let said = bench.run("socat -u OPEN:/dev/null VSOCK-CONNECT:2:3001")?;
-    ensure!(said.contains("Connection reset by peer") || said.contains("refused"), "{said:?}");
     bench.wait_for_ends()?;
     bench.end()
 }
