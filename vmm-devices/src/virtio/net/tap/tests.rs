@@ -56,6 +56,11 @@ fn offloads_are_the_bits_of_a_tap() {
     assert_eq!(bits(Offloads { checksum: true, tso4: true, tso6: true, uso: true, ..none }), 0x67);
 }
 
+/// A name that no other process that runs these tests uses.
+fn own_name(number: u8) -> String {
+    format!("vt{number}-{}", std::process::id())
+}
+
 /// A TAP that is made for a test, where the host permits that.
 fn created(name: &str, pairs: u16, mtu: u16) -> Option<Tap> {
     let source = TapSource::Created(name.into());
@@ -72,30 +77,32 @@ fn exists(name: &str) -> bool {
 
 #[test]
 fn a_tap_that_is_created_is_up_and_gone_with_the_last_who_has_it() {
-    let Some(tap) = created("vmmtest1", 1, 9000) else { return };
-    assert_eq!((tap.name(), tap.mtu(), tap.pairs()), ("vmmtest1", 9000, 1));
-    assert!(exists("vmmtest1") && tap.offloads().tso4);
-    let mut flags = Interface::new("vmmtest1").unwrap();
+    let name = &own_name(1);
+    let Some(tap) = created(name, 1, 9000) else { return };
+    assert_eq!((tap.name(), tap.mtu(), tap.pairs()), (&**name, 9000, 1));
+    assert!(exists(name) && tap.offloads().tso4);
+    let mut flags = Interface::new(name).unwrap();
     ioctl::ask(socket().unwrap(), Request::Flags, &mut flags).unwrap();
     assert_eq!(flags.flags() & libc::IFF_UP, libc::IFF_UP);
-    let error = refusal(TapSource::Created("vmmtest1".into()), 1);
+    let error = refusal(TapSource::Created(name.clone()), 1);
     assert!(matches!(error, TapError::Exists { .. }), "{error}");
-    let error = refusal(TapSource::Existing("vmmtest1".into()), 1);
+    let error = refusal(TapSource::Existing(name.clone()), 1);
     assert!(matches!(error, TapError::Busy { .. }), "{error}");
-    let error = refusal(TapSource::Existing("vmmtest1".into()), 2);
+    let error = refusal(TapSource::Existing(name.clone()), 2);
     assert!(matches!(error, TapError::OneQueue { .. }), "{error}");
     tap.leave(Offloads { checksum: true, ..Offloads::default() }).unwrap();
     drop(tap);
-    assert!(!exists("vmmtest1"));
+    assert!(!exists(name));
 }
 
 #[test]
 fn descriptors_that_are_handed_over_are_the_same_tap() {
-    let Some(tap) = created("vmmtest2", 2, 1500) else { return };
+    let name = &own_name(2);
+    let Some(tap) = created(name, 2, 1500) else { return };
     let numbers: Vec<_> = tap.queues().iter().map(AsRawFd::as_raw_fd).collect();
     let options = |numbers| TapOptions { source: TapSource::Descriptors(numbers), pairs: 1, mtu: None };
     let adopted = Tap::open(&options(numbers.clone())).unwrap();
-    assert_eq!((adopted.name(), adopted.pairs()), ("vmmtest2", 2));
+    assert_eq!((adopted.name(), adopted.pairs()), (&**name, 2));
     for pairs in [1, 2, 1, 1, 2] {
         adopted.use_pairs(pairs).unwrap();
     }
@@ -110,13 +117,14 @@ fn descriptors_that_are_handed_over_are_the_same_tap() {
 
 #[test]
 fn fault_b11_an_interface_that_is_gone_is_had_again_when_it_is_there() {
-    let Some(tap) = created("vmmtest3", 2, 1500) else { return };
+    let name = &own_name(3);
+    let Some(tap) = created(name, 2, 1500) else { return };
     tap.use_pairs(1).unwrap();
     let news = tap.news().unwrap();
     assert!(!tap.take_again().unwrap(), "nothing has happened");
     // As `ip link delete` does.
     let [first, second] = [0, 1].map(|index| Arc::clone(&tap.queues()[index]));
-    if !delete("vmmtest3") {
+    if !delete(name) {
         return;
     }
     let mut frame = [0; 100];
@@ -124,7 +132,7 @@ fn fault_b11_an_interface_that_is_gone_is_had_again_when_it_is_there() {
     assert_eq!(error.raw_os_error(), libc::EBADFD);
     news.take();
     assert!(!tap.take_again().unwrap(), "one that is not there is not created");
-    let other = created("vmmtest3", 2, 1500).unwrap();
+    let other = created(name, 2, 1500).unwrap();
     news.take();
     assert!(tap.take_again().unwrap());
     for queue in [first, second] {
