@@ -26,39 +26,17 @@ pub enum ConfigError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("{at}: the file is not UTF-8")]
-    NotUtf8 {
-        at: Place,
-    },
+    NotUtf8 { at: Place },
     #[error("{at}: {reason}{}", at.excerpt())]
-    Syntax {
-        at: Place,
-        reason: String,
-    },
+    Syntax { at: Place, reason: String },
     #[error("{at}: unknown key `{}`: {hint}{}", quote(key), at.excerpt())]
-    UnknownKey {
-        at: Place,
-        key: String,
-        hint: Hint,
-    },
+    UnknownKey { at: Place, key: String, hint: Hint },
     #[error("{at}: `{section}` is a section, not {found}: {hint}{}", at.excerpt())]
-    NotASection {
-        at: Place,
-        section: &'static str,
-        found: &'static str,
-        hint: Hint,
-    },
+    NotASection { at: Place, section: &'static str, found: &'static str, hint: Hint },
     #[error("{at}: `{section}` is {found}: write a table `[[{section}]]` for each{}", at.excerpt())]
-    NotTables {
-        at: Place,
-        section: &'static str,
-        found: &'static str,
-    },
+    NotTables { at: Place, section: &'static str, found: &'static str },
     #[error("{at}: {key} = {reason}{}", at.excerpt())]
-    Value {
-        at: Place,
-        key: String,
-        reason: String,
-    },
+    Value { at: Place, key: String, reason: String },
     #[error(transparent)]
     Cpu(#[from] CpuError),
     #[error(transparent)]
@@ -76,71 +54,46 @@ pub enum ConfigError {
         source: FileError,
     },
     #[error("{}: the path {path:?} is not UTF-8", keys::with_flag(key))]
-    PathNotUtf8 {
-        key: &'static str,
-        path: PathBuf,
-    },
+    PathNotUtf8 { key: &'static str, path: PathBuf },
     #[error(
         "{}: the socket path {} is {length} bytes long, above the limit of {limit}",
         keys::with_flag(key),
         show(path)
     )]
-    SocketPathTooLong {
-        key: &'static str,
-        path: PathBuf,
-        length: usize,
-        limit: usize,
-    },
+    SocketPathTooLong { key: &'static str, path: PathBuf, length: usize, limit: usize },
     #[error(
         "{}: {} is also {}, and would be written over",
         keys::with_flag(key),
         show(path),
         keys::with_flag(image)
     )]
-    OverwritesImage {
-        key: &'static str,
-        path: PathBuf,
-        image: &'static str,
-    },
+    OverwritesImage { key: &'static str, path: PathBuf, image: &'static str },
     #[error(
         "{} = {count}: with the interrupt controllers in the kernel there are at most {limit} vCPUs; set {} to \"split\"",
         keys::with_flag(key),
         keys::with_flag("machine.irqchip")
     )]
-    NeedsSplitIrqchip {
-        key: &'static str,
-        count: u16,
-        limit: u16,
-    },
+    NeedsSplitIrqchip { key: &'static str, count: u16, limit: u16 },
     #[error(
         "{} = true: KVM has its interval timer only beside its own interrupt controllers; leave it out, or set {} to \
          \"kernel\"",
         keys::with_flag(key),
         keys::with_flag("machine.irqchip")
     )]
-    NoTimer {
-        key: &'static str,
-    },
+    NoTimer { key: &'static str },
     #[error(
         "{}: {} is also {}; choose a path for each",
         keys::with_flag(key),
         show(path),
         keys::with_flag(other)
     )]
-    SameOutput {
-        key: &'static str,
-        path: PathBuf,
-        other: &'static str,
-    },
+    SameOutput { key: &'static str, path: PathBuf, other: &'static str },
     #[error(
         "{} and {} are both \"stdio\": a key would go to either; set one of them to \"null\", or elsewhere",
         keys::with_flag(key),
         keys::with_flag(other)
     )]
-    SharedTerminal {
-        key: &'static str,
-        other: &'static str,
-    },
+    SharedTerminal { key: &'static str, other: &'static str },
     #[error("{}: cannot make {} absolute", keys::with_flag(key), show(path))]
     NotAbsolute {
         key: &'static str,
