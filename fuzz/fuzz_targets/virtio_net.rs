@@ -83,7 +83,8 @@ impl Subject for Network {
         let length = input.word() % 2048;
         match queue {
             RECEIVE => {
-                let frame = vec![input.byte(); usize::from(input.word() % 4096)];
+                // An empty one is the end of a socket, and none that an interface has.
+                let frame = vec![input.byte(); 1 + usize::from(input.word() % 4096)];
                 // A socket that is full is a host whose queue is.
                 let _ = DEVICE.host.send(&frame);
                 driver.submit(&[], &[(input.byte() % 32).into(), length.into()])
