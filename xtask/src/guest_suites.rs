@@ -41,6 +41,9 @@ pub struct GuestArgs {
     /// The kernels that Linux guests run; several with commas between.
     #[arg(long = "kernel", value_enum, value_name = "VERSION", value_delimiter = ',')]
     kernels: Vec<Version>,
+    /// Trials take the time that they need: hours instead of minutes, as with VMM_FULL in the environment.
+    #[arg(long)]
+    long: bool,
 }
 
 /// The suite of guest programs, which need no more of KVM than any has.
@@ -82,7 +85,7 @@ const BENCH_PROGRAMS: [&str; 7] = [
     "bench_slots",
 ];
 
-/// In the environment, trials take the time that they need; suites read it too.
+/// In the environment, trials take the time that they need; suites read it.
 const FULL: &str = "VMM_FULL";
 
 /// Seconds that one suite may take in the nested host, and those that it may take then.
@@ -99,10 +102,21 @@ impl GuestArgs {
         if self.kernels.is_empty() { Version::value_variants() } else { &self.kernels }
     }
 
+    /// Whether trials take the time that they need.
+    fn is_full(&self) -> bool {
+        self.long || std::env::var_os(FULL).is_some()
+    }
+
+    /// What tells the suites so.
+    fn full_environment(&self) -> Option<(&'static str, OsString)> {
+        self.is_full().then(|| (FULL, "1".into()))
+    }
+
     /// The command that runs one step again.
     fn rerun(&self, host: &str) -> String {
+        let long = if self.long { " --long" } else { "" };
         let filter = self.filter.as_ref().map_or(String::new(), |filter| format!(" {filter}"));
-        format!("cargo xtask test-guest --host {host}{filter}")
+        format!("cargo xtask test-guest --host {host}{long}{filter}")
     }
 
     /// The names of the kernels, with commas between.
@@ -158,6 +172,7 @@ fn native(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
         let images = nested::linux_images(args.kernels())?;
         command.args(["--test", LINUX]).envs(args.linux_environment(&std::path::absolute(images)?));
     }
+    command.envs(args.full_environment());
     command.arg("--").args(&args.filter);
     let mut session = Session::default();
     session.run(&mut command)?;
@@ -281,8 +296,7 @@ impl Inside {
     /// The command that runs it in the nested host, or of it `only` this trial.
     fn command(&self, only: Option<&str>) -> Result<Command> {
         let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
-        let is_full = std::env::var_os(FULL).is_some();
-        let seconds = if is_full { NESTED_FULL_SECONDS } else { NESTED_SECONDS };
+        let seconds = if self.args.is_full() { NESTED_FULL_SECONDS } else { NESTED_SECONDS };
         command.args(["nested", "--cpus", &self.cpus.to_string(), "--timeout", &seconds.to_string()]);
         let mut environment = vec![
             ("VMM_CLI", "/bin/vmm-cli".into()),
@@ -293,9 +307,7 @@ impl Inside {
         if in_ci() {
             environment.push(("CI", "true".into()));
         }
-        if is_full {
-            environment.push((FULL, "1".into()));
-        }
+        environment.extend(self.args.full_environment());
         match self.binary.name.as_str() {
             LINUX => {
                 command.args(["--guest-kernels", &self.args.kernel_names()]);

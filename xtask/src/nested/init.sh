@@ -46,8 +46,19 @@ done
 # The ports are announced by messages, so they are there only after a moment.
 while [ ! -c /dev/vport0p4 ]; do usleep 1000; done
 exec 4<>/dev/vport0p4
-cat <&4 >/dev/null &
-keep=$!
+# A program on each CPU is woken by it: an interrupt for each of them, wherever that of the port goes.
+keep=
+wakes=
+cpu=1
+while [ "$cpu" -lt "$(nproc)" ]; do
+    mkfifo "/run/wake$cpu"
+    taskset -c "$cpu" cat "/run/wake$cpu" >/dev/null &
+    keep="$keep $!"
+    wakes="$wakes /run/wake$cpu"
+    cpu=$((cpu + 1))
+done
+taskset -c 0 tee $wakes <&4 >/dev/null &
+keep="$keep $!"
 [ ! -e /run/failed ] || cat /run/failed >&4
 
 # The other side gives up who is not heard of for minutes.

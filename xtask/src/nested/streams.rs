@@ -2,7 +2,8 @@
 //!
 //! The emulator loses an interrupt now and then: leaving a guest of the nested host changes the word that says one is due, without the lock
 //! under which a device sets it. The interrupt stays requested and is taken with the next one; but if it was that of the timer, and
-//! everything inside waits for time, there is none. So one comes from here, all the time ([`nudge`]).
+//! everything on that CPU waits for time, or is a guest that waits for another one behind it, there is none. So one comes from here, all the time
+//! ([`nudge`]), and the first program of the nested host passes it on to every CPU.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
