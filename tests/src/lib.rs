@@ -14,3 +14,4 @@ pub mod sequence;
 pub mod small_machine;
 pub mod standstill;
 pub mod sweep;
+pub mod traffic;

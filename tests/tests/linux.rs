@@ -15,11 +15,13 @@ mod linux {
     pub mod memory;
     pub mod net;
     pub mod shell;
+    pub mod traffic;
     pub mod virtio;
     pub mod vsock;
 }
 
 use std::env;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -27,6 +29,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use vmm_tests::harness::{
     KernelFormat, LinuxGuest, VMM_CLI, VMM_LINUX, is_emulated, is_full, kernel_versions,
 };
+use vmm_tests::traffic;
 
 /// In the environment, the number of CPUs of an emulated host: only trials for which that many are the fewest run there.
 const VMM_HOST_CPUS: &str = "VMM_HOST_CPUS";
@@ -94,6 +97,11 @@ macro_rules! trials {
 pub(crate) use trials;
 
 fn main() -> ExitCode {
+    if let [_, serve, at, endpoint] = &env::args().collect::<Vec<_>>()[..]
+        && (serve.as_str(), at.as_str()) == ("serve", "--at")
+    {
+        return serve_in_guest(endpoint);
+    }
     let arguments = Arguments::from_args();
     let small = [
         linux::boot::trials(),
@@ -106,6 +114,7 @@ fn main() -> ExitCode {
         linux::irqchip::trials(),
         linux::memory::trials(),
         linux::net::trials(),
+        linux::traffic::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),
     ];
@@ -119,6 +128,17 @@ fn main() -> ExitCode {
         trials.collect()
     };
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What this program does in a guest that has it on a disk.
+fn serve_in_guest(at: &str) -> ExitCode {
+    let served = at.parse().map_err(anyhow::Error::from).and_then(|at| traffic::serve_at(&at));
+    if let Err(error) = served {
+        // On the guest's console, where somebody looks for it.
+        let _ = writeln!(io::stderr(), "{error:#}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
 /// In the place of `trial`, one that does not run.

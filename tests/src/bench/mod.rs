@@ -22,6 +22,8 @@ pub mod linux_boot;
 pub mod locked;
 pub mod mailbox;
 pub mod memory;
+pub mod net_samples;
+pub mod net_subject;
 pub mod probe;
 pub mod programs;
 pub mod raw_doorbell;

@@ -5,6 +5,7 @@ mod block;
 mod boot;
 mod chart;
 mod microvm;
+mod net;
 mod report;
 mod samples;
 mod table;
@@ -46,6 +47,10 @@ pub enum Bench {
     Boot,
     /// fio on the disk of a Linux guest, beside QEMU's microvm and the file itself.
     Block,
+    /// Bytes, answers and datagrams between a Linux guest and its host over a network device, beside QEMU's microvm and the loopback.
+    Net,
+    /// The same over a socket device, beside a Unix socket.
+    Vsock,
     /// A request to a vCPU until its thread has seen it, with either mechanism, and the system calls of a kick.
     Kick,
     /// Taking all vCPUs of a machine out of the guest.
@@ -74,14 +79,14 @@ pub struct BenchArgs {
     /// How often everything is measured; more is better and takes longer.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
-    /// For `boot` and `block`: the guest's kernel.
+    /// For `boot`, `block`, `net` and `vsock`: the guest's kernel.
     #[arg(long, value_enum, default_value_t = Version::V6_12)]
     pub kernel: Version,
     /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4. For `block`: only these jobs, such as
     /// read_4k_32_queues_1. Several with commas between.
     #[arg(long = "shape", value_name = "SHAPE", value_delimiter = ',')]
     pub shapes: Vec<String>,
-    /// For `block`: seconds of each job.
+    /// For `block`, `net` and `vsock`: seconds of each job or measurement.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub seconds: Option<u32>,
     /// For `boot`: where; if not said, natively where KVM has VMX or SVM.
@@ -108,6 +113,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Bench::Block => {
             build(&["vmm-cli", "bench_block"])?;
             block::measure(args)?
+        }
+        Bench::Net | Bench::Vsock => {
+            build(&["vmm-cli", "bench_net"])?;
+            net::measure(args)?
         }
         _ => {
             build(&["vmm-cli", "raw_startup", &format!("bench_{name}")])?;
@@ -137,6 +146,8 @@ impl Bench {
             Self::Reconfigure => "reconfigure",
             Self::Boot => "boot",
             Self::Block => "block",
+            Self::Net => "net",
+            Self::Vsock => "vsock",
             Self::Kick => "kick",
             Self::Pause => "pause",
             Self::Inl => "inl",

@@ -52,6 +52,11 @@ impl Samples {
         &self.parts
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// How many runs have failed.
     pub fn deaths(&self) -> usize {
         self.deaths
