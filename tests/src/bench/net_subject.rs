@@ -8,10 +8,10 @@ use std::str::FromStr;
 use clap::ValueEnum;
 
 use crate::bench::boot_monitor::{MICROVM_WORDS, words};
-use crate::traffic::endpoint::Endpoint;
 use crate::bench::probe::Launch;
 use crate::bench::programs::Programs;
 use crate::bench::series::Case;
+use crate::traffic::endpoint::Endpoint;
 
 /// What the others are compared with: both sides on the host.
 pub const LOOPBACK: &str = "loopback";
@@ -234,10 +234,7 @@ mod tests {
         for subject in [Subject::Vmm, Subject::Microvm] {
             let text = text(subject, Transport::Net);
             assert!(text.contains(INTERFACE) && text.contains("vmm.serve=tcp:10.0.2.2:5000"), "{text}");
-            assert_eq!(
-                subject.endpoints(Transport::Net, Path::new("/d")).1.to_string(),
-                "tcp:10.0.2.2:5000"
-            );
+            assert_eq!(subject.endpoints(Transport::Net, Path::new("/d")).1.to_string(), "tcp:10.0.2.2:5000");
         }
         let text = text(Subject::Vmm, Transport::Vsock);
         assert!(text.contains("cid=77,path=/d/socket") && text.contains("vmm.serve=vsock:77:5000"), "{text}");

@@ -11,19 +11,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
-use vmm_tests::traffic::endpoint::Endpoint;
 use vmm_tests::bench::linux_boot::Running;
 use vmm_tests::bench::net_samples::{part_name, report};
-use vmm_tests::bench::net_subject::{
-    DATAGRAMS, Files, HOST_ADDRESS, INTERFACE, STREAMS, Subject, Transport,
-};
+use vmm_tests::bench::net_subject::{DATAGRAMS, Files, HOST_ADDRESS, INTERFACE, STREAMS, Subject, Transport};
 use vmm_tests::bench::programs::Programs;
 use vmm_tests::bench::report::Host;
 use vmm_tests::bench::samples::{Line, Part, Run, print_report};
 use vmm_tests::bench::series::{Case, Sample, Taken};
 use vmm_tests::bench::stats::Summary;
-use vmm_tests::traffic::{Client, serve_at, server_disk};
 use vmm_tests::harness::until;
+use vmm_tests::traffic::endpoint::Endpoint;
+use vmm_tests::traffic::{Client, serve_at, server_disk};
 
 #[derive(Debug, Parser)]
 enum Task {

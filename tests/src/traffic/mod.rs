@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use endpoint::{Endpoint, Stream};
 
-
 /// What is written or read at once.
 const BLOCK: usize = 128 << 10;
 /// Of a request and its response.
@@ -25,6 +24,9 @@ const ECHO: usize = 1;
 const DATAGRAM: usize = 64;
 /// How long a datagram is waited for before it is looked whether more are to come.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// What comes over a connection.
+type Input = BufReader<Box<dyn Stream>>;
 
 /// What a client can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,7 +285,7 @@ impl Client {
         Ok(count as f64 / self.time.as_secs_f64())
     }
 
-    fn order(&self, order: Order) -> io::Result<(Box<dyn Stream>, BufReader<Box<dyn Stream>>)> {
+    fn order(&self, order: Order) -> io::Result<(Box<dyn Stream>, Input)> {
         let mut stream = self.server.connect()?;
         stream.write_all(order.line().as_bytes())?;
         let input = BufReader::new(stream.duplicate()?);
@@ -449,8 +451,13 @@ mod tests {
     #[test]
     fn orders_are_read_as_they_are_written() {
         let time = Duration::from_millis(1500);
-        let all =
-            [Order::Sink, Order::Source(time), Order::Echo, Order::CountDatagrams, Order::SendDatagrams(time)];
+        let all = [
+            Order::Sink,
+            Order::Source(time),
+            Order::Echo,
+            Order::CountDatagrams,
+            Order::SendDatagrams(time),
+        ];
         let all = all.into_iter().chain([Order::Hash, Order::Noise { seed: 7, bytes: 1 << 40 }]);
         for order in all {
             assert_eq!(order.line().parse::<Order>().unwrap(), order);

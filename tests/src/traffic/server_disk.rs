@@ -17,7 +17,8 @@ pub fn make(disk: &Path) -> Result<()> {
     fs::create_dir(inside("lib"))?;
     fs::copy("/proc/self/exe", inside("program")).context("this program")?;
     let maps = fs::read_to_string("/proc/self/maps")?;
-    let mut libraries: Vec<_> = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).collect();
+    let mut libraries: Vec<_> =
+        maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).collect();
     libraries.retain(|path| path.contains(".so"));
     libraries.dedup();
     for library in libraries {

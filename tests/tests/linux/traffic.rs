@@ -83,7 +83,9 @@ impl Serving {
     /// Waits until the guest serves.
     fn wait(&self) -> Result<()> {
         let client = &self.client;
-        until(Instant::now() + patience(), "a server in the guest", || Ok(client.server.connect().ok().map(drop)))
+        until(Instant::now() + patience(), "a server in the guest", || {
+            Ok(client.server.connect().ok().map(drop))
+        })
     }
 
     /// All of it.
@@ -118,6 +120,7 @@ impl Serving {
 }
 
 /// What a guest is connected with its host by.
+#[derive(Clone, Copy)]
 enum Connected {
     /// A network device with so many pairs of queues.
     Network(u32),
@@ -143,7 +146,7 @@ fn a_host_in_a_namespace_of_its_own_is_reached(guest: &LinuxGuest) -> Result<()>
     let ((send, thread), (go, moved)) = (channel(), channel());
     thread::scope(|scope| {
         let serving = &serving;
-        let peer = scope.spawn(move || {
+        let peer = scope.spawn(move || -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNET).context("a namespace")?;
             send.send(gettid())?;
             moved.recv()?;
