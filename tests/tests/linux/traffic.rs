@@ -14,7 +14,7 @@ use libtest_mimic::Trial;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::gettid;
-use vmm_tests::harness::{KernelFormat, LinuxGuest, RunningVm, is_full, until};
+use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, RunningVm, is_full, until};
 use vmm_tests::traffic::endpoint::Endpoint;
 use vmm_tests::traffic::{Client, server_disk};
 
@@ -48,6 +48,7 @@ fn patience() -> Duration {
 /// A guest that serves, and what was made for it.
 struct Serving {
     vm: RunningVm,
+    control: ControlSocket,
     client: Client,
     _directory: tempfile::TempDir,
     _host: MutexGuard<'static, ()>,
@@ -74,10 +75,11 @@ impl Serving {
         let words = format!("vmm.disk=/dev/vdb vmm.address=10.0.2.2/24 vmm.serve={serve}");
         let vm = guest.vm_from_disk("traffic", &words);
         let vm = vm.arg(format!("--disk=path={},format=raw,read_only", server.display())).arg(device);
-        let mut vm = vm.deadline(patience()).spawn()?;
+        let control = ControlSocket::new()?;
+        let mut vm = control.start(vm.deadline(patience()))?;
         vm.wait_for_output("vmm: ready=traffic")?;
         let client = Client { server: endpoint, time: Duration::from_secs(1) };
-        Ok(Self { vm, client, _directory: directory, _host: host })
+        Ok(Self { vm, control, client, _directory: directory, _host: host })
     }
 
     /// Waits until the guest serves.
@@ -113,7 +115,7 @@ impl Serving {
 
     fn end(self) -> Result<()> {
         ensure!(!self.vm.stdout().contains("vmm: missing="), "{}", self.vm.stdout());
-        self.vm.signal(nix::sys::signal::Signal::SIGTERM)?;
+        self.control.ctl("quit")?.ensure_code(0)?;
         self.vm.wait()?.ensure_code(0)?;
         Ok(())
     }
