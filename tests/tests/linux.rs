@@ -15,6 +15,7 @@ mod linux {
     pub mod memory;
     pub mod net;
     pub mod shell;
+    pub mod vhost_vsock;
     pub mod virtio;
     pub mod vsock;
 }
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
         linux::irqchip::trials(),
         linux::memory::trials(),
         linux::net::trials(),
+        linux::vhost_vsock::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),
     ];
