@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::libc::VMADDR_CID_ANY;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, listen, socket,
 };
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, RunningVm, is_full};
 
@@ -105,10 +105,7 @@ fn stream(fd: OwnedFd) -> Result<UnixStream> {
 
 /// The next connection of the guest to `listener`.
 fn accepted(listener: &OwnedFd) -> Result<UnixStream> {
-    let number = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-    // SAFETY:
-    // - the kernel has just given the descriptor to this call, and nobody else has it.
-    stream(unsafe { OwnedFd::from_raw_fd(number) })
+    stream(rustix::net::accept(listener)?)
 }
 
 fn noise(length: usize) -> Result<Vec<u8>> {

@@ -196,7 +196,10 @@ impl Part {
         }
         // Also after an error: a part of them may run.
         self.runs = true;
-        fd.start(features, &self.rings, memory)
+        fd.start(features, &self.rings, memory)?;
+        // The driver may have notified before, and the kernel has found nothing to be done then.
+        self.rings.iter().for_each(VhostRing::kick);
+        Ok(())
     }
 
     fn stop(&mut self, fd: &dyn VhostFd) -> io::Result<()> {

@@ -24,6 +24,12 @@ pub struct VhostRing {
 }
 
 impl VhostRing {
+    /// Has the kernel look at it.
+    pub(super) fn kick(&self) {
+        // Its counter cannot be full.
+        let _ = self.kick.write(1);
+    }
+
     /// Says that it is broken, as the kernel would.
     pub(super) fn break_down(&self) {
         // Its counter cannot be full.
