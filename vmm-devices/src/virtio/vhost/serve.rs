@@ -249,15 +249,17 @@ impl Task {
         }
         if !self.begun {
             self.begun = true;
+            self.look_at_interrupts();
             self.begin();
+        } else if reason == Reason::Bell {
+            self.look_at_interrupts();
         }
         match reason {
-            Reason::Bell => self.look_at_interrupts(),
             Reason::Error if rings > 0 => self.fail(&RingFault),
             Reason::Interrupt(place) if rings > 0 => {
                 self.parts.queues.get(place).iter().for_each(|queue| queue.interrupt.trigger());
             }
-            Reason::Error | Reason::Interrupt(_) => {}
+            Reason::Bell | Reason::Error | Reason::Interrupt(_) => {}
             Reason::Other => {
                 if self.attend.is_there_again() {
                     // What the kernel knew of it is of the one that is gone.
