@@ -52,7 +52,8 @@ impl Socket {
         let cid = config.cid;
         let behind = match &config.path {
             _ if config.vhost => {
-                let fd = VhostVsock::open(cid).context("vsock.vhost (--vsock)").map_err(Failure::host_cannot)?;
+                let fd =
+                    VhostVsock::open(cid).context("vsock.vhost (--vsock)").map_err(Failure::host_cannot)?;
                 Behind::Kernel(Arc::new(fd))
             }
             None => return Ok(None),

@@ -137,7 +137,8 @@ fn bytes_pass_whole_each_way_without_the_monitor(guest: &LinuxGuest) -> Result<(
     let directory = tempfile::tempdir()?;
     let made = directory.path().join("made");
     let mut target = std::fs::File::create(&made)?;
-    let receiving = thread::spawn(move || -> Result<u64> { Ok(io::copy(&mut accepted(&listener)?, &mut target)?) });
+    let receiving =
+        thread::spawn(move || -> Result<u64> { Ok(io::copy(&mut accepted(&listener)?, &mut target)?) });
     let said = bench.run(&format!(
         "mkfifo /tmp/made; sha256sum </tmp/made & dd if=/dev/urandom bs=1M count={mib} 2>/dev/null | tee /tmp/made | \
          socat -u STDIN VSOCK-CONNECT:2:{HOST}; wait"

@@ -194,7 +194,8 @@ impl VirtioDevice for Net {
             Some(backend) => {
                 let served = (Arc::clone(backend), pairs.saturating_mul(2));
                 let link = Box::new(KernelLink(Arc::clone(&self.shared)));
-                KernelQueues::start(&place(0), activation, served, link, serve).map(|queues| Box::new(queues) as _)
+                KernelQueues::start(&place(0), activation, served, link, serve)
+                    .map(|queues| Box::new(queues) as _)
             }
         };
         let queues = queues.inspect_err(|_| self.shared.stop())?;

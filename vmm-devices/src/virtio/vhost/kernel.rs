@@ -192,7 +192,7 @@ fn set_memory(fd: &dyn AsRawFd, memory: &GuestMemory) -> io::Result<()> {
         return Ok(());
     }
     let none = GuestMemory::new();
-    View::without_memory(fd, &none).set_mem_table(&regions).map_err(host)
+    View::without_memory(fd, &none).set_mem_table(&regions).map(drop).map_err(host)
 }
 
 fn adjoins(before: &VhostUserMemoryRegionInfo, start: u64, userspace_addr: u64) -> bool {
@@ -201,12 +201,7 @@ fn adjoins(before: &VhostUserMemoryRegionInfo, start: u64, userspace_addr: u64) 
 }
 
 /// Sets up rings, none of which runs.
-fn set_rings(
-    fd: &dyn AsRawFd,
-    features: u64,
-    rings: &[VhostRing],
-    memory: &GuestMemory,
-) -> io::Result<()> {
+fn set_rings(fd: &dyn AsRawFd, features: u64, rings: &[VhostRing], memory: &GuestMemory) -> io::Result<()> {
     let view = View { fd, memory };
     view.set_features(features).map_err(host)?;
     for VhostRing { index, queue, kick, call, error } in rings {
@@ -254,7 +249,9 @@ fn missing(path: &'static str, module: &'static str, error: vhost::Error) -> Vho
 /// The kernel's answer in an error of the crate.
 fn host(error: vhost::Error) -> io::Error {
     match error {
-        vhost::Error::VhostOpen(error) | vhost::Error::IoctlError(error) | vhost::Error::IOError(error) => error,
+        vhost::Error::VhostOpen(error) | vhost::Error::IoctlError(error) | vhost::Error::IOError(error) => {
+            error
+        }
         other => io::Error::other(other.to_string()),
     }
 }

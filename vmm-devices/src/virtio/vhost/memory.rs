@@ -13,7 +13,9 @@ use crate::sync::lock;
 
 /// The kernel does not take the guest RAM that is to be.
 #[derive(Debug, thiserror::Error)]
-#[error("vhost does not take {regions} regions of guest RAM; how many it takes is the parameter max_mem_regions of the module vhost")]
+#[error(
+    "vhost does not take {regions} regions of guest RAM; how many it takes is the parameter max_mem_regions of the module vhost"
+)]
 struct TableRefused {
     regions: usize,
     #[source]

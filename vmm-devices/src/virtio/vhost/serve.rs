@@ -14,9 +14,7 @@ use crate::sync::lock;
 use crate::virtio::ending::{AllStopped, Panicked};
 use crate::virtio::queue::QueueState;
 use crate::virtio::serve::{QueueWorkers, ServeQueue};
-use crate::virtio::{
-    ActivateError, Activation, ActiveQueue, DeviceStatus, QueueInterrupt, Running, Stopped,
-};
+use crate::virtio::{ActivateError, Activation, ActiveQueue, DeviceStatus, QueueInterrupt, Running, Stopped};
 use crate::{Handler, Progress, Wakeup, Worker};
 
 /// What a device does beside queues that the kernel serves, on the worker.

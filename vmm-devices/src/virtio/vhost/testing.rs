@@ -123,7 +123,10 @@ impl VhostFd for FakeFd {
         self.answer()?;
         let call = Arc::new(call.try_clone()?);
         let mut told = lock(&self.told);
-        told.rings.iter_mut().filter(|known| known.index == ring).for_each(|known| known.call = Arc::clone(&call));
+        told.rings
+            .iter_mut()
+            .filter(|known| known.index == ring)
+            .for_each(|known| known.call = Arc::clone(&call));
         Ok(())
     }
 }
