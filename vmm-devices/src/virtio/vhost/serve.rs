@@ -63,6 +63,8 @@ pub(crate) struct KernelQueues {
     handlers: Vec<Handler>,
     /// Rung when an interrupt has another vector, and at the end.
     bell: Arc<EventFd>,
+    /// Rung at the end too: a handler that has panicked is not called any more.
+    error: Arc<EventFd>,
     leaving: Arc<Mutex<Leaving>>,
 }
 
@@ -95,7 +97,8 @@ impl KernelQueues {
         let parts = Parts::new(own).map_err(|error| refused(error.into()))?;
         let others = Activation { features, memory, queues: others, status: status.clone() };
         let others = QueueWorkers::start(worker, others, servers)?;
-        let (bell, wakeups) = (Arc::clone(&parts.bell), parts.wakeups(&*attend));
+        let (bell, error) = (Arc::clone(&parts.bell), Arc::clone(&parts.error));
+        let wakeups = parts.wakeups(&*attend);
         backend.set(features, parts.rings());
         let leaving = Arc::default();
         let task = Task {
@@ -123,7 +126,7 @@ impl KernelQueues {
             let handler = worker.watch(device, wakeup, serve, failed);
             handlers.push(handler.map_err(|error| refused(error.into()))?);
         }
-        Ok(Self { others, handlers, bell, leaving })
+        Ok(Self { others, handlers, bell, error, leaving })
     }
 }
 
@@ -133,6 +136,7 @@ impl Running for KernelQueues {
         self.others.stop_with(&all);
         *lock(&self.leaving) = Leaving { handlers: self.handlers, all: Some(all) };
         ring(&self.bell);
+        ring(&self.error);
     }
 
     fn interrupt_moved(&mut self, _index: usize) {
