@@ -16,6 +16,7 @@ mod linux {
     pub mod net;
     pub mod shell;
     pub mod traffic;
+    pub mod vhost_vsock;
     pub mod virtio;
     pub mod vsock;
 }
@@ -115,6 +116,7 @@ fn main() -> ExitCode {
         linux::memory::trials(),
         linux::net::trials(),
         linux::traffic::trials(),
+        linux::vhost_vsock::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),
     ];

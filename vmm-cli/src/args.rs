@@ -375,7 +375,7 @@ pub struct VmArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub entropy: Option<bool>,
 
-    /// Socket device, as cid=CID,path=PATH; without an address it has 3 [default: 3, and no device]
+    /// Socket device, as cid=CID,path=PATH, or with vhost=BOOL [default: false] for the path; without an address it has 3 [default: 3, and no device]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub vsock: Option<VsockConfig>,
 

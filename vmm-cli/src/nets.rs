@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_core::VmEvents;
+use vmm_core::irq::TriggeredBy;
 use vmm_devices::rate_limiter::Limits;
-use vmm_devices::virtio::net::{Net, NetOptions, Tap, TapError, Throttle};
+use vmm_devices::virtio::net::{Link, Net, NetOptions, Tap, TapError, Throttle};
+use vmm_devices::virtio::vhost::{Backend, VhostError, VhostFd, VhostMemory, VhostNet};
 
 use crate::config::{DiskId, MacAddress, NetConfig, NetError, Rate, VmConfig};
 use crate::outcome::Failure;
@@ -16,6 +18,8 @@ use crate::outcome::Failure;
 pub(crate) struct Nic {
     id: DiskId,
     tap: Arc<Tap>,
+    /// Where the kernel moves the frames, a descriptor for each pair of queues.
+    vhost: Option<Vec<Arc<dyn VhostFd>>>,
     options: NetOptions,
 }
 
@@ -31,11 +35,13 @@ impl Nic {
     fn open(config: &NetConfig, id: DiskId) -> Result<Self, Failure> {
         let options = config.tap_options().map_err(|error: NetError| Failure::bad_input(error))?;
         let tap = Tap::open(&options).map_err(|error| failure(&id, error))?;
+        let vhost = config.vhost.then(|| open_vhost(&tap)).transpose();
+        let vhost = vhost.with_context(|| context(&id)).map_err(Failure::host_cannot)?;
         let mac = match config.mac {
             Some(mac) => mac,
             None => made_up().context("random bytes").map_err(Failure::host_cannot)?,
         };
-        tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), "a network device");
+        tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
         let options = NetOptions {
             name: id.to_string(),
             mac: mac.bytes(),
@@ -43,7 +49,7 @@ impl Nic {
             receive: throttle(config.receive_bandwidth, config.receive_frames)?,
             transmit: throttle(config.transmit_bandwidth, config.transmit_frames)?,
         };
-        Ok(Self { id, tap: Arc::new(tap), options })
+        Ok(Self { id, tap: Arc::new(tap), vhost, options })
     }
 
     /// What it is called.
@@ -51,21 +57,40 @@ impl Nic {
         &self.id
     }
 
-    /// The device of one life of the machine.
+    /// Who triggers its interrupts.
+    pub(crate) fn triggered_by(&self) -> TriggeredBy {
+        if self.vhost.is_some() { TriggeredBy::Kernel } else { TriggeredBy::UserSpace }
+    }
+
+    /// The device of one life of the machine, whose guest memory is that of `memory`.
     ///
     /// # Errors
     /// The host does not give what it takes.
-    pub(crate) fn device(&self, events: &VmEvents) -> Result<Net, Failure> {
-        let link = Arc::clone(&self.tap) as _;
-        let made = Net::new(link, self.options.clone(), events);
-        made.with_context(|| format!("the network device {}", self.id)).map_err(Failure::host_cannot)
+    pub(crate) fn device(&self, events: &VmEvents, memory: &VhostMemory) -> Result<Net, Failure> {
+        let (link, options) = (Arc::clone(&self.tap) as _, self.options.clone());
+        let made = match &self.vhost {
+            None => Net::new(link, options, events),
+            Some(fds) => Backend::new(fds.clone(), memory)
+                .and_then(|backend| Net::with_backend(backend, link, options, events)),
+        };
+        made.with_context(|| context(&self.id)).map_err(Failure::host_cannot)
     }
+}
+
+/// One descriptor for each queue of `tap`.
+fn open_vhost(tap: &Tap) -> Result<Vec<Arc<dyn VhostFd>>, VhostError> {
+    let open = |queue: &Arc<_>| VhostNet::open(&**queue).map(|fd| Arc::new(fd) as _);
+    tap.queues().iter().map(open).collect()
+}
+
+fn context(id: &DiskId) -> String {
+    format!("the network device {id} (--net)")
 }
 
 /// By whose it is to mend.
 fn failure(id: &DiskId, error: TapError) -> Failure {
     let is_of_host = error.is_of_host();
-    let error = anyhow::Error::new(error).context(format!("the network device {id} (--net)"));
+    let error = anyhow::Error::new(error).context(context(id));
     if is_of_host { Failure::host_cannot(error) } else { Failure::bad_input(error) }
 }
 

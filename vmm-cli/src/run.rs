@@ -66,7 +66,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
     let mut consoles = Consoles::open(&config.console).map_err(console_failure)?;
-    let vsock = Socket::open(&config.vsock).context("vsock.path (--vsock)").map_err(Failure::bad_input)?;
+    let vsock = Socket::open(&config.vsock)?;
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;
     let (ended, life) = loop {

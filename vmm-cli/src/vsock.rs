@@ -1,4 +1,4 @@
-//! The socket of the guest's socket device: bound before the machine is built, and kept through its restarts.
+//! What is behind the guest's socket device: made before the machine is built, and kept through its restarts.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,48 +8,81 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmm_core::VmEvents;
 use vmm_devices::Worker;
-use vmm_devices::virtio::vsock::{MOST_CONNECTIONS, MOST_GREETINGS, Vsock, VsockOptions};
+use vmm_devices::virtio::vhost::{Backend, VhostMemory, VhostVsock};
+use vmm_devices::virtio::vsock::{KernelVsock, MOST_CONNECTIONS, MOST_GREETINGS, Vsock, VsockOptions};
 
 use crate::config::VsockConfig;
-use crate::listener::{ListenError, Listener};
+use crate::listener::Listener;
 use crate::outcome::Failure;
 
 /// Descriptors that are left for everything else, and for those who have not said what they want.
 const OTHERS: usize = 256 + MOST_GREETINGS;
 
-/// The socket, and who the guest is. Dropped, its path goes.
+/// What is behind the device, and who the guest is. Dropped, the path of a socket goes.
 pub(crate) struct Socket {
-    listener: Listener,
-    path: PathBuf,
     cid: u32,
-    /// Most connections at a time.
-    connections: usize,
+    behind: Behind,
+}
+
+enum Behind {
+    /// A socket at a path.
+    Own {
+        listener: Listener,
+        path: PathBuf,
+        /// Most connections at a time.
+        connections: usize,
+    },
+    Kernel(Arc<VhostVsock>),
+}
+
+/// The device of one life of the machine.
+pub(crate) enum SocketDevice {
+    /// Served by a thread of its own.
+    Own(Arc<Vsock>),
+    /// Served by the host's kernel.
+    Kernel(Arc<KernelVsock>),
 }
 
 impl Socket {
-    /// Binds the socket of `config`, if there is to be one.
+    /// Binds the socket of `config`, or takes its address of the kernel, if there is to be a device.
     ///
     /// # Errors
-    /// Something is at its path; the path cannot be had.
-    pub(crate) fn open(config: &VsockConfig) -> Result<Option<Self>, ListenError> {
-        let Some(path) = &config.path else { return Ok(None) };
-        let listener = Listener::bind(path)?;
-        let connections = allow_descriptors().saturating_sub(OTHERS).clamp(1, MOST_CONNECTIONS);
-        Ok(Some(Self { listener, path: path.clone(), cid: config.cid, connections }))
+    /// Something is at its path; the path cannot be had; the kernel does not give the address.
+    pub(crate) fn open(config: &VsockConfig) -> Result<Option<Self>, Failure> {
+        let cid = config.cid;
+        let behind = match &config.path {
+            _ if config.vhost => {
+                let fd =
+                    VhostVsock::open(cid).context("vsock.vhost (--vsock)").map_err(Failure::host_cannot)?;
+                Behind::Kernel(Arc::new(fd))
+            }
+            None => return Ok(None),
+            Some(path) => {
+                let listener = Listener::bind(path);
+                let listener = listener.context("vsock.path (--vsock)").map_err(Failure::bad_input)?;
+                let connections = allow_descriptors().saturating_sub(OTHERS).clamp(1, MOST_CONNECTIONS);
+                Behind::Own { listener, path: path.clone(), connections }
+            }
+        };
+        Ok(Some(Self { cid, behind }))
     }
 
-    /// The device of one life of the machine, with a thread of its own.
+    /// The device of one life of the machine, with a thread of its own; its guest memory is that of `memory`.
     ///
     /// # Errors
     /// The host does not give what it takes.
-    pub(crate) fn device(&self, events: &VmEvents) -> Result<Vsock, Failure> {
-        let worker = Worker::spawn("vsock", events.clone()).map_err(Failure::host_cannot)?;
-        let listener = self.listener.share();
-        let device = listener.and_then(|listener| {
-            let (cid, connections) = (self.cid, self.connections);
-            let options = VsockOptions { cid, path: self.path.clone(), listener, connections };
-            Vsock::new(Arc::new(worker), options)
-        });
+    pub(crate) fn device(&self, events: &VmEvents, memory: &VhostMemory) -> Result<SocketDevice, Failure> {
+        let worker = Arc::new(Worker::spawn("vsock", events.clone()).map_err(Failure::host_cannot)?);
+        let cid = self.cid;
+        let device = match &self.behind {
+            Behind::Own { listener, path, connections } => listener.share().and_then(|listener| {
+                let (path, connections) = (path.clone(), *connections);
+                let options = VsockOptions { cid, path, listener, connections };
+                Vsock::new(worker, options).map(|device| SocketDevice::Own(Arc::new(device)))
+            }),
+            Behind::Kernel(fd) => Backend::new(vec![Arc::clone(fd) as _], memory)
+                .map(|backend| SocketDevice::Kernel(Arc::new(KernelVsock::new(worker, backend, cid)))),
+        };
         device.context("the socket device").map_err(Failure::host_cannot)
     }
 }

@@ -65,8 +65,8 @@ const NATIVE_CPUS: &[u32] = &[1];
 /// A dedicated CPU needs another one beside it.
 const LINUX_CPUS: &[u32] = &[1, 2];
 
-/// What the nested host loads for Linux guests besides: TAP interfaces.
-const LINUX_MODULES: [&str; 1] = ["tun"];
+/// What the nested host loads for Linux guests besides: TAP interfaces, and the kernel's service of queues.
+const LINUX_MODULES: [&str; 3] = ["tun", "vhost_net", "vhost_vsock"];
 
 /// Huge pages that the nested host sets aside for Linux guests that run in them.
 const HUGE_PAGES: [&str; 2] = ["2M=128", "1G=1"];

@@ -104,6 +104,29 @@ impl Process {
         Ok(sum)
     }
 
+    /// How often its threads of this name, which are there, have gone to sleep.
+    ///
+    /// # Errors
+    ///
+    /// It is gone, or has no such thread.
+    pub fn sleeps(self, name: &str) -> Result<u64> {
+        const KEY: &str = "voluntary_ctxt_switches:";
+        let mut sum = None;
+        for task in self.tasks()? {
+            let file = |file| fs::read_to_string(format!("/proc/{}/task/{task}/{file}", self.0));
+            let (comm, status) = match (file("comm"), file("status")) {
+                (Err(error), _) | (_, Err(error)) if gone(&error) => continue,
+                (comm, status) => (comm.context("comm")?, status.context("status")?),
+            };
+            if comm.trim_end() == name {
+                let count = status.lines().find_map(|line| line.strip_prefix(KEY));
+                let count: u64 = count.context("no count of switches")?.trim().parse()?;
+                sum = Some(sum.unwrap_or(0) + count);
+            }
+        }
+        sum.with_context(|| format!("no thread {name}"))
+    }
+
     /// The most memory that was resident at any time, in KiB.
     ///
     /// # Errors
@@ -167,6 +190,7 @@ mod tests {
         while !named("counted") {
             std::thread::yield_now();
         }
+        assert!(this.sleeps("counted").unwrap() > 0 && this.sleeps("other").is_err());
         drop(send);
         assert!(thread.join().unwrap());
         assert!(this.descriptors().unwrap() >= 3);

@@ -23,10 +23,18 @@ pub fn trials() -> Vec<Trial> {
         a_guest_with_one_queue_has_all_that_is_sent_either_way on [ONE],
         a_guest_with_two_queues_has_all_that_is_sent_either_way on [TWO],
         fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_there_again on [ONE],
+        vhost_serves_one_queue_without_the_monitor on [ONE],
+        vhost_serves_two_queues_without_the_monitor on [TWO],
+        vhost_serves_a_guest_again_that_was_reset on [ONE],
+        fault_b11_vhost_serves_on_when_an_interface_that_was_removed_is_there_again on [ONE],
     ]
 }
 
 const MIB: usize = 1 << 20;
+
+/// How often the monitor's thread may go to sleep when the kernel moves the frames, for commands of the guest and news of interfaces. For frames it
+/// would be thousands of times.
+const MOST_SLEEPS: u64 = 200;
 
 /// Connections for each direction: one alone, and four at a time.
 const STREAMS: usize = 5;
@@ -35,11 +43,19 @@ const STREAMS: usize = 5;
 static HOST: Mutex<()> = Mutex::new(());
 
 fn a_guest_with_one_queue_has_all_that_is_sent_either_way(guest: &LinuxGuest) -> Result<()> {
-    exchange(guest, Card { name: "vmmtap1", queues: 1, mtu: 1500 })
+    exchange(guest, Card { name: "vmmtap1", queues: 1, mtu: 1500, vhost: false })
 }
 
 fn a_guest_with_two_queues_has_all_that_is_sent_either_way(guest: &LinuxGuest) -> Result<()> {
-    exchange(guest, Card { name: "vmmtap2", queues: 2, mtu: 9000 })
+    exchange(guest, Card { name: "vmmtap2", queues: 2, mtu: 9000, vhost: false })
+}
+
+fn vhost_serves_one_queue_without_the_monitor(guest: &LinuxGuest) -> Result<()> {
+    exchange(guest, Card { name: "vmmtap4", queues: 1, mtu: 1500, vhost: true })
+}
+
+fn vhost_serves_two_queues_without_the_monitor(guest: &LinuxGuest) -> Result<()> {
+    exchange(guest, Card { name: "vmmtap5", queues: 2, mtu: 9000, vhost: true })
 }
 
 /// A network device whose interface is made for it.
@@ -48,12 +64,13 @@ struct Card {
     name: &'static str,
     queues: usize,
     mtu: usize,
+    vhost: bool,
 }
 
 impl Card {
     fn arg(&self) -> String {
-        let Self { name, queues, mtu } = self;
-        format!("--net=tap={name},create,mac=02:00:00:00:00:2a,queues={queues},mtu={mtu}")
+        let Self { name, queues, mtu, vhost } = self;
+        format!("--net=tap={name},create,mac=02:00:00:00:00:2a,queues={queues},mtu={mtu},vhost={vhost}")
     }
 }
 
@@ -66,6 +83,7 @@ fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
     let (peer, gate) = Peer::start(&card, sent, STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
+    let sleeps = vm.process().sleeps("net")?;
     drop(gate);
     let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
     ensure!(report.all("missing").next().is_none(), "{report:?}");
@@ -75,7 +93,12 @@ fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
     ensure!(report.number("pings")? == 5 && report.number("large")? == 3, "{report:?}");
     ensure!(report.number("received")? == peer.sent.len() as u64, "{report:?}");
     ensure!(report.number("same")? == 4, "received otherwise: {report:?}");
-    counts(&statistics, peer.sent.len() * STREAMS)?;
+    if card.vhost {
+        ensure!(sleeps < MOST_SLEEPS, "the monitor has slept {sleeps} times");
+        counts_nothing(&statistics)?;
+    } else {
+        counts(&statistics, peer.sent.len() * STREAMS)?;
+    }
     peer.end()?;
     ensure!(!Path::new("/sys/class/net").join(card.name).exists(), "the interface is left");
     Ok(())
@@ -98,7 +121,9 @@ impl Peer {
         let (giver, taker) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
         let (to_give, to_take) = (Arc::clone(&sent), Arc::clone(&sent));
         let giving = thread::spawn(move || serve(&giver, given, |stream| give(stream, &to_give)));
-        let taking = thread::spawn(move || serve(&taker, STREAMS, |stream| take(stream, &to_take)));
+        // The one that is given them after a loss gives nothing back.
+        let taken = given / STREAMS * STREAMS;
+        let taking = thread::spawn(move || serve(&taker, taken, |stream| take(stream, &to_take)));
         Ok((Self { sent, giving, taking }, TcpListener::bind("10.0.2.1:5003")?))
     }
 
@@ -133,11 +158,44 @@ fn counts(statistics: &str, bytes: usize) -> Result<()> {
     Ok(())
 }
 
+/// That no frame has passed the monitor, and there was no fault.
+fn counts_nothing(statistics: &str) -> Result<()> {
+    let json: Value = serde_json::from_str(statistics)?;
+    let counts = json["ok"]["nets"][0]["monitor"].as_object().context("no counts")?;
+    ensure!(counts.values().all(|count| *count == 0), "{counts:?}");
+    Ok(())
+}
+
+fn vhost_serves_a_guest_again_that_was_reset(guest: &LinuxGuest) -> Result<()> {
+    let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let card = Card { name: "vmmtap6", queues: 1, mtu: 1500, vhost: true };
+    let place = ControlSocket::new()?;
+    let vm = guest.vm("net", "").arg(card.arg()).arg("--on-reset=restart");
+    let mut vm = place.start(vm.deadline(Duration::from_secs(240)))?;
+    let (peer, gate) = Peer::start(&card, noise(MIB), 2 * STREAMS)?;
+    vm.wait_for_output("vmm: done=net")?;
+    place.ctl("reset")?.ensure_code(0)?;
+    vm.wait_for_lines("vmm: done=net", 2)?;
+    drop(gate);
+    let said = vm.wait()?.ensure_code(0)?.text();
+    ensure!(said.matches("vmm: same=4").count() == 2, "{said}");
+    peer.end()
+}
+
 fn fault_b11_an_interface_that_is_removed_is_a_link_that_is_down_until_it_is_there_again(
     guest: &LinuxGuest,
 ) -> Result<()> {
+    comes_and_goes(guest, Card { name: "vmmtap3", queues: 1, mtu: 1500, vhost: false })
+}
+
+fn fault_b11_vhost_serves_on_when_an_interface_that_was_removed_is_there_again(
+    guest: &LinuxGuest,
+) -> Result<()> {
+    comes_and_goes(guest, Card { name: "vmmtap7", queues: 1, mtu: 1500, vhost: true })
+}
+
+fn comes_and_goes(guest: &LinuxGuest, card: Card) -> Result<()> {
     let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
-    let card = Card { name: "vmmtap3", queues: 1, mtu: 1500 };
     let place = ControlSocket::new()?;
     let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(Duration::from_secs(240));
     let mut vm = place.start(vm)?;

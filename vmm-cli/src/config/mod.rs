@@ -236,7 +236,7 @@ impl VmConfig {
     /// costs each boot the time to look for devices.
     pub fn has_pci(&self) -> bool {
         let has_several = !self.disk.is_empty() || !self.net.is_empty();
-        let has_one = self.entropy.device || self.console.virtio.is_some() || self.vsock.path.is_some();
+        let has_one = self.entropy.device || self.console.virtio.is_some() || self.vsock.has_device();
         let has_devices = has_several || has_one;
         self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
     }

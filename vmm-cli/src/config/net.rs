@@ -45,6 +45,7 @@ pub(super) const SECTION: Section = Section {
         key("mac", FLAG, Form::Text, EXPECTED_MAC),
         key("mtu", FLAG, Form::Integer, EXPECTED_MTU),
         key("queues", FLAG, Form::Integer, EXPECTED_QUEUES),
+        key("vhost", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("receive_bandwidth", FLAG, Form::Text, disk::EXPECTED_BANDWIDTH),
         key("receive_frames", FLAG, Form::Text, disk::EXPECTED_OPERATIONS),
         key("transmit_bandwidth", FLAG, Form::Text, disk::EXPECTED_BANDWIDTH),
@@ -144,6 +145,8 @@ pub struct NetConfig {
     /// Number of queues, pairs of them; `None`: one, or one for each descriptor.
     #[serde(deserialize_with = "queues")]
     pub queues: Option<u16>,
+    /// Whether the host's kernel moves the frames.
+    pub vhost: bool,
     /// Bytes that may reach the guest in a time.
     #[serde(deserialize_with = "disk::bandwidth")]
     pub receive_bandwidth: Option<Rate>,
@@ -165,10 +168,21 @@ impl NetConfig {
         self.id.clone().unwrap_or_else(|| DiskId::of_net(place))
     }
 
+    /// The first of the rates that is limited.
+    fn first_rate(&self) -> Option<&'static str> {
+        let rates = [
+            ("receive_bandwidth", self.receive_bandwidth),
+            ("receive_frames", self.receive_frames),
+            ("transmit_bandwidth", self.transmit_bandwidth),
+            ("transmit_frames", self.transmit_frames),
+        ];
+        rates.into_iter().find_map(|(key, rate)| rate.map(|_| key))
+    }
+
     /// The interface behind it.
     ///
     /// # Errors
-    /// [`NetError`]: none is named, or two are.
+    /// [`NetError`]: none is named, or two are, or it cannot be as it is wanted.
     pub fn tap_options(&self) -> Result<TapOptions, NetError> {
         let source = match (&self.tap, &self.fd) {
             (Some(name), None) if self.create => TapSource::Created(name.clone()),
@@ -181,6 +195,9 @@ impl NetConfig {
             (None, None) => return Err(NetError::NoInterface),
             (Some(_), Some(_)) => return Err(NetError::TwoInterfaces),
         };
+        if let Some(key) = self.first_rate().filter(|_| self.vhost) {
+            return Err(NetError::RateWithVhost { key });
+        }
         Ok(TapOptions { source, pairs: self.queues.unwrap_or(1), mtu: self.mtu })
     }
 }
@@ -207,6 +224,11 @@ pub enum NetError {
     CreateWithoutTap,
     #[error("net.queues ({FLAG}): there are as many queues as descriptors in net.fd; leave it out")]
     QueuesOfDescriptors,
+    #[error(
+        "net.vhost ({FLAG}) = true: the host's kernel moves the frames, and knows no rates; leave net.{key} out, and limit the \
+         interface on the host (`tc`)"
+    )]
+    RateWithVhost { key: &'static str },
     #[error("net.tap ({FLAG}): two devices have the interface {name}; each needs its own")]
     SameTap { name: String },
     #[error("net.fd ({FLAG}): two devices have the descriptor {number}; each needs its own")]
@@ -311,7 +333,11 @@ mod tests {
         assert_eq!(net.transmit_frames.unwrap().to_string(), "7/1s");
         let net: NetConfig = "fd=3:7".parse().unwrap();
         assert_eq!(net.tap_options().unwrap().source, TapSource::Descriptors(vec![3, 7]));
-        assert_eq!(net.fd.unwrap().to_string(), "3:7");
+        assert_eq!((net.fd.unwrap().to_string(), net.vhost), ("3:7".into(), false));
+        for text in ["tap=a,vhost", "vhost=true,tap=a,mtu=9000,queues=2"] {
+            let net: NetConfig = text.parse().unwrap();
+            assert!(net.vhost && net.tap_options().is_ok());
+        }
     }
 
     #[test]
@@ -333,6 +359,7 @@ mod tests {
             ("fd=3:", "3: is not the number of a descriptor"),
             ("fd=3:3", "3:3 is not the number of a descriptor"),
             ("tap=a,receive_frames=0/1s", "0/1s is not a number and a duration"),
+            ("tap=a,vhost=on", "vhost = on is not true or false"),
             ("tap=a,id=console", "console is not 1 to 20"),
         ] {
             let error = refusal(text);
@@ -347,6 +374,10 @@ mod tests {
         assert_eq!(error("tap=a,fd=3"), NetError::TwoInterfaces);
         assert_eq!(error("fd=3,create"), NetError::CreateWithoutTap);
         assert_eq!(error("fd=3,queues=1"), NetError::QueuesOfDescriptors);
+        assert_eq!(
+            error("tap=a,vhost,transmit_frames=5/1s"),
+            NetError::RateWithVhost { key: "transmit_frames" }
+        );
     }
 
     #[test]

@@ -63,7 +63,9 @@ impl VmConfig {
 
         out.section("vsock");
         out.set("cid", self.vsock.cid);
-        out.path("path", self.vsock.path.as_deref(), "there is no socket device");
+        let unset = if self.vsock.vhost { "the kernel has the sockets" } else { "there is no socket device" };
+        out.path("path", self.vsock.path.as_deref(), unset);
+        out.set("vhost", self.vsock.vhost);
 
         out.section("control");
         out.path("socket", self.control.socket.as_deref(), "there is none");
@@ -197,6 +199,7 @@ impl Writer {
             Some(queues) => self.set("queues", queues),
             None => self.unset("queues", "one, or one for each descriptor"),
         }
+        self.set("vhost", net.vhost);
         self.rates([
             ("receive_bandwidth", net.receive_bandwidth),
             ("receive_frames", net.receive_frames),
@@ -339,7 +342,7 @@ mod tests {
             (tap, create, fd) in (prop::option::of("[a-z]{1,15}"), any::<bool>(), prop::option::of("[0-9]{1,3}")),
             id in prop::option::of("[a-zA-Z0-9_-]{10,20}"),
             mac in prop::option::of(any::<[u8; 5]>().prop_map(MacAddress::made_up)),
-            (mtu, queues) in (prop::option::of(68..=65521_u16), prop::option::of(1..=64_u16)),
+            (mtu, queues, vhost) in (prop::option::of(68..=65521_u16), prop::option::of(1..=64_u16), any::<bool>()),
             rates in prop::array::uniform4(prop::option::of((1..u64::MAX, 1..3_600_000_u64, any::<u64>()))),
         ) -> NetConfig {
             let rate = |rate: Option<(u64, u64, u64)>| rate.map(|(amount, milliseconds, burst)| {
@@ -348,7 +351,7 @@ mod tests {
             let [receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames] = rates.map(rate);
             let (id, fd) = (id.map(|id| id.parse().unwrap()), fd.map(|fd| fd.parse().unwrap()));
             NetConfig {
-                tap, create, fd, id, mac, mtu, queues,
+                tap, create, fd, id, mac, mtu, queues, vhost,
                 receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames,
             }
         }
@@ -369,7 +372,7 @@ mod tests {
             (pci, selftest) in any::<(Option<bool>, Option<bool>)>(),
             entropy in any::<bool>(),
             (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
-            (cid, vsock) in (3..u32::MAX, optional_path()),
+            (cid, vsock, vhost) in (3..u32::MAX, optional_path(), any::<bool>()),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
             net in prop::collection::vec(net(), 0..3),
@@ -389,7 +392,7 @@ mod tests {
                 },
                 entropy: EntropyConfig { device: entropy },
                 console: ConsoleConfig { serial, virtio },
-                vsock: VsockConfig { cid, path: vsock },
+                vsock: VsockConfig { cid, path: vsock, vhost },
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
@@ -469,6 +472,7 @@ serial = \"stdio\"
 [vsock]
 cid = 3
 # path is not set: there is no socket device
+vhost = false
 
 [control]
 # socket is not set: there is none

@@ -166,7 +166,7 @@ fn every_key_arrives_in_its_field() {
             serial: SerialMode::Unix("dir/sock".into()),
             virtio: Some(SerialMode::File("dir/out".into())),
         },
-        vsock: VsockConfig { cid: 7, path: Some("dir/vsock.sock".into()) },
+        vsock: VsockConfig { cid: 7, path: Some("dir/vsock.sock".into()), vhost: false },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
@@ -274,7 +274,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         },
         entropy: EntropyConfig { device: false },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")), virtio: Some(SerialMode::Pty) },
-        vsock: VsockConfig { cid: 5, path: Some(here.join("vs")) },
+        vsock: VsockConfig { cid: 5, path: Some(here.join("vs")), vhost: false },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
         stats: StatsConfig {

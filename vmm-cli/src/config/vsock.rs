@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::keys::{Form, Section, key};
 use super::settings::{self, SettingsError};
-use super::value::{self, ValueError};
+use super::value::{self, EXPECTED_SWITCH, ValueError};
 use crate::listener;
 
 /// The flag that stands for the whole section.
@@ -35,6 +35,7 @@ pub(super) const SECTION: Section = Section {
     keys: &[
         key("cid", FLAG, Form::Integer, EXPECTED_CID),
         key("path", FLAG, Form::Text, value::EXPECTED_PATH),
+        key("vhost", FLAG, Form::Switch, EXPECTED_SWITCH),
     ],
 };
 
@@ -45,41 +46,59 @@ pub struct VsockConfig {
     /// The guest's address.
     #[serde(deserialize_with = "cid")]
     pub cid: u32,
-    /// The device's socket on the host; `None`: there is no device.
+    /// The device's socket on the host; `None`: there is no device, unless it is the kernel's.
     #[serde(deserialize_with = "value::path")]
     pub path: Option<PathBuf>,
+    /// Whether the host's kernel carries the streams, between sockets of the family AF_VSOCK.
+    pub vhost: bool,
 }
 
 impl Default for VsockConfig {
     fn default() -> Self {
-        Self { cid: FIRST_CID, path: None }
+        Self { cid: FIRST_CID, path: None, vhost: false }
     }
 }
 
-/// An address for a guest without a socket device.
+/// Settings that do not go together.
 #[derive(Debug, Error)]
-#[error(
-    "vsock.cid ({FLAG}) = {cid}: there is a socket device only where vsock.path is set; set it, or leave vsock.cid out"
-)]
-pub struct VsockError {
-    cid: u32,
+#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
+pub enum VsockError {
+    #[error(
+        "vsock.cid ({FLAG}) = {cid}: there is a socket device only where vsock.path or vsock.vhost is set; set one, or leave \
+         vsock.cid out"
+    )]
+    NoDevice { cid: u32 },
+    #[error(
+        "vsock.vhost ({FLAG}) = true: the sockets on the host are of the family AF_VSOCK, and have no path; leave vsock.path out"
+    )]
+    PathWithVhost,
 }
 
 impl VsockConfig {
+    /// Whether there is a device.
+    #[must_use]
+    pub fn has_device(&self) -> bool {
+        self.vhost || self.path.is_some()
+    }
+
     /// Checks that the settings go together.
     pub(super) fn validate(&self) -> Result<(), VsockError> {
         let cid = self.cid;
-        if self.path.is_none() && cid != Self::default().cid { Err(VsockError { cid }) } else { Ok(()) }
+        match (&self.path, self.vhost) {
+            (Some(_), true) => Err(VsockError::PathWithVhost),
+            (None, false) if cid != Self::default().cid => Err(VsockError::NoDevice { cid }),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Reads settings with commas between, of which one is the path.
+/// Reads settings with commas between, of which one is the path or `vhost`.
 impl FromStr for VsockConfig {
     type Err = SettingsError;
 
     fn from_str(text: &str) -> Result<Self, SettingsError> {
         let config: Self = settings::parse(&SECTION, EXPECTED_SETTINGS, text)?;
-        if config.path.is_none() {
+        if !config.has_device() {
             return Err(SettingsError::NoValue { name: "path".into(), expected: EXPECTED_SETTINGS });
         }
         Ok(config)
@@ -107,13 +126,19 @@ mod tests {
             let config: VsockConfig = text.parse().unwrap();
             assert_eq!((config.cid, config.path.unwrap().to_str()), (cid, Some(path)));
         }
+        for (text, cid) in [("vhost", 3), ("cid=9,vhost=true", 9)] {
+            let config: VsockConfig = text.parse().unwrap();
+            assert_eq!(config, VsockConfig { cid, path: None, vhost: true });
+            config.validate().unwrap();
+        }
     }
 
     #[test]
     fn a_flag_that_is_no_socket_device_says_why() {
         for (text, message) in [
-            ("", "\"\" is none of cid, path; expected settings with commas"),
+            ("", "\"\" is none of cid, path, vhost; expected settings with commas"),
             ("cid=3", "path has no value; expected settings with commas"),
+            ("cid=3,vhost=false", "path has no value; expected settings with commas"),
             ("cid=3,path", "path has no value; expected a path"),
             ("cid=3,path=", "\"\" is empty; expected a path"),
             ("cid=3,cid=4,path=x", "cid is there twice"),
@@ -123,7 +148,7 @@ mod tests {
             ("cid=4294967295,path=x", "4294967295 is not a whole number"),
             ("cid=4294967299,path=x", "4294967299 is not a whole number"),
             ("cid=three,path=x", "cid = three is not a whole number"),
-            ("port=3,path=x", "port is none of cid, path"),
+            ("port=3,path=x", "port is none of cid, path, vhost"),
         ] {
             let error = text.parse::<VsockConfig>().unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
@@ -133,8 +158,11 @@ mod tests {
     #[test]
     fn an_address_without_a_device_is_refused() {
         VsockConfig::default().validate().unwrap();
-        let error = VsockConfig { cid: 4, path: None }.validate().unwrap_err().to_string();
+        let error = VsockConfig { cid: 4, ..VsockConfig::default() }.validate().unwrap_err().to_string();
         assert!(error.starts_with("vsock.cid (--vsock) = 4: there is a socket device only where"), "{error}");
-        VsockConfig { cid: 4, path: Some("x".into()) }.validate().unwrap();
+        let config = VsockConfig { cid: 4, path: Some("x".into()), vhost: false };
+        config.validate().unwrap();
+        let error = VsockConfig { vhost: true, ..config }.validate().unwrap_err().to_string();
+        assert!(error.starts_with("vsock.vhost (--vsock) = true: the sockets on the host"), "{error}");
     }
 }

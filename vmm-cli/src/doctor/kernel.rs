@@ -72,18 +72,18 @@ struct Device {
 }
 
 const TUN: Device =
-    Device { id: "tun", path: "/dev/net/tun", module: "tun", lost: "later: network devices on a tap" };
+    Device { id: "tun", path: "/dev/net/tun", module: "tun", lost: "network devices on a tap (`--net`)" };
 const VHOST_NET: Device = Device {
     id: "vhost-net",
     path: "/dev/vhost-net",
     module: "vhost_net",
-    lost: "later: network devices that the kernel serves",
+    lost: "network devices that the kernel serves (`vhost` of `--net`)",
 };
 const VHOST_VSOCK: Device = Device {
     id: "vhost-vsock",
     path: "/dev/vhost-vsock",
     module: "vhost_vsock",
-    lost: "later: sockets to the guest that the kernel serves",
+    lost: "sockets to the guest that the kernel serves (`vhost` of `--vsock`)",
 };
 
 fn device(files: &Files, device: &Device) -> Finding {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger};
+use vmm_core::irq::{IrqLine, IrqRouter, IrqTrigger, TriggeredBy};
 use vmm_core::seam::DoorbellFds;
 use vmm_core::{Kvm, Vm, VmEvents};
 use vmm_devices::acpi::{GenericEvents, HotplugSlots, PowerControl};
@@ -33,7 +33,7 @@ use crate::console::Console;
 use crate::disks::{Disk, Disks};
 use crate::nets::Nic;
 use crate::outcome::Failure;
-use crate::vsock::Socket;
+use crate::vsock::{Socket, SocketDevice};
 
 /// Ports, as on a PC.
 const I8042_DATA_PORT: u64 = 0x60;
@@ -152,15 +152,20 @@ impl Devices {
         Ok(device)
     }
 
-    /// Adds the socket device, whose other end `socket` is.
+    /// Adds the socket device, whose other end `socket` is; returns it if it is not the kernel's.
     pub(super) fn add_vsock(
         &mut self,
         virtio: &mut VirtioDevices,
         socket: &Socket,
-    ) -> Result<Arc<Vsock>, Failure> {
-        let device = Arc::new(socket.device(&virtio.events)?);
-        self.add_virtio(virtio, (disk_id::VSOCK, VSOCK), Arc::clone(&device) as _, None)?;
-        Ok(device)
+    ) -> Result<Option<Arc<Vsock>>, Failure> {
+        let device = socket.device(&virtio.events, &virtio.vhost)?;
+        let (device, by, own): (Arc<dyn VirtioDevice>, _, _) = match device {
+            SocketDevice::Own(device) => (Arc::clone(&device) as _, TriggeredBy::UserSpace, Some(device)),
+            SocketDevice::Kernel(device) => (device, TriggeredBy::Kernel, None),
+        };
+        let address = self.place_virtio(virtio, (VSOCK, by), device)?;
+        self.plugged.push(Device::new(disk_id::VSOCK.to_owned(), VSOCK, address, None));
+        Ok(own)
     }
 
     /// Adds a disk.
@@ -172,8 +177,9 @@ impl Devices {
 
     /// Adds a network device.
     pub(super) fn add_net(&mut self, virtio: &mut VirtioDevices, nic: &Nic) -> Result<(), Failure> {
-        let net = Arc::new(nic.device(&virtio.events)?);
-        self.add_virtio(virtio, (nic.id().as_str(), NET), Arc::clone(&net) as _, None)?;
+        let net = Arc::new(nic.device(&virtio.events, &virtio.vhost)?);
+        let address = self.place_virtio(virtio, (NET, nic.triggered_by()), Arc::clone(&net) as _)?;
+        self.plugged.push(Device::new(nic.id().to_string(), NET, address, None));
         self.nets.push((nic.id().clone(), net));
         Ok(())
     }
@@ -209,20 +215,21 @@ impl Devices {
         device: Arc<dyn VirtioDevice>,
         behind: Option<PluggedDisk>,
     ) -> Result<(), Failure> {
-        let address = self.place_virtio(virtio, name, device)?;
+        let address = self.place_virtio(virtio, (name, TriggeredBy::UserSpace), device)?;
         self.plugged.push(Device::new(id.to_owned(), name, address, behind));
         Ok(())
     }
 
-    /// Puts a virtio device on the PCI bus, at the address that is returned, or where there is none, in MMIO space.
+    /// Puts a virtio device on the PCI bus, at the address that is returned, or where there is none, in MMIO space, where whoever serves
+    /// it interrupts through the device.
     fn place_virtio(
         &mut self,
         virtio: &mut VirtioDevices,
-        name: &'static str,
+        (name, by): (&'static str, TriggeredBy),
         device: Arc<dyn VirtioDevice>,
     ) -> Result<Option<PciAddress>, Failure> {
         if let Some(pci) = &self.pci {
-            return pci.insert(virtio.function(name, device, pci.host(), &self.router)?).map(Some);
+            return pci.insert(virtio.function((name, by), device, pci.host(), &self.router)?).map(Some);
         }
         let place = virtio.take_place()?;
         let trigger = self.line(place.line, name)?;

@@ -26,6 +26,7 @@ use vmm_core::seam::{DirtyLog, DoorbellFds};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_devices::virtio::console::Console as VirtioConsole;
+use vmm_devices::virtio::vhost::VhostMemory;
 use vmm_memory::{AddressSpace, DirtyTracker, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
 use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
@@ -113,8 +114,10 @@ impl Machine {
         }
         let power_button = devices.add_acpi(events)?;
         let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
-        let mut virtio =
-            VirtioDevices::new(MemoryReader::new(Arc::clone(&memory)), doorbells, events.clone());
+        let vhost = VhostMemory::new();
+        memory.add_observer(Arc::clone(&vhost) as _).map_err(Failure::internal)?;
+        let reader = MemoryReader::new(Arc::clone(&memory));
+        let mut virtio = VirtioDevices::new(reader, vhost, doorbells, events.clone());
         for disk in disks.of_next_life() {
             devices.add_disk(&mut virtio, disk)?;
         }
@@ -127,7 +130,7 @@ impl Machine {
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
-        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
+        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?.flatten();
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),

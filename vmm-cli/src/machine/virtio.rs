@@ -11,6 +11,7 @@ use vmm_devices::pci::{Function, Host};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::transport::pci::{self, PciSetup};
 use vmm_devices::virtio::transport::{MmioSetup, VirtioMmio};
+use vmm_devices::virtio::vhost::VhostMemory;
 use vmm_memory::MemoryReader;
 
 use super::layout::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_LINES, VIRTIO_MMIO_STRIDE};
@@ -28,6 +29,8 @@ pub(crate) struct MmioPlace {
 /// What devices get of their machine, and the places that are taken.
 pub(super) struct VirtioDevices {
     pub(super) memory: MemoryReader,
+    /// The same for devices whose queues the host's kernel serves.
+    pub(super) vhost: Arc<VhostMemory>,
     /// KVM's ioeventfds, where there are some.
     pub(super) doorbells: Option<Arc<dyn DoorbellFds>>,
     pub(super) events: VmEvents,
@@ -39,10 +42,11 @@ impl VirtioDevices {
     /// None so far.
     pub(super) fn new(
         memory: MemoryReader,
+        vhost: Arc<VhostMemory>,
         doorbells: Option<Arc<dyn DoorbellFds>>,
         events: VmEvents,
     ) -> Self {
-        Self { memory, doorbells, events, places: Vec::new(), worker: None }
+        Self { memory, vhost, doorbells, events, places: Vec::new(), worker: None }
     }
 
     /// The places that are taken, for the ACPI tables.
@@ -70,15 +74,15 @@ impl VirtioDevices {
         Ok(place)
     }
 
-    /// Makes the PCI function of `device`, with vectors of `router`.
+    /// Makes the PCI function of `device`, with vectors of `router`, which are triggered as is said.
     pub(super) fn function(
         &self,
-        name: &'static str,
+        (name, by): (&'static str, TriggeredBy),
         device: Arc<dyn VirtioDevice>,
         host: &Host,
         router: &IrqRouter,
     ) -> Result<Function, Failure> {
-        let vectors = router.msix_table(name, pci::vectors(&*device), TriggeredBy::UserSpace);
+        let vectors = router.msix_table(name, pci::vectors(&*device), by);
         let vectors = vectors.map_err(Failure::host_cannot)?;
         let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
         let setup = PciSetup { name, host: host.clone(), memory, vectors, doorbells };

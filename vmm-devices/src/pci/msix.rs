@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_core::irq::{IrqError, IrqTrigger, MsiMessage, MsixTable};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::sync::lock;
 
@@ -95,6 +96,13 @@ impl Msix {
             trigger.trigger();
         }
         is_enabled
+    }
+
+    /// What triggers `vector` when the kernel signals it; `None`: MSI-X is off, there is no such vector, or it is not one for the kernel.
+    /// While the vector is masked, signals wait in it.
+    pub fn eventfd(&self, vector: u16) -> Option<EventFd> {
+        let vector = self.table.vector(vector.into()).filter(|_| self.is_enabled.load(Ordering::Acquire))?;
+        vector.eventfd()?.try_clone().ok()
     }
 
     /// Software has written message control.

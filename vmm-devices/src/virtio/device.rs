@@ -77,6 +77,11 @@ pub trait Running: Send {
     fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
         None
     }
+
+    /// The interrupt of queue `index` leads elsewhere from now on. Called inside an access: it does not wait.
+    fn interrupt_moved(&mut self, index: usize) {
+        let _ = index;
+    }
 }
 
 /// A running device whose queues stop and start one by one (virtio 1.3, section 2.6.1).
@@ -106,6 +111,12 @@ pub struct ActivateError {
 pub trait Interrupts: Send + Sync {
     /// Buffers of queue `index` were used.
     fn queue_used(&self, index: usize);
+    /// What does the same when it is signalled, for a kernel that serves queue `index`; `None`: at the moment there is none, and
+    /// [`queue_used`](Self::queue_used) has to be called.
+    fn queue_eventfd(&self, index: usize) -> Option<EventFd> {
+        let _ = index;
+        None
+    }
     /// The configuration has changed, or the device needs a reset.
     fn config_changed(&self);
     /// The device was reset: what is not acknowledged is forgotten.
@@ -129,6 +140,12 @@ impl QueueInterrupt {
     /// Interrupts. Whether the driver wants that, the [`Queue`] knows.
     pub fn trigger(&self) {
         self.interrupts.queue_used(self.index);
+    }
+
+    /// What interrupts when the kernel signals it, if there is such at the moment.
+    #[must_use]
+    pub fn eventfd(&self) -> Option<EventFd> {
+        self.interrupts.queue_eventfd(self.index)
     }
 }
 

@@ -22,6 +22,7 @@ pub mod serve;
 pub mod testing;
 mod throttle;
 pub mod transport;
+pub mod vhost;
 pub mod vsock;
 
 pub use config::read_config;

@@ -97,6 +97,13 @@ impl QueueWorkers {
         Ok(workers)
     }
 
+    /// As [`Running::stop`], with others of whose end `all` tells too.
+    pub(super) fn stop_with(self, all: &AllStopped) {
+        for queue in self.running {
+            queue.stop(all.one());
+        }
+    }
+
     fn add(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
         let ActiveQueue { index, queue, doorbell, interrupt } = queue;
         let device = self.status.name();
@@ -143,10 +150,7 @@ impl RunningQueue {
 
 impl Running for QueueWorkers {
     fn stop(self: Box<Self>, done: Stopped) {
-        let all = AllStopped::new(done);
-        for queue in self.running {
-            queue.stop(all.one());
-        }
+        self.stop_with(&AllStopped::new(done));
     }
 
     fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {

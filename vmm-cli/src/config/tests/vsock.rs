@@ -7,9 +7,12 @@ fn the_flag_goes_over_the_file_whose_path_is_below_its_directory() {
     let scratch = Scratch::new();
     let file = scratch.file("vm.toml", "[vsock]\ncid = 9\npath = 'vm.vsock'\n");
     let config = load([&file]).unwrap();
-    assert_eq!(config.vsock, VsockConfig { cid: 9, path: Some(scratch.path("vm.vsock")) });
+    assert_eq!(config.vsock, VsockConfig { cid: 9, path: Some(scratch.path("vm.vsock")), vhost: false });
     let config = load([file.into_os_string(), "--vsock=path=/run/vm.vsock".into()]).unwrap();
-    assert_eq!(config.vsock, VsockConfig { cid: 3, path: Some("/run/vm.vsock".into()) });
+    assert_eq!(config.vsock, VsockConfig { cid: 3, path: Some("/run/vm.vsock".into()), vhost: false });
+    let config = load(["--vsock=vhost,cid=5"]).unwrap();
+    assert_eq!(config.vsock, VsockConfig { cid: 5, path: None, vhost: true });
+    assert!(config.has_pci());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Weak};
 
 use vmm_core::deferred;
-use vmm_core::irq::IrqRouter;
+use vmm_core::irq::{IrqRouter, TriggeredBy};
 use vmm_devices::acpi::{GenericEvents, HotplugSlots};
 use vmm_devices::pci::{Host, PciAddress, PciRoot, RootError};
 use vmm_devices::virtio::block::Block;
@@ -68,7 +68,12 @@ impl Slots {
     /// Puts the device of `disk` on the bus at `address`.
     pub(super) fn put(&self, disk: &Disk, address: PciAddress) -> Result<Arc<Block>, DeviceError> {
         let block = Arc::new(disk.device(&self.virtio.events)?);
-        let function = self.virtio.function(DISK, Arc::clone(&block) as _, &self.host, &self.router)?;
+        let function = self.virtio.function(
+            (DISK, TriggeredBy::UserSpace),
+            Arc::clone(&block) as _,
+            &self.host,
+            &self.router,
+        )?;
         let root = Arc::clone(&self.root);
         self.change(move || root.insert_at(address, function))?
             .recv()

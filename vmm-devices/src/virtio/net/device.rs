@@ -13,6 +13,7 @@ use vmm_core::VmEvents;
 
 use super::control::ControlQueue;
 use super::counters::NetCounts;
+use super::kernel::KernelLink;
 use super::link::Link;
 use super::offloads::bit;
 use super::receive::ReceiveQueue;
@@ -22,6 +23,7 @@ use crate::Worker;
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::serve::{Batch, QueueWorkers, ServeQueue};
 use crate::virtio::throttle::Throttle;
+use crate::virtio::vhost::{Backend, KernelQueues};
 use crate::virtio::{
     ActivateError, Activation, QueueReset, Running, Stopped, VirtioDevice, features, read_config,
 };
@@ -47,10 +49,12 @@ pub struct NetOptions {
     pub transmit: Arc<Throttle>,
 }
 
-/// A network device. Each pair of its queues has a thread of its own.
+/// A network device. Each pair of its queues has a thread of its own; one thread has the control queue where the kernel serves the pairs.
 pub struct Net {
     shared: Arc<Shared>,
     workers: Arc<[Arc<Worker>]>,
+    /// The kernel, if it serves the pairs.
+    backend: Option<Arc<Backend>>,
     sizes: Vec<u16>,
 }
 
@@ -90,11 +94,34 @@ impl Net {
     /// # Errors
     /// The host has no thread or no descriptor for it.
     pub fn new(link: Arc<dyn Link>, options: NetOptions, events: &VmEvents) -> io::Result<Self> {
+        Self::served_by(None, link, options, events)
+    }
+
+    /// A device at the guest's end of `link` whose pairs `backend` serves, with a descriptor for each. Rates are not limited.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    pub fn with_backend(
+        backend: Arc<Backend>,
+        link: Arc<dyn Link>,
+        options: NetOptions,
+        events: &VmEvents,
+    ) -> io::Result<Self> {
+        Self::served_by(Some(backend), link, options, events)
+    }
+
+    fn served_by(
+        backend: Option<Arc<Backend>>,
+        link: Arc<dyn Link>,
+        options: NetOptions,
+        events: &VmEvents,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(options, link)?);
-        let worker = |_: &_| Worker::spawn("net", events.clone()).map(Arc::new).map_err(|error| error.source);
-        let workers: Vec<_> = shared.pairs.iter().map(worker).collect::<Result<_, _>>()?;
+        let threads = if backend.is_some() { 1 } else { shared.pairs.len() };
+        let worker = |_| Worker::spawn("net", events.clone()).map(Arc::new).map_err(|error| error.source);
+        let workers: Vec<_> = (0..threads).map(worker).collect::<Result<_, _>>()?;
         let queues = shared.pairs.len().saturating_mul(2).saturating_add(1);
-        Ok(Self { shared, workers: workers.into(), sizes: vec![QUEUE_SIZE; queues] })
+        Ok(Self { shared, workers: workers.into(), backend, sizes: vec![QUEUE_SIZE; queues] })
     }
 
     /// What it has done so far.
@@ -130,7 +157,12 @@ impl VirtioDevice for Net {
             | bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
         let mtu = if self.shared.options.mtu.is_some() { bit(VIRTIO_NET_F_MTU) } else { 0 };
         let several = if self.shared.pairs.len() > 1 { bit(VIRTIO_NET_F_MQ) } else { 0 };
-        own | mtu | several | self.shared.link.offloads().features() | features::RING_RESET
+        let all = own | mtu | several | self.shared.link.offloads().features();
+        match &self.backend {
+            None => all | features::RING_RESET,
+            // Of its features only this one is about frames.
+            Some(backend) => all & (backend.features() | !bit(VIRTIO_NET_F_MRG_RXBUF)),
+        }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -157,7 +189,15 @@ impl VirtioDevice for Net {
         let serve = move |index| server(&shared, role(index));
         // Before the first batch.
         self.shared.start(activation.status.clone(), features);
-        let queues = QueueWorkers::start_spread(place, activation, serve);
+        let queues: Result<Box<dyn Running>, _> = match &self.backend {
+            None => QueueWorkers::start_spread(place, activation, serve).map(|queues| Box::new(queues) as _),
+            Some(backend) => {
+                let served = (Arc::clone(backend), pairs.saturating_mul(2));
+                let link = Box::new(KernelLink(Arc::clone(&self.shared)));
+                KernelQueues::start(&place(0), activation, served, link, serve)
+                    .map(|queues| Box::new(queues) as _)
+            }
+        };
         let queues = queues.inspect_err(|_| self.shared.stop())?;
         Ok(Box::new(RunningNet { queues, shared: Arc::clone(&self.shared) }))
     }
@@ -188,18 +228,22 @@ impl ServeQueue for NoQueue {
 
 /// A device whose driver is ready.
 struct RunningNet {
-    queues: QueueWorkers,
+    queues: Box<dyn Running>,
     shared: Arc<Shared>,
 }
 
 impl Running for RunningNet {
     fn stop(self: Box<Self>, done: Stopped) {
         self.shared.stop();
-        Box::new(self.queues).stop(done);
+        self.queues.stop(done);
     }
 
     fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
         self.queues.queue_reset()
+    }
+
+    fn interrupt_moved(&mut self, index: usize) {
+        self.queues.interrupt_moved(index);
     }
 }
 

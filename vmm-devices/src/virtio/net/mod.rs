@@ -3,6 +3,8 @@
 //! * [`Link`]: the host's end, a descriptor for each pair of queues, and what it can do; [`Tap`] is one;
 //! * [`Net`]: the device: pairs of a receive and a transmit queue, and a control queue.
 //!
+//! With vhost the kernel serves the pairs; of all here, only the control queue and the state of the link are left.
+//!
 //! A frame goes between the descriptor and guest memory in one system call, header and all. Either direction takes turns with the
 //! other in bounded batches on the worker of its pair. Frames that find no buffer wait in the host's queue, which drops what does
 //! not fit; nobody is woken for them again and again.
@@ -11,6 +13,7 @@ mod control;
 mod counters;
 mod device;
 mod frame;
+mod kernel;
 mod link;
 mod offloads;
 mod receive;

@@ -152,6 +152,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether the interface is there: asks the host. Called on the worker of the first pair.
+    pub(super) fn probe(&self) -> bool {
+        if let Err(error) = self.leave(self.left.load(Ordering::Acquire)) {
+            self.failed("keep the interface", &error);
+        }
+        !self.is_lost()
+    }
+
     /// If the interface was gone and is there again: goes on with it, and tells the guest. Called on the worker of the first pair.
     pub(super) fn look_again(&self) {
         if !self.is_lost() {

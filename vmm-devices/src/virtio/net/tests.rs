@@ -2,6 +2,7 @@
 
 mod control;
 mod faults;
+mod kernel;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -198,6 +198,13 @@ impl Control {
         }
     }
 
+    /// The driver has given the interrupt of queue `index` another vector.
+    pub fn interrupt_moved(&self, index: usize) {
+        if let Some(device) = &mut lock(&self.running).device {
+            device.interrupt_moved(index);
+        }
+    }
+
     /// The driver notifies queue `index`, and the host did not take it. Without such a queue nothing happens.
     #[inline]
     pub fn notify(&self, index: usize) {

@@ -21,7 +21,7 @@ use crate::virtio::{
 use crate::{Handler, Progress, Timer, Worker, WorkerError};
 
 /// Descriptors of the three queues.
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+pub(super) const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 
 /// VIRTIO_VSOCK_F_STREAM: stream sockets; VIRTIO_VSOCK_F_NO_IMPLIED_STREAM: none of them without that (section 5.10.3).
 const F_STREAM: u64 = 1 << 0;

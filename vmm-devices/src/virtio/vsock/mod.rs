@@ -4,6 +4,8 @@
 //! finds `OK port` when a program of the guest has accepted; the port is that of the host's end. When a program of the guest
 //! connects to the host (CID 2), what listens at the same path with `_` and the port behind it gets the connection.
 //!
+//! Where the kernel carries the streams (vhost), there is only [`KernelVsock`]; the rest is for the others.
+//!
 //! * `packet`: the header; `credit`, `connection`: the state of one stream, without sockets and descriptors;
 //! * `line`, `host`: what a program says first; sockets, and what waits for them;
 //! * `table`, `hub`: all that there is, and what happens to it; `queue`: the chains.
@@ -14,6 +16,7 @@ mod credit;
 mod device;
 mod host;
 mod hub;
+mod kernel;
 mod line;
 mod packet;
 mod queue;
@@ -25,4 +28,5 @@ mod tests;
 
 pub use counters::VsockCounts;
 pub use device::{Vsock, VsockOptions};
+pub use kernel::KernelVsock;
 pub use table::{MOST_CONNECTIONS, MOST_GREETINGS};

@@ -107,6 +107,7 @@ impl<'a> Common<'a> {
             QUEUE_MSIX_VECTOR => {
                 let selected = self.control.with_registers(|registers| registers.queue_index());
                 self.interrupts.set_queue_vector(selected, value);
+                self.control.interrupt_moved(usize::try_from(selected).unwrap_or(usize::MAX));
             }
             QUEUE_ENABLE if value == 1 => self.control.enable_queue(),
             QUEUE_RESET if value == 1 => self.control.reset_queue(),

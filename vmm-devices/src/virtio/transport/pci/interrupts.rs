@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::pci::Msix;
 use crate::virtio::Interrupts;
 
@@ -80,6 +82,10 @@ impl Interrupts for PciInterrupts {
         if let Some(queue) = self.queues.get(index) {
             self.raise(queue, QUEUE);
         }
+    }
+
+    fn queue_eventfd(&self, index: usize) -> Option<EventFd> {
+        self.msix.eventfd(self.queues.get(index)?.load(Ordering::Relaxed))
     }
 
     fn config_changed(&self) {

@@ -1,5 +1,7 @@
 //! A device behind PCI registers, against a driver that reads and writes them.
 
+mod kernel;
+
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -48,9 +50,13 @@ impl Machine {
     }
 
     fn with_vm(device: Arc<dyn VirtioDevice>, vm: Arc<FakeVm>) -> Self {
+        Self::with_vectors(device, vm, TriggeredBy::UserSpace)
+    }
+
+    fn with_vectors(device: Arc<dyn VirtioDevice>, vm: Arc<FakeVm>, by: TriggeredBy) -> Self {
         let (host, memory) = (TestHost::new(), ram());
         let router = IrqRouter::new(Arc::clone(&vm) as _, IrqOptions::all());
-        let vectors = router.msix_table("test", vectors(&*device), TriggeredBy::UserSpace).unwrap();
+        let vectors = router.msix_table("test", vectors(&*device), by).unwrap();
         let setup = PciSetup {
             name: "test",
             host: host.host(),
