@@ -231,7 +231,7 @@ impl<'a> UnderWay<'a> {
         let mut changes = lock(&region.changes);
         let may_begin = !changes.have_ended && !changes.is_one_under_way;
         changes.is_one_under_way |= may_begin;
-        may_begin.then_some(Self(region))
+        may_begin.then(|| Self(region))
     }
 }
 
