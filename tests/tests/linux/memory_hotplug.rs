@@ -93,7 +93,8 @@ impl Bench {
         let deadline = Instant::now() + patience();
         loop {
             let total = self.total()?;
-            if total == before + bytes {
+            // What a kernel keeps for itself differs a little from one boot to the next.
+            if total.abs_diff(before + bytes) < MIB {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "the guest has {total}, not {before} and {bytes}");
