@@ -164,12 +164,9 @@ impl Region {
             Change::UnplugAll => self.blocks.unplug_all(),
         };
         let Err(error) = made else {
-            let plugs = matches!(change, Change::Plug(_));
-            if plugs {
-                self.counters.plugs.one()
-            } else {
-                self.counters.unplugs.one()
-            }
+            let Counters { plugs, unplugs, .. } = &self.counters;
+            let counter = if matches!(change, Change::Plug(_)) { plugs } else { unplugs };
+            counter.one();
             return Answer::Ack;
         };
         if matches!(error, HotplugError::WrongState { .. } | HotplugError::NotBlocks { .. }) {

@@ -226,7 +226,7 @@ fn requests_that_are_there_at_once_are_answered_in_their_order() {
     let mut bench = Bench::new(0);
     let requests: Vec<_> = (0..20)
         .map(|number: u64| {
-            let kind = if number % 2 == 0 { PLUG } else { UNPLUG };
+            let kind = if number.is_multiple_of(2) { PLUG } else { UNPLUG };
             bench.driver.submit(&[&request(kind, at(number / 4), 1)], &[10])
         })
         .collect();
