@@ -13,6 +13,7 @@ mod linux {
     pub mod hotplug;
     pub mod irqchip;
     pub mod memory;
+    pub mod memory_hotplug;
     pub mod net;
     pub mod shell;
     pub mod traffic;
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
         linux::hotplug::trials(),
         linux::irqchip::trials(),
         linux::memory::trials(),
+        linux::memory_hotplug::trials(),
         linux::net::trials(),
         linux::traffic::trials(),
         linux::vhost_vsock::trials(),

@@ -10,8 +10,8 @@ use vmm_vcpu::Scheduler;
 
 use crate::config::{
     Affinity, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, VsockConfig, cpu,
-    duration, parse_bytes, scheduler, value,
+    MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
+    VsockConfig, cpu, duration, parse_bytes, scheduler, value,
 };
 use crate::control::devices::Removal;
 use crate::control::disks::{DiskChange, DiskRequest, NewLimit, NewLimits, NewSize};
@@ -152,6 +152,12 @@ pub enum CtlVerb {
         #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
         operations: Option<NewLimit>,
     },
+    /// Ask the guest to plug or unplug memory, if a size is given, and say how much is plugged
+    Memory {
+        /// Bytes that the guest is to have plugged, beside its RAM: whole blocks, such as 2G, or 0
+        #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_bytes)]
+        requested: Option<u64>,
+    },
     /// List the devices
     Devices,
     /// Add a disk; its guest is told
@@ -198,6 +204,7 @@ impl CtlVerb {
                 let limits = NewLimits { bandwidth, operations };
                 Operation::Disk(DiskRequest { disk, change: DiskChange::Limits(limits) })
             }
+            Self::Memory { requested } => Operation::Memory { requested },
             Self::Devices => Operation::Devices,
             Self::DeviceAdd { mut disk } => {
                 for (_, path) in disk.paths_mut() {
@@ -324,6 +331,12 @@ pub struct VmArgs {
     #[arg(long, value_name = "KIND", help_heading = "Processors and memory")]
     #[arg(allow_hyphen_values = true, hide_possible_values = true)]
     pub dirty_log: Option<DirtyLogKind>,
+
+    /// RAM to plug while the guest runs, as size=SIZE and more settings: block=SIZE, requested=SIZE [default: none]
+    ///
+    /// `vmm-cli ctl PATH memory --requested SIZE` asks for another size.
+    #[arg(long, value_name = "SETTINGS", help_heading = "Processors and memory")]
+    pub memory_hotplug: Option<MemoryHotplugConfig>,
 
     /// When the guest resets: exit (end with 0) or restart (in this process) [default: exit]
     #[arg(long, value_name = "ACTION", help_heading = "Machine")]
@@ -536,6 +549,10 @@ mod tests {
             change: DiskChange::Limits(NewLimits { bandwidth: NewLimit::Lifted, operations: NewLimit::Same }),
         };
         assert_eq!(limits.verb.operation(false), Operation::Disk(request));
+        assert_eq!(
+            parse(&["s", "memory", "--requested=1G"]).unwrap().verb.operation(false),
+            Operation::Memory { requested: Some(1 << 30) }
+        );
         let error = parse(&["s", "disk-limits", "a/b"]).unwrap_err().to_string();
         assert!(error.contains("a/b is not 1 to 20 of the characters"), "{error}");
         let here = std::env::current_dir().unwrap();

@@ -22,6 +22,7 @@ use crate::control::{self, Control, Publication};
 use crate::disks::Disks;
 use crate::event_loop::{self, Ended, Inputs, Until};
 use crate::machine::{Machine, Resources, layout};
+use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, Ram};
 use crate::nets;
 use crate::outcome::{self, Failure};
@@ -59,7 +60,8 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     inspect(config, &source)?;
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let processors = Processors::prepare(&kvm, &config.cpu)?;
-    memory::check(&config.memory)?;
+    memory::check(&config.memory, config.memory_hotplug.bytes())?;
+    let hotplug = Hotplug::of(config);
     let disks = Arc::new(Disks::open(config)?);
     let nets = nets::open(config)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
@@ -76,8 +78,9 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             ControlFlow::Break(ended) => break (ended, None),
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let vsock = vsock.as_ref();
-        let resources = Resources { processors: &processors, ram, disks: &disks, nets: &nets, vsock };
+        let (vsock, hotplug) = (vsock.as_ref(), hotplug.as_ref());
+        let resources =
+            Resources { processors: &processors, ram, disks: &disks, nets: &nets, vsock, hotplug };
         let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
         // Before the driver looks.
         consoles.tell_sizes(&machine.ports());

@@ -148,7 +148,8 @@ impl AddressSpace {
         self.transact(Request::Changes(changes.into_iter().collect()), self.pin_limit)
     }
 
-    /// Makes one transaction of what plugging and unplugging needs. Whatever goes and is pinned makes it fail at once.
+    /// Makes one transaction of what plugging and unplugging needs. Whatever goes and is pinned makes it fail at once. What stays beside it
+    /// is in the table all the time, although its slots go and come.
     pub(crate) fn replug(&self, replug: Replug) -> Result<(), ChangeError> {
         self.transact(Request::Replug(replug), Duration::ZERO)
     }

@@ -68,6 +68,11 @@ impl RamBlock {
         &self.memory
     }
 
+    /// Whether both are of one mapping.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.memory, &other.memory)
+    }
+
     /// Who pins it, unit by unit.
     pub(crate) fn pins(&self) -> &[Arc<Pins>] {
         &self.pins

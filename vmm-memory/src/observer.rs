@@ -22,8 +22,8 @@ pub trait MemoryObserver: Send + Sync {
     /// Fails the change, which is then undone.
     fn map(&self, region: &RamRegion) -> Result<(), ObserverError>;
 
-    /// Unmaps `region`, which nobody in the guest and no device sees any more. When it returns `Ok`, nothing
-    /// that this observer stands for accesses the memory, or will.
+    /// Unmaps `region`, which nobody in the guest and no device sees any more, but for the parts that come again at the same
+    /// address. When it returns `Ok`, nothing that this observer stands for accesses the memory, or will.
     ///
     /// # Errors
     /// Fails the change, which is then undone; the region is still mapped.

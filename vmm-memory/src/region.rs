@@ -82,6 +82,16 @@ impl RamRegion {
         &self.block
     }
 
+    /// Whether all of it is in `other` too: the same addresses with the same memory and protection.
+    pub(crate) fn is_part_of(&self, other: &Self) -> bool {
+        let offset = self.range.start.checked_sub(other.range.start);
+        let is_inside = self.range.end().zip(other.range.end()).is_some_and(|(end, last)| end <= last);
+        let is_same_memory = self.block.is_of(&other.block)
+            && offset.and_then(|offset| other.block.offset().checked_add(offset))
+                == Some(self.block.offset());
+        is_inside && is_same_memory && self.read_only == other.read_only
+    }
+
     /// Where writes from `offset` on are marked.
     fn marks(&self, offset: usize) -> BS<'_, DirtyMap> {
         let first = usize::try_from(self.block.offset()).unwrap_or(usize::MAX);

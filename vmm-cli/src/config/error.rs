@@ -12,6 +12,7 @@ use super::disk::DiskError;
 use super::file::{FileError, show};
 use super::keys::{self, Hint};
 use super::memory::MemoryError;
+use super::memory_hotplug::MemoryHotplugError;
 use super::net::NetError;
 use super::value::{is_printable, quote};
 use super::vsock::VsockError;
@@ -41,6 +42,8 @@ pub enum ConfigError {
     Cpu(#[from] CpuError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    MemoryHotplug(#[from] MemoryHotplugError),
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(transparent)]

@@ -5,7 +5,9 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{affinity, cpu, disk, duration, memory, net, scheduler, serial, size, stats, vsock};
+use super::{
+    affinity, cpu, disk, duration, memory, memory_hotplug, net, scheduler, serial, size, stats, vsock,
+};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -74,6 +76,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key("dirty_log", "--dirty-log", Form::Text, memory::EXPECTED_DIRTY_LOG),
         ],
     },
+    memory_hotplug::SECTION,
     Section {
         name: "machine",
         keys: &[
@@ -282,7 +285,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, machine, entropy, console, vsock, control, log, stats, disk, net"
+            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, control, log, stats, disk, net"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod keys;
 mod memory;
+mod memory_hotplug;
 pub(crate) mod net;
 mod parse;
 mod render;
@@ -40,6 +41,7 @@ pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
 pub use keys::Hint;
 pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
+pub use memory_hotplug::{MemoryHotplugConfig, MemoryHotplugError};
 pub use net::{Descriptors, MacAddress, NetConfig, NetError};
 pub use parse::parse_toml;
 pub use serial::SerialMode;
@@ -69,6 +71,8 @@ pub struct VmConfig {
     pub cpu: CpuConfig,
     /// Its RAM.
     pub memory: MemoryConfig,
+    /// RAM that is plugged while it runs.
+    pub memory_hotplug: MemoryHotplugConfig,
     /// Its platform and the ways it ends.
     pub machine: MachineConfig,
     /// Its entropy device.
@@ -237,7 +241,7 @@ impl VmConfig {
     pub fn has_pci(&self) -> bool {
         let has_several = !self.disk.is_empty() || !self.net.is_empty();
         let has_one = self.entropy.device || self.console.virtio.is_some() || self.vsock.has_device();
-        let has_devices = has_several || has_one;
+        let has_devices = has_several || has_one || self.memory_hotplug.size.is_some();
         self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
     }
 
@@ -276,6 +280,7 @@ impl VmConfig {
         set(&mut self.memory.lock, args.lock_memory.as_ref());
         set(&mut self.memory.dump, args.dump_memory.as_ref());
         set(&mut self.memory.dirty_log, args.dirty_log.as_ref());
+        set(&mut self.memory_hotplug, args.memory_hotplug.as_ref());
         set(&mut self.machine.on_reset, args.on_reset.as_ref());
         set(&mut self.machine.on_triple_fault, args.on_triple_fault.as_ref());
         set(&mut self.machine.grace_time, args.grace_time.as_ref());
@@ -326,6 +331,7 @@ impl VmConfig {
             }
         }
         self.memory.validate()?;
+        self.memory_hotplug.validate(&self.memory)?;
         self.vsock.validate()?;
         self.validate_disk_ids()?;
         net::validate(&self.net, &self.disk)?;

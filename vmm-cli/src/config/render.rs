@@ -6,7 +6,10 @@ use std::path::Path;
 use toml::Value;
 use vmm_core::DisabledExits;
 
-use super::{Affinity, CpuConfig, DiskConfig, NetConfig, Rate, VmConfig, choice, duration, scheduler};
+use super::{
+    Affinity, CpuConfig, DiskConfig, MemoryConfig, MemoryHotplugConfig, MemorySize, NetConfig, Rate,
+    VmConfig, choice, duration, scheduler,
+};
 
 impl VmConfig {
     /// Writes every setting with its value. One that has none is a comment that says what then happens.
@@ -31,6 +34,9 @@ impl VmConfig {
         out.set("lock", self.memory.lock);
         out.set("dump", self.memory.dump);
         out.text("dirty_log", &choice::word(&self.memory.dirty_log));
+
+        out.section("memory_hotplug");
+        out.memory_hotplug(&self.memory_hotplug, &self.memory);
 
         out.section("machine");
         out.text("on_reset", &choice::word(&self.machine.on_reset));
@@ -149,6 +155,23 @@ impl Writer {
         self.set("monopolize_cpus", cpu.monopolize_cpus);
     }
 
+    fn memory_hotplug(&mut self, plugged: &MemoryHotplugConfig, memory: &MemoryConfig) {
+        match plugged.size {
+            Some(size) => self.text("size", &size.to_string()),
+            None => self.unset("size", "no memory is plugged while the guest runs"),
+        }
+        match (plugged.block, MemorySize::try_from(plugged.block_of(memory))) {
+            (Some(block), _) => self.text("block", &block.to_string()),
+            (None, Ok(block)) => self.unset("block", &block.to_string()),
+            // There is always one.
+            (None, Err(_)) => self.unset("block", "the smallest that can be"),
+        }
+        match plugged.requested {
+            Some(requested) => self.text("requested", &requested.to_string()),
+            None => self.unset("requested", "nothing, until somebody asks for it"),
+        }
+    }
+
     fn disk(&mut self, place: usize, disk: &DiskConfig) {
         self.0 += "\n[[disk]]\n";
         self.text("path", &disk.path.to_string_lossy());
@@ -234,8 +257,7 @@ mod tests {
     use super::*;
     use crate::config::{
         BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MacAddress,
-        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
-        VsockConfig, keys, parse_toml,
+        MachineConfig, MemoryBacking, SerialMode, StatsConfig, StatsOutput, VsockConfig, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -318,6 +340,16 @@ mod tests {
         }
     }
 
+    fn memory_hotplug() -> impl Strategy<Value = MemoryHotplugConfig> {
+        let size =
+            || prop::option::of((256_u64..=1 << 28).prop_map(|pages| (pages * 4096).try_into().unwrap()));
+        (size(), size(), size()).prop_map(|(size, block, requested)| MemoryHotplugConfig {
+            size,
+            block,
+            requested,
+        })
+    }
+
     prop_compose! {
         fn disk()(
             path in absolute_path(),
@@ -366,7 +398,7 @@ mod tests {
     prop_compose! {
         fn config()(
             (kernel, initrd, cmdline) in (optional_path(), optional_path(), "[ -~]{0,40}"),
-            (cpu, memory) in (cpu(), memory()),
+            (cpu, memory, memory_hotplug) in (cpu(), memory(), memory_hotplug()),
             (on_reset, on_triple_fault, milliseconds) in (word(), word(), 0_u64..=3_600_000),
             (irqchip, pit) in (word(), any::<bool>()),
             (pci, selftest) in any::<(Option<bool>, Option<bool>)>(),
@@ -381,6 +413,7 @@ mod tests {
                 boot: BootConfig { kernel, initrd, cmdline },
                 cpu,
                 memory,
+                memory_hotplug,
                 machine: MachineConfig {
                     on_reset,
                     on_triple_fault,
@@ -452,6 +485,11 @@ prefault = false
 lock = false
 dump = false
 dirty_log = \"auto\"
+
+[memory_hotplug]
+# size is not set: no memory is plugged while the guest runs
+# block is not set: 2M
+# requested is not set: nothing, until somebody asks for it
 
 [machine]
 on_reset = \"exit\"

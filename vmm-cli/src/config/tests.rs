@@ -2,6 +2,7 @@
 
 mod disk;
 mod memory;
+mod memory_hotplug;
 mod vsock;
 
 use std::ffi::OsStr;
@@ -43,6 +44,10 @@ prefault = true
 lock = true
 dump = true
 dirty_log = "ring"
+[memory_hotplug]
+size = "8G"
+block = "1G"
+requested = 1073741824
 [machine]
 on_reset = "restart"
 on_triple_fault = "reset"
@@ -115,7 +120,7 @@ fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
         parse(
-            "[boot]\n[cpu]\n[memory]\n[machine]\n[entropy]\n[console]\n[vsock]\n[control]\n[log]\n[stats]\n"
+            "[boot]\n[cpu]\n[memory]\n[memory_hotplug]\n[machine]\n[entropy]\n[console]\n[vsock]\n[control]\n[log]\n[stats]\n"
         )
         .unwrap(),
         VmConfig::default()
@@ -151,6 +156,11 @@ fn every_key_arrives_in_its_field() {
             lock: true,
             dump: true,
             dirty_log: DirtyLogKind::Ring,
+        },
+        memory_hotplug: MemoryHotplugConfig {
+            size: Some("8G".parse().unwrap()),
+            block: Some("1G".parse().unwrap()),
+            requested: Some("1G".parse().unwrap()),
         },
         machine: MachineConfig {
             on_reset: OnReset::Restart,
@@ -192,7 +202,10 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     fs::create_dir(scratch.path("images")).unwrap();
     scratch.file("images/vmlinux", "");
     let text = FULL.replace("/abs/initrd", "images/vmlinux").replace("pit = true", "pit = false");
-    fs::File::create(scratch.path("images/ram")).unwrap().set_len(MemorySize::MAX.bytes()).unwrap();
+    fs::File::create(scratch.path("images/ram"))
+        .unwrap()
+        .set_len(MemorySize::MAX.bytes() + (8 << 30))
+        .unwrap();
     let file = scratch.file("vm.toml", text);
     let config = load([&file]).unwrap();
     assert_eq!(config.boot.kernel, Some(scratch.path("images/vmlinux")));
@@ -222,6 +235,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--lock-memory=false",
         "--dump-memory=false",
         "--dirty-log=bitmap",
+        "--memory-hotplug=size=4G",
         "--on-reset=exit",
         "--on-triple-fault=crash",
         "--grace-time=2m",
@@ -262,6 +276,10 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             huge_pages: HugePages::Size2M,
             dirty_log: DirtyLogKind::Bitmap,
             ..MemoryConfig::default()
+        },
+        memory_hotplug: MemoryHotplugConfig {
+            size: Some("4G".parse().unwrap()),
+            ..MemoryHotplugConfig::default()
         },
         machine: MachineConfig {
             on_reset: OnReset::Exit,
@@ -334,6 +352,8 @@ fn there_is_a_pci_bus_where_something_is_on_it_or_may_be_added_until_it_is_set()
     let disk = format!("--disk=path={},format=raw", image.path().display());
     for flag in
         ["--entropy", "--virtio-console=null", "--vsock=path=/run/vm.vsock", &disk, "--api-sock=/run/vm.sock"]
+            .into_iter()
+            .chain(["--memory-hotplug=size=1G"])
     {
         assert!(has_pci(&[flag]), "{flag}");
         assert!(!has_pci(&[flag, "--pci=false"]), "{flag}");

@@ -1,6 +1,6 @@
 //! Control: the socket on which the owner of a machine asks for its state and changes it. `docs/control.md` is the user's page.
 //!
-//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
+//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`memory`] what of RAM, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
 
 pub mod client;
 mod connection;
@@ -8,6 +8,7 @@ mod current;
 pub mod devices;
 pub mod disks;
 pub mod lines;
+pub mod memory;
 pub mod operations;
 #[cfg(test)]
 mod page;

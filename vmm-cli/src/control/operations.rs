@@ -13,6 +13,7 @@ use vmm_core::{VmEvent, VmEvents};
 use super::current::{Current, Lease};
 use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
+use super::memory::{MemoryRefusal, MemoryStatus};
 use crate::config::{DiskConfig, MemorySize, StatsFormat};
 use crate::stats::Report;
 
@@ -52,6 +53,11 @@ pub enum Operation {
     },
     /// A disk is changed.
     Disk(DiskRequest),
+    /// How much memory is plugged.
+    Memory {
+        /// Bytes that the guest is to have plugged from now on; `None` leaves that as it is.
+        requested: Option<u64>,
+    },
     /// Which devices there are.
     Devices,
     /// The machine gets one more disk.
@@ -72,6 +78,7 @@ impl Operation {
             Self::DeviceAdd { .. } | Self::DeviceRemove(_) => true,
             Self::Disk(request) => matches!(request.change, DiskChange::Resize(_)),
             Self::Status | Self::Resume | Self::PowerButton | Self::Devices => false,
+            Self::Memory { .. } => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
     }
@@ -131,6 +138,8 @@ pub enum Outcome {
     DirtyRate(DirtyRate),
     /// Of [`Operation::Disk`].
     Disk(DiskOutcome),
+    /// Of [`Operation::Memory`].
+    Memory(MemoryStatus),
     /// Of [`Operation::Devices`].
     Devices {
         /// All of them.
@@ -188,6 +197,9 @@ pub enum OperationError {
     /// A disk is as it was.
     #[error(transparent)]
     Disk(#[from] DiskRefusal),
+    /// The guest is asked for what it was before.
+    #[error(transparent)]
+    Memory(#[from] MemoryRefusal),
     /// A device has not been added or removed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -220,6 +232,11 @@ pub trait Controlled: Send + Sync {
     fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError>;
     /// Its disks.
     fn disks(&self) -> &dyn ControlledDisks;
+    /// Asks its guest to have so many bytes of memory plugged, if any are said; what there is then.
+    ///
+    /// # Errors
+    /// [`MemoryRefusal`].
+    fn memory(&self, requested: Option<u64>) -> Result<MemoryStatus, MemoryRefusal>;
 }
 
 /// What does not change from one life of a machine to the next.
@@ -274,6 +291,7 @@ impl Operations {
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
+            Operation::Memory { requested } => Ok(Outcome::Memory(self.machine()?.memory(requested)?)),
             Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
             Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
             Operation::DeviceRemove(removal) => {
@@ -454,6 +472,19 @@ mod tests {
         assert_eq!(execute(remove(true)), Ok(Outcome::Passed {}));
         let unknown = DeviceError::UnknownId { id: kept() };
         assert_eq!(execute(remove(true)), Err(OperationError::Device(unknown)));
+    }
+
+    #[test]
+    fn memory_is_asked_for_and_told_of() {
+        let bench = bench();
+        let execute = |requested| bench.operations.execute(Operation::Memory { requested });
+        assert_eq!(execute(None), Err(OperationError::Starting));
+        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
+        let status = MemoryStatus { plugged: 0, requested: 4096, size: 8192, block: 4096 };
+        assert_eq!(execute(Some(4096)), Ok(Outcome::Memory(status)));
+        let refused = MemoryRefusal::BadSize("8193 bytes are too many".into());
+        assert_eq!(execute(Some(8193)), Err(OperationError::Memory(refused)));
+        assert!(!Operation::Memory { requested: Some(0) }.waits());
     }
 
     #[test]

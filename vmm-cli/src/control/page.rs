@@ -8,13 +8,14 @@ use crate::config::{DiskId, StatsFormat};
 
 use super::devices::{Added, DeviceError};
 use super::disks::{DiskChange, DiskOutcome, DiskRefusal, SETTLE_LIMIT};
+use super::memory::{MemoryRefusal, MemoryStatus};
 use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 23] = [
+const CODES: [ErrorCode; 25] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -27,6 +28,8 @@ const CODES: [ErrorCode; 23] = [
     ErrorCode::NoSuchDisk,
     ErrorCode::DiskRefused,
     ErrorCode::DiskFailed,
+    ErrorCode::NoHotplug,
+    ErrorCode::BadSize,
     ErrorCode::Exhausted,
     ErrorCode::NoBus,
     ErrorCode::NoSlot,
@@ -77,6 +80,9 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                     DiskChange::Resize(_) => DiskOutcome::Size(serde_json::from_value(value).unwrap()),
                     DiskChange::Limits(_) => DiskOutcome::Limits(serde_json::from_value(value).unwrap()),
                 })),
+                Operation::Memory { .. } => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<MemoryStatus>(value).unwrap()))
+                }
                 Operation::Pause { .. } | Operation::Resume => {
                     let state = serde_json::from_value(value["state"].clone()).unwrap();
                     wire::line(&Answer::Ok(Outcome::Reached { state }))
@@ -122,6 +128,7 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
         })
         .into(),
         OperationError::Device(not_ejected).into(),
+        OperationError::Memory(MemoryRefusal::None).into(),
     ];
     for error in errors {
         let line = wire::line(&Answer::<()>::Error(error));

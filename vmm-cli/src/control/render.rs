@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::devices::{self, Added};
 use super::disks::{DiskChange, DiskLimits, DiskRequest, DiskSize};
+use super::memory::MemoryStatus;
 use super::operations::{DirtyRate, Operation, State, Status};
+use crate::memory::host::Bytes;
 
 /// What `operation` has come to, as whole lines.
 pub(super) fn text(operation: &Operation, value: &Value) -> String {
@@ -19,6 +21,8 @@ pub(super) fn text(operation: &Operation, value: &Value) -> String {
         Operation::DirtyRate { .. } => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |rate| dirty_rate(&rate)),
         Operation::Disk(request) => disk(request, value),
+        Operation::Memory { .. } => MemoryStatus::deserialize(value)
+            .map_or_else(|_| format!("{value}\n"), |memory| self::memory(&memory)),
         Operation::Devices => Vec::deserialize(&value["devices"])
             .map_or_else(|_| format!("{value}\n"), |devices| devices::table(&devices)),
         Operation::DeviceAdd { .. } => {
@@ -54,6 +58,11 @@ fn limits(DiskLimits { bandwidth, operations, .. }: &DiskLimits) -> String {
     let rows = [("bandwidth", bandwidth), ("operations", operations)];
     let text = |limit: &Option<String>| limit.as_deref().map_or("unlimited".to_owned(), printable);
     rows.iter().map(|(name, limit)| format!("{name:<10} {}\n", text(limit))).collect()
+}
+
+fn memory(MemoryStatus { plugged, requested, size, block }: &MemoryStatus) -> String {
+    let rows = [("plugged", plugged), ("requested", requested), ("size", size), ("block", block)];
+    rows.iter().map(|(name, bytes)| format!("{name:<9} {}\n", Bytes(**bytes))).collect()
 }
 
 fn added(Added { device, notified }: &Added) -> String {
@@ -137,6 +146,13 @@ mod tests {
         let limits = request(DiskChange::Limits(NewLimits::default()));
         let value = json!({ "disk": "disk0", "bandwidth": "1024/1s", "operations": null });
         assert_eq!(text(&limits, &value), "bandwidth  1024/1s\noperations unlimited\n");
+    }
+
+    #[test]
+    fn memory_is_told_in_the_largest_units() {
+        let value = json!({ "plugged": 0, "requested": 3_u64 << 29, "size": 4_u64 << 30, "block": 2 << 20 });
+        let expected = "plugged   0 bytes\nrequested 1536 MiB\nsize      4 GiB\nblock     2 MiB\n";
+        assert_eq!(text(&Operation::Memory { requested: None }, &value), expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use vmm_vcpu::Counters;
 
 use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimit, NewLimits, NewSize};
+use super::memory::{MemoryRefusal, MemoryStatus};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
 use crate::config::{DiskConfig, DiskId, Rate};
 use crate::stats::{MachineCounters, Report};
@@ -93,6 +94,13 @@ impl Controlled for FakeMachine {
     fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError> {
         let ms = u64::try_from(time.as_millis()).map_err(|_| OperationError::NotTracked)?;
         Ok(DirtyRate { pages: 3, ms })
+    }
+
+    fn memory(&self, requested: Option<u64>) -> Result<MemoryStatus, MemoryRefusal> {
+        match requested.unwrap_or(0) {
+            requested @ 0..=8192 => Ok(MemoryStatus { plugged: 0, requested, size: 8192, block: 4096 }),
+            bytes => Err(MemoryRefusal::BadSize(format!("{bytes} bytes are too many"))),
+        }
     }
 
     fn disks(&self) -> &dyn ControlledDisks {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::Removal;
 use super::disks::{self, DiskChange, DiskRefusal};
+use super::memory::{self, MemoryRefusal};
 use super::operations::{Operation, OperationError, Outcome};
 use crate::config::{DiskConfig, DiskId, StatsFormat, choice, duration};
 
@@ -39,13 +40,14 @@ pub(super) enum Verb {
     DirtyRate,
     DiskResize,
     DiskLimits,
+    Memory,
     Devices,
     DeviceAdd,
     DeviceRemove,
 }
 
 /// The verbs as they are written.
-pub(super) const VERBS: [(&str, Verb); 13] = [
+pub(super) const VERBS: [(&str, Verb); 14] = [
     ("status", Verb::Status),
     ("pause", Verb::Pause),
     ("resume", Verb::Resume),
@@ -56,6 +58,7 @@ pub(super) const VERBS: [(&str, Verb); 13] = [
     ("dirty-rate", Verb::DirtyRate),
     ("disk-resize", Verb::DiskResize),
     ("disk-limits", Verb::DiskLimits),
+    ("memory", Verb::Memory),
     ("devices", Verb::Devices),
     ("device-add", Verb::DeviceAdd),
     ("device-remove", Verb::DeviceRemove),
@@ -238,6 +241,9 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         Verb::Reset => bare(Operation::Reset),
         Verb::Quit => bare(Operation::Quit),
         Verb::DirtyRate => from_text::<DirtyRate>(text).map(|rate| Operation::DirtyRate { time: rate.time }),
+        Verb::Memory => {
+            from_text::<memory::Memory>(text).map(|memory| Operation::Memory { requested: memory.requested })
+        }
         Verb::Devices => bare(Operation::Devices),
         Verb::DeviceAdd => {
             from_text::<DeviceAdd>(text).map(|add| Operation::DeviceAdd { disk: Box::new(add.disk) })
@@ -289,6 +295,8 @@ pub fn request(operation: &Operation) -> String {
         format: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         time: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        requested: Option<String>,
         #[serde(flatten)]
         change: disks::Fields,
     }
@@ -317,6 +325,10 @@ pub fn request(operation: &Operation) -> String {
                 DiskChange::Resize(_) => Verb::DiskResize,
                 DiskChange::Limits(_) => Verb::DiskLimits,
             }
+        }
+        Operation::Memory { requested: bytes } => {
+            request.requested = bytes.map(|bytes| bytes.to_string());
+            Verb::Memory
         }
         Operation::Devices => Verb::Devices,
         Operation::DeviceAdd { disk } => {
@@ -386,6 +398,10 @@ pub enum ErrorCode {
     DiskRefused,
     /// [`DiskRefusal::Failed`].
     DiskFailed,
+    /// [`MemoryRefusal::None`].
+    NoHotplug,
+    /// [`MemoryRefusal::BadSize`].
+    BadSize,
     /// The host has no thread for it, or not what a device takes.
     Exhausted,
     /// There is no PCI bus.
@@ -442,6 +458,8 @@ impl From<OperationError> for ErrorBody {
             OperationError::Disk(DiskRefusal::Busy(_)) => (ErrorCode::Busy, None),
             OperationError::Disk(DiskRefusal::Refused(_)) => (ErrorCode::DiskRefused, None),
             OperationError::Disk(DiskRefusal::Failed(_)) => (ErrorCode::DiskFailed, None),
+            OperationError::Memory(MemoryRefusal::None) => (ErrorCode::NoHotplug, None),
+            OperationError::Memory(MemoryRefusal::BadSize(_)) => (ErrorCode::BadSize, None),
             OperationError::Device(error) => (error.code(), None),
         };
         Self { vcpu, ..Self::new(code, error.to_string()) }
@@ -482,6 +500,7 @@ mod tests {
             (0_u64..=60_000).prop_map(|ms| Operation::Pause { limit: Duration::from_millis(ms) }),
             (0_u64..=60_000).prop_map(|ms| Operation::DirtyRate { time: Duration::from_millis(ms) }),
             every_disk_request().prop_map(Operation::Disk),
+            any::<Option<u64>>().prop_map(|requested| Operation::Memory { requested }),
             ("[a-zA-Z0-9_-]{1,20}", 0_u64..=60_000, any::<bool>()).prop_map(|(id, ms, force)| {
                 let id = id.parse().unwrap();
                 Operation::DeviceRemove(Removal { id, limit: Duration::from_millis(ms), force })
@@ -563,6 +582,8 @@ mod tests {
             ),
             (r#"{"verb":"disk-resize","disk":"a","bandwidth":"1/1s"}"#, 44, "unknown field `bandwidth`"),
             (r#"{"verb":"disk-limits","disk":"a","operations":"1"}"#, 50, "1 is not a number and a duration"),
+            (r#"{"verb":"memory","size":"1G"}"#, 23, "unknown field `size`, expected `verb` or `requested`"),
+            (r#"{"verb":"memory","requested":"much"}"#, 36, "much is not a size such as"),
             (r#"{"verb":"device-remove"}"#, 24, "missing field `id`"),
             (r#"{"verb":"device-remove","id":"a/b"}"#, 35, "a/b is not 1 to 20 of the characters"),
             (

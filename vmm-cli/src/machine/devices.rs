@@ -13,11 +13,13 @@ use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPor
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::console::Console as VirtioConsole;
+use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::VirtioMmio;
 use vmm_devices::virtio::vsock::Vsock;
 use vmm_devices::{BusDevice, Pvpanic};
+use vmm_memory::AddressSpace;
 
 use super::exits::Exits;
 use super::layout::{
@@ -31,6 +33,7 @@ use super::virtio::VirtioDevices;
 use crate::config::{DiskId, VmConfig, disk_id};
 use crate::console::Console;
 use crate::disks::{Disk, Disks};
+use crate::memory::hotplug::Hotplug;
 use crate::nets::Nic;
 use crate::outcome::Failure;
 use crate::vsock::{Socket, SocketDevice};
@@ -42,11 +45,12 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
-/// What network devices, the entropy device, the virtio console and the socket device are to a driver.
+/// What network devices, the entropy device, the virtio console, the socket device and the memory device are to a driver.
 const NET: &str = "virtio-net";
 const RNG: &str = "virtio-rng";
 const CONSOLE: &str = "virtio-console";
 const VSOCK: &str = "virtio-vsock";
+const MEM: &str = "virtio-mem";
 
 /// Buses and interrupt lines while they are filled.
 pub(super) struct Devices {
@@ -166,6 +170,18 @@ impl Devices {
         let address = self.place_virtio(virtio, (VSOCK, by), device)?;
         self.plugged.push(Device::new(disk_id::VSOCK.to_owned(), VSOCK, address, None));
         Ok(own)
+    }
+
+    /// Adds the memory device, which plugs what `hotplug` says in `space`.
+    pub(super) fn add_mem(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        hotplug: &Hotplug,
+        space: &Arc<AddressSpace>,
+    ) -> Result<Arc<Mem>, Failure> {
+        let device = Arc::new(hotplug.device(space, &virtio.events)?);
+        self.add_virtio(virtio, (disk_id::MEMORY, MEM), Arc::clone(&device) as _, None)?;
+        Ok(device)
     }
 
     /// Adds a disk.

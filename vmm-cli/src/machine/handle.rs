@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmm_core::{VmEvent, VmEvents};
+use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::vsock::Vsock;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
@@ -16,6 +17,7 @@ use super::plugged::Plugged;
 use crate::config::DiskId;
 use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
+use crate::control::memory::{MemoryRefusal, MemoryStatus};
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, NetReport, Report};
 
@@ -30,6 +32,8 @@ pub(super) struct Handle {
     pub(super) nets: Vec<(DiskId, Arc<Net>)>,
     /// The socket device, if there is one.
     pub(super) vsock: Option<Arc<Vsock>>,
+    /// The memory device, if there is one.
+    pub(super) mem: Option<Arc<Mem>>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
@@ -114,6 +118,20 @@ impl Controlled for Handle {
         &*self.plugged
     }
 
+    fn memory(&self, requested: Option<u64>) -> Result<MemoryStatus, MemoryRefusal> {
+        let mem = self.mem.as_ref().ok_or(MemoryRefusal::None)?;
+        if let Some(bytes) = requested {
+            mem.request(bytes).map_err(|error| MemoryRefusal::BadSize(error.to_string()))?;
+        }
+        let counts = mem.counts();
+        Ok(MemoryStatus {
+            plugged: counts.plugged_bytes,
+            requested: counts.requested_bytes,
+            size: counts.region_bytes,
+            block: counts.block_bytes,
+        })
+    }
+
     fn report(&self) -> Report {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
@@ -121,6 +139,7 @@ impl Controlled for Handle {
         let net = |(id, net): &(DiskId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
         let nets = self.nets.iter().map(net).collect();
         let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
-        report.with_disks(self.plugged.counts()).with_nets(nets).with_vsock(vsock)
+        let mem = self.mem.as_ref().map(|mem| mem.counts());
+        report.with_disks(self.plugged.counts()).with_nets(nets).with_vsock(vsock).with_memory(mem)
     }
 }

@@ -67,6 +67,17 @@ pub(crate) fn ram(size: u64) -> Vec<RamRange> {
     ranges.into_iter().filter(|range| range.size != 0).collect()
 }
 
+/// Where what a guest can plug begins is a multiple of the largest block. Linux aligns what it plugs at once by itself, to less than
+/// that in machines of less than 64 GiB.
+const PLUGGED_ALIGNMENT: u64 = 1 << 30;
+
+/// The place of `size` bytes that a guest with `ram` bytes of RAM can plug: above 4 GiB and all of the RAM. No other device has addresses
+/// there.
+pub(crate) fn plugged(ram: u64, size: u64) -> RamRange {
+    let end = self::ram(ram).last().map_or(0, |range| range.start + range.size);
+    RamRange { start: end.max(HOLE_END).next_multiple_of(PLUGGED_ALIGNMENT), size }
+}
+
 /// The memory map that the guest is told.
 pub(crate) fn e820(size: u64) -> Vec<E820Entry> {
     let entry = |start, end: u64, kind| E820Entry { start, size: end.saturating_sub(start), kind };

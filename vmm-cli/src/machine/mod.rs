@@ -26,6 +26,7 @@ use vmm_core::seam::{DirtyLog, DoorbellFds};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_devices::virtio::console::Console as VirtioConsole;
+use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::vhost::VhostMemory;
 use vmm_memory::{AddressSpace, DirtyTracker, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
@@ -37,6 +38,7 @@ use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
 use crate::console::{Consoles, GuestPort};
 use crate::control::operations::Controlled;
 use crate::disks::Disks;
+use crate::memory::hotplug::{self, Hotplug};
 use crate::memory::{Ram, dirty_mechanism};
 use crate::nets::Nic;
 use crate::outcome::Failure;
@@ -59,6 +61,8 @@ pub struct Machine {
     /// The same of its virtio console, if there is one.
     virtio_console: Option<Arc<VirtioConsole>>,
     _pci: Option<Pci>,
+    /// The device with the memory that is plugged, after those that may have requests in flight there.
+    _mem: Option<Arc<Mem>>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
 }
@@ -70,6 +74,7 @@ pub struct Resources<'a> {
     pub(crate) disks: &'a Arc<Disks>,
     pub(crate) nets: &'a [Nic],
     pub(crate) vsock: Option<&'a Socket>,
+    pub(crate) hotplug: Option<&'a Hotplug>,
 }
 
 impl Machine {
@@ -85,7 +90,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets, vsock } = resources;
+        let Resources { processors, ram, disks, nets, vsock, hotplug } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -131,6 +136,7 @@ impl Machine {
             devices.add_entropy(&mut virtio)?;
         }
         let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?.flatten();
+        let mem = hotplug.map(|hotplug| devices.add_mem(&mut virtio, hotplug, &memory)).transpose()?;
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),
@@ -165,11 +171,12 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let (events, dirty) = (events.clone(), dirty.into());
-        let handle = Handle { vcpus, kernel_stats, power_button, plugged, nets, vsock, exits, events, dirty };
+        let (events, dirty, mem_last) = (events.clone(), dirty.into(), mem.clone());
+        let handle =
+            Handle { vcpus, kernel_stats, power_button, plugged, nets, vsock, mem, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
-        Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })
+        Ok(Self { handle, serial, virtio_console, _pci: pci, _mem: mem_last, _lines: lines, _memory: memory })
     }
 
     /// Lets every vCPU enter the guest.
@@ -216,6 +223,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        // A change of memory may have the machine in hand, to have it stand still.
+        self.handle.mem.iter().for_each(|mem| mem.end());
         match Arc::get_mut(&mut self.handle) {
             Some(handle) => handle.vcpus.stop(),
             // Whoever has it still joins them.
@@ -271,6 +280,7 @@ fn cpuid(kvm: &Kvm, config: &VmConfig) -> Result<CpuidTemplate, Failure> {
         );
         return Err(Failure::host_cannot(error));
     }
+    hotplug::check_addresses(config, bits)?;
     Ok(template)
 }
 

@@ -80,9 +80,16 @@ impl Locked {
     }
 }
 
-/// Whether the host can give what `config` asks for.
-pub(super) fn check(files: &Files, locked: Locked, config: &MemoryConfig) -> Result<(), TooLittle> {
-    let needed = config.size.bytes();
+/// Whether the host can give what `config` asks for, with room for `pluggable` bytes more: huge pages and the limit of what may be locked
+/// are for all of that from the beginning.
+pub(super) fn check(
+    files: &Files,
+    locked: Locked,
+    config: &MemoryConfig,
+    pluggable: u64,
+) -> Result<(), TooLittle> {
+    let ram = config.size.bytes();
+    let needed = ram.saturating_add(pluggable);
     match config.huge_pages {
         HugePages::None | HugePages::Transparent => {}
         // The file system of such a file has its own share of the pool.
@@ -97,7 +104,7 @@ pub(super) fn check(files: &Files, locked: Locked, config: &MemoryConfig) -> Res
         let locked = Bytes(locked.locked);
         return Err(TooLittle::Lock { needed: Bytes(needed), limit: Bytes(limit), locked });
     }
-    if config.prefault { check_available(files, needed) } else { Ok(()) }
+    if config.prefault { check_available(files, ram) } else { Ok(()) }
 }
 
 fn check_available(files: &Files, needed: u64) -> Result<(), TooLittle> {
@@ -240,15 +247,15 @@ mod tests {
     #[test]
     fn nothing_is_asked_of_the_host_by_default() {
         let config = MemoryConfig { size: MemorySize::MAX, ..MemoryConfig::default() };
-        assert_eq!(check(&Fixture::new(&[]).files, Locked { limit: Some(0), locked: 0 }, &config), Ok(()));
+        assert_eq!(check(&Fixture::new(&[]).files, Locked { limit: Some(0), locked: 0 }, &config, 0), Ok(()));
     }
 
     #[test]
     fn prefault_beyond_what_is_available_is_refused_with_both_numbers() {
         let fixture = Fixture::new(&[("/proc/meminfo", "MemAvailable: 1048576 kB")]);
         let prefault = |size| MemoryConfig { prefault: true, ..config(size) };
-        assert_eq!(check(&fixture.files, UNLIMITED, &prefault("1G")), Ok(()));
-        let error = check(&fixture.files, UNLIMITED, &prefault("1025M")).unwrap_err();
+        assert_eq!(check(&fixture.files, UNLIMITED, &prefault("1G"), 0), Ok(()));
+        let error = check(&fixture.files, UNLIMITED, &prefault("1025M"), 0).unwrap_err();
         assert_eq!(error, TooLittle::Available { needed: Bytes(1025 << 20), available: Bytes(GIB) });
         assert!(
             error.to_string().contains("needs 1025 MiB at once, and this host has 1 GiB available"),
@@ -269,7 +276,7 @@ mod tests {
             ("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 134217728\nactive_file 134217728"),
         ]);
         let prefault =
-            |size| check(&fixture.files, UNLIMITED, &MemoryConfig { prefault: true, ..config(size) });
+            |size| check(&fixture.files, UNLIMITED, &MemoryConfig { prefault: true, ..config(size) }, 0);
         assert_eq!(prefault("512M"), Ok(()));
         let path = "/sys/fs/cgroup/a/memory.max".to_owned();
         let error = TooLittle::Cgroup { needed: Bytes(513 << 20), room: Bytes(GIB / 2), path };
@@ -288,27 +295,31 @@ mod tests {
         ]);
         let huge = |size, huge_pages| MemoryConfig { huge_pages, prefault: true, lock: true, ..config(size) };
         let limit = Locked { limit: Some(0), locked: 0 };
-        assert_eq!(check(&fixture.files, limit, &huge("824M", HugePages::Size2M)), Ok(()));
-        let error = check(&fixture.files, limit, &huge("1G", HugePages::Size2M)).unwrap_err().to_string();
+        assert_eq!(check(&fixture.files, limit, &huge("824M", HugePages::Size2M), 0), Ok(()));
+        // What can be plugged is set aside with the RAM.
+        assert!(check(&fixture.files, limit, &huge("824M", HugePages::Size2M), 2 << 20).is_err());
+        let error = check(&fixture.files, limit, &huge("824M", HugePages::Size2M), 200 << 20);
+        let error = error.unwrap_err().to_string();
         for words in
             ["needs 512 huge pages of 2 MiB", "of the 600 ", " 412 can be had", "`echo 700 | sudo tee "]
         {
             assert!(error.contains(words), "{error}");
         }
-        let error = check(&fixture.files, limit, &huge("1G", HugePages::Size1G)).unwrap_err().to_string();
+        let error = check(&fixture.files, limit, &huge("1G", HugePages::Size1G), 0).unwrap_err().to_string();
         assert!(error.contains("has no huge pages of 1 GiB"), "{error}");
         let backing = MemoryBacking::SharedFile("/huge/ram".into());
         let of_file = MemoryConfig { backing, ..huge("1G", HugePages::Size1G) };
-        assert_eq!(check(&fixture.files, limit, &of_file), Ok(()));
+        assert_eq!(check(&fixture.files, limit, &of_file, 0), Ok(()));
     }
 
     #[test]
     fn more_than_may_be_locked_is_refused_with_the_numbers() {
         let files = Fixture::new(&[]).files;
         let lock = MemoryConfig { lock: true, ..config("8M") };
-        assert_eq!(check(&files, Locked { limit: Some(8 << 20), locked: 0 }, &lock), Ok(()));
-        assert_eq!(check(&files, UNLIMITED, &lock), Ok(()));
-        let error = check(&files, Locked { limit: Some(8 << 20), locked: 4096 }, &lock).unwrap_err();
+        assert_eq!(check(&files, Locked { limit: Some(8 << 20), locked: 0 }, &lock, 0), Ok(()));
+        assert!(check(&files, Locked { limit: Some(8 << 20), locked: 0 }, &lock, 4096).is_err());
+        assert_eq!(check(&files, UNLIMITED, &lock, 1 << 40), Ok(()));
+        let error = check(&files, Locked { limit: Some(8 << 20), locked: 4096 }, &lock, 0).unwrap_err();
         let (needed, locked) = (Bytes(8 << 20), Bytes(4096));
         assert_eq!(error, TooLittle::Lock { needed, limit: needed, locked });
         assert!(error.to_string().contains("may lock 8 MiB (RLIMIT_MEMLOCK), of which 4 KiB are"), "{error}");

@@ -1,6 +1,7 @@
 //! What the guest's RAM is on this host: asked for in `[memory]`, checked, and reserved.
 
 pub(crate) mod host;
+pub(crate) mod hotplug;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -22,15 +23,15 @@ pub(crate) const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/enable
 /// Host memory for one life of a machine, each part with its guest-physical address.
 pub(crate) type Ram = Vec<(u64, HostMemory)>;
 
-/// Checks what `config` asks of the host, before anything is built.
+/// Checks what `config` asks of the host, before anything is built; `pluggable` bytes can be plugged besides.
 ///
 /// # Errors
 /// What this host does not have or allow, with the numbers and what to do.
-pub(crate) fn check(config: &MemoryConfig) -> Result<(), Failure> {
+pub(crate) fn check(config: &MemoryConfig, pluggable: u64) -> Result<(), Failure> {
     let files = Files::below("/");
     // Looked at only if it matters: every start pays for it.
     let locked = if config.lock { Locked::look(&files) } else { Locked::default() };
-    host::check(&files, locked, config).map_err(Failure::host_cannot)?;
+    host::check(&files, locked, config, pluggable).map_err(Failure::host_cannot)?;
     let is_off = || files.read(TRANSPARENT).is_ok_and(|mode| mode.contains("[never]"));
     if config.huge_pages == HugePages::Transparent && is_off() {
         tracing::warn!(
@@ -91,8 +92,12 @@ pub(crate) fn dirty_mechanism(kvm: &Kvm, config: &MemoryConfig) -> Result<DirtyM
 }
 
 fn failure(error: BackingError) -> Failure {
+    failure_of(error, "the guest's memory (section [memory])")
+}
+
+fn failure_of(error: BackingError, what: &'static str) -> Failure {
     let is_about_file = error.is_about_file();
-    let error = anyhow::Error::new(error).context("the guest's memory (section [memory])");
+    let error = anyhow::Error::new(error).context(what);
     if is_about_file { Failure::bad_input(error) } else { Failure::host_cannot(error) }
 }
 

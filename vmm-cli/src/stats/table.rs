@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
 use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
+use vmm_devices::virtio::mem::MemCounts;
 use vmm_devices::virtio::net::NetCounts;
 use vmm_devices::virtio::vsock::VsockCounts;
 use vmm_vcpu::Counters;
@@ -47,6 +48,19 @@ const VSOCK_COUNTERS: [Counter<VsockCounts>; 12] = [
     ("packets_to_host", |counts| counts.packets_to_host),
     ("bytes_to_guest", |counts| counts.bytes_to_guest),
     ("bytes_to_host", |counts| counts.bytes_to_host),
+];
+
+const MEMORY_COUNTERS: [Counter<MemCounts>; 10] = [
+    ("block_bytes", |counts| counts.block_bytes),
+    ("region_bytes", |counts| counts.region_bytes),
+    ("requested_bytes", |counts| counts.requested_bytes),
+    ("plugged_bytes", |counts| counts.plugged_bytes),
+    ("plugs", |counts| counts.plugs),
+    ("unplugs", |counts| counts.unplugs),
+    ("states", |counts| counts.states),
+    ("beyond_requested", |counts| counts.beyond_requested),
+    ("busy", |counts| counts.busy),
+    ("broken", |counts| counts.broken),
 ];
 
 const MACHINE_COUNTERS: [Counter<MachineCounters>; 2] = [
@@ -142,6 +156,9 @@ pub(super) fn text(report: &Report) -> String {
     if let Some(vsock) = &report.vsock {
         append(&vsock_by_monitor(&vsock.monitor));
     }
+    if let Some(memory) = &report.memory {
+        append(&memory_by_monitor(&memory.monitor));
+    }
     append(&machine_by_monitor(&report.machine.monitor));
     match &report.machine.kernel {
         Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
@@ -200,6 +217,14 @@ fn nets_by_monitor(nets: &[NetReport]) -> Section {
 fn vsock_by_monitor(counts: &VsockCounts) -> Section {
     let mut section = Section::new("sockets, counted by vmm-cli", vec![String::new()]);
     for (name, value) in VSOCK_COUNTERS {
+        section.add(name.into(), String::new(), vec![value(counts)]);
+    }
+    section
+}
+
+fn memory_by_monitor(counts: &MemCounts) -> Section {
+    let mut section = Section::new("plugged memory, counted by vmm-cli", vec![String::new()]);
+    for (name, value) in MEMORY_COUNTERS {
         section.add(name.into(), String::new(), vec![value(counts)]);
     }
     section
@@ -491,7 +516,7 @@ machine, counted by KVM
         let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
-        let report = report.with_vsock(Some(VsockCounts::default()));
+        let report = report.with_vsock(Some(VsockCounts::default())).with_memory(Some(MemCounts::default()));
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
@@ -502,6 +527,8 @@ machine, counted by KVM
         assert_eq!(keys(&json["machine"]["monitor"]), names.into());
         let names = VSOCK_COUNTERS.map(|(name, _)| name.to_owned());
         assert_eq!(keys(&json["vsock"]["monitor"]), names.into());
+        let names = MEMORY_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["memory"]["monitor"]), names.into());
         let latencies = DISK_LATENCIES.map(|(name, _)| name.to_owned());
         let names = DISK_COUNTERS.map(|(name, _)| name.to_owned()).into_iter().chain(latencies);
         assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());

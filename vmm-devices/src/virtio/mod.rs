@@ -14,6 +14,7 @@ pub mod console;
 mod device;
 mod ending;
 pub mod features;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;

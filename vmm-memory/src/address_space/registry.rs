@@ -32,6 +32,8 @@ pub(super) enum Phase {
     Leaving,
     /// A transaction is about to put it in.
     Coming,
+    /// The same, and in the table already: it is a part of what has left, at the same address and with the same memory.
+    Remaining,
     /// Not in the table, but the guest sees it, or an observer: it could not be taken back.
     Stuck,
 }
@@ -78,7 +80,9 @@ impl Registry {
 
     /// The table: what is in it, by address.
     pub(super) fn table(&self) -> GuestMemory {
-        let shown = self.entries.iter().filter(|entry| matches!(entry.phase, Phase::Live | Phase::Claimed));
+        let is_shown =
+            |entry: &&Entry| matches!(entry.phase, Phase::Live | Phase::Claimed | Phase::Remaining);
+        let shown = self.entries.iter().filter(is_shown);
         let mut regions: Vec<_> = shown.map(|entry| Arc::clone(&entry.region)).collect();
         regions.sort_unstable_by_key(|region| region.range());
         // Refused only if it is empty: it is sorted, and no two overlap.
@@ -154,11 +158,24 @@ impl Registry {
         std::mem::take(&mut self.stale)
     }
 
-    /// Takes what departs out of the table.
+    /// Takes what departs out of the table, but for what comes again where it was: who reads the table finds that all the time.
+    /// What becomes a part of something larger stays as it is; of what is divided, the parts that come are there from now on.
     pub(super) fn take_out(&mut self, plan: &Plan) {
-        for departure in &plan.departures {
-            if let Some(entry) = self.entry(departure.slot.region()) {
+        let arrivals: Vec<_> = plan.arrivals.iter().map(|arrival| arrival.slot.region()).collect();
+        let mut gone = Vec::new();
+        for departure in plan.departures.iter().map(|departure| departure.slot.region()) {
+            if arrivals.iter().any(|arrival| departure.is_part_of(arrival)) {
+                continue;
+            }
+            gone.push(departure);
+            if let Some(entry) = self.entry(departure) {
                 entry.phase = Phase::Leaving;
+            }
+        }
+        for arrival in arrivals.into_iter().filter(|arrival| gone.iter().any(|gone| arrival.is_part_of(gone)))
+        {
+            if let Some(entry) = self.entry(arrival) {
+                entry.phase = Phase::Remaining;
             }
         }
     }

@@ -125,6 +125,60 @@ fn what_stays_beside_what_is_unplugged_keeps_its_contents_and_what_comes_again_i
     assert_eq!([0, 1, 2, 3].map(read), [Some(1), Some(0), Some(3), Some(4)]);
 }
 
+/// Reads a block whenever it is told of a change, in the middle of which it is then.
+struct Reader {
+    space: std::sync::Weak<AddressSpace>,
+    found: std::sync::Mutex<Vec<Option<u64>>>,
+}
+
+impl Reader {
+    fn read(&self) {
+        let space = self.space.upgrade().unwrap();
+        let found = space.memory().read_obj(GuestAddress(START + 3 * BLOCK)).ok();
+        self.found.lock().unwrap().push(found);
+    }
+}
+
+impl crate::MemoryObserver for Reader {
+    fn name(&self) -> &str {
+        "reader"
+    }
+
+    fn map(&self, _: &crate::RamRegion) -> Result<(), crate::ObserverError> {
+        self.read();
+        Ok(())
+    }
+
+    fn unmap(&self, _: &crate::RamRegion) -> Result<(), crate::ObserverError> {
+        self.read();
+        Ok(())
+    }
+}
+
+/// A device may have a request there at any time, and the machine's standstill is not its own.
+#[test]
+fn who_reads_the_table_in_the_middle_of_a_change_finds_what_stays() {
+    let world = world(&Backing::default());
+    world.plug(0..4);
+    world.write(START + 3 * BLOCK, 7);
+    let found = std::sync::Mutex::default();
+    let reader = Arc::new(Reader { space: Arc::downgrade(&world.space), found });
+    world.space.add_observer(reader.clone()).unwrap();
+    reader.found.lock().unwrap().clear();
+    // Divided, and put together again; what fails on the way is as it was.
+    world.unplug(1..2);
+    world.plug(1..2);
+    world.vm.fail_call(world.vm.calls().len(), libc::EINVAL);
+    assert!(world.region.unplug(blocks(0..1)).is_err());
+    assert_eq!(world.slots(), [0..4]);
+    let found = std::mem::take(&mut *reader.found.lock().unwrap());
+    assert!(found.len() >= 6 && found.iter().all(|found| *found == Some(7)), "{found:?}");
+    assert_eq!(world.read(START + 3 * BLOCK), Some(7));
+    // What goes is not found while it is unmapped.
+    world.unplug(3..4);
+    assert_eq!(reader.found.lock().unwrap().first(), Some(&None));
+}
+
 #[test]
 fn whole_slots_come_and_go_while_the_guest_runs() {
     let world = world(&Backing::default());
