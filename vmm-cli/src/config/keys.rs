@@ -5,7 +5,7 @@ use std::fmt;
 use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
-use super::{affinity, cpu, disk, duration, memory, net, scheduler, serial, size, stats, vsock};
+use super::{affinity, balloon, cpu, disk, duration, memory, net, scheduler, serial, size, stats, vsock};
 
 /// Longest unknown key, in characters, that is compared with the known ones.
 const LONGEST_COMPARED: usize = 32;
@@ -95,6 +95,7 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     vsock::SECTION,
+    balloon::SECTION,
     Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
         name: "log",
@@ -282,7 +283,8 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, machine, entropy, console, vsock, control, log, stats, disk, net"
+            "the sections are: boot, cpu, memory, machine, entropy, console, vsock, balloon, control, log, \
+             stats, disk, net"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

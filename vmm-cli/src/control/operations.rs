@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmm_core::{VmEvent, VmEvents};
 
+use super::balloon::{BalloonRefusal, BalloonReport, BalloonRequest, ControlledBalloon};
 use super::current::{Current, Lease};
 use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
@@ -61,6 +62,8 @@ pub enum Operation {
     },
     /// The machine has a device no more.
     DeviceRemove(Removal),
+    /// Something is asked of the balloon.
+    Balloon(BalloonRequest),
 }
 
 impl Operation {
@@ -72,7 +75,7 @@ impl Operation {
             Self::DeviceAdd { .. } | Self::DeviceRemove(_) => true,
             Self::Disk(request) => matches!(request.change, DiskChange::Resize(_)),
             Self::Status | Self::Resume | Self::PowerButton | Self::Devices => false,
-            Self::Reset | Self::Quit | Self::Stats { .. } => false,
+            Self::Reset | Self::Quit | Self::Stats { .. } | Self::Balloon(_) => false,
         }
     }
 }
@@ -138,6 +141,8 @@ pub enum Outcome {
     },
     /// Of [`Operation::DeviceAdd`].
     Added(Added),
+    /// Of [`Operation::Balloon`].
+    Balloon(BalloonReport),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -191,6 +196,9 @@ pub enum OperationError {
     /// A device has not been added or removed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The balloon is as it was.
+    #[error(transparent)]
+    Balloon(#[from] BalloonRefusal),
 }
 
 /// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate), another size of one of
@@ -218,6 +226,8 @@ pub trait Controlled: Send + Sync {
     /// # Errors
     /// [`OperationError`], [`OperationError::Stopping`] soon after the machine's end.
     fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError>;
+    /// Its balloon.
+    fn balloon(&self) -> &dyn ControlledBalloon;
     /// Its disks.
     fn disks(&self) -> &dyn ControlledDisks;
 }
@@ -274,6 +284,7 @@ impl Operations {
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
+            Operation::Balloon(request) => request.execute(self.machine()?.balloon()).map(Outcome::Balloon),
             Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
             Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
             Operation::DeviceRemove(removal) => {

@@ -12,6 +12,7 @@ use vmm_devices::legacy::{
 use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam, PciAddress};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::balloon::{Balloon, BalloonSettings};
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::rng::Rng;
@@ -28,6 +29,7 @@ use super::pci::Pci;
 use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
+use crate::balloon;
 use crate::config::{DiskId, VmConfig, disk_id};
 use crate::console::Console;
 use crate::disks::{Disk, Disks};
@@ -42,11 +44,12 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
-/// What network devices, the entropy device, the virtio console and the socket device are to a driver.
+/// What network devices, the entropy device, the virtio console, the socket device and the balloon are to a driver.
 const NET: &str = "virtio-net";
 const RNG: &str = "virtio-rng";
 const CONSOLE: &str = "virtio-console";
 const VSOCK: &str = "virtio-vsock";
+const BALLOON: &str = "virtio-balloon";
 
 /// Buses and interrupt lines while they are filled.
 pub(super) struct Devices {
@@ -160,6 +163,18 @@ impl Devices {
     ) -> Result<Arc<Vsock>, Failure> {
         let device = Arc::new(socket.device(&virtio.events)?);
         self.add_virtio(virtio, (disk_id::VSOCK, VSOCK), Arc::clone(&device) as _, None)?;
+        Ok(device)
+    }
+
+    /// Adds the balloon, which is to be as `settings` say.
+    pub(super) fn add_balloon(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        config: &VmConfig,
+        settings: &Arc<BalloonSettings>,
+    ) -> Result<Arc<Balloon>, Failure> {
+        let device = Arc::new(balloon::device(config, settings, &virtio.memory, &virtio.events)?);
+        self.add_virtio(virtio, (disk_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 

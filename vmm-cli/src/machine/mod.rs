@@ -25,6 +25,7 @@ use vmm_core::irq::IrqLine;
 use vmm_core::seam::{DirtyLog, DoorbellFds};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
+use vmm_devices::virtio::balloon::BalloonSettings;
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_memory::{AddressSpace, DirtyTracker, MemoryReader};
 use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
@@ -69,6 +70,8 @@ pub struct Resources<'a> {
     pub(crate) disks: &'a Arc<Disks>,
     pub(crate) nets: &'a [Nic],
     pub(crate) vsock: Option<&'a Socket>,
+    /// What the host sets of the balloon, if there is one.
+    pub(crate) balloon: Option<&'a Arc<BalloonSettings>>,
 }
 
 impl Machine {
@@ -84,7 +87,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets, vsock } = resources;
+        let Resources { processors, ram, disks, nets, vsock, balloon } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -128,6 +131,7 @@ impl Machine {
             devices.add_entropy(&mut virtio)?;
         }
         let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
+        let balloon = balloon.map(|settings| devices.add_balloon(&mut virtio, config, settings)).transpose()?;
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),
@@ -163,8 +167,18 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty) = (events.clone(), dirty.into());
-        let handle = Handle { vcpus, kernel_stats, power_button, plugged, nets, vsock, exits, events, dirty };
-        let handle = Arc::new(handle);
+        let handle = Arc::new(Handle {
+            vcpus,
+            kernel_stats,
+            power_button,
+            plugged,
+            nets,
+            vsock,
+            balloon,
+            exits,
+            events,
+            dirty,
+        });
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })
     }

@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
+use vmm_devices::virtio::balloon::BalloonCounts;
 use vmm_devices::virtio::block::BlockCounts;
 use vmm_devices::virtio::net::NetCounts;
 use vmm_devices::virtio::vsock::VsockCounts;
@@ -29,6 +30,8 @@ pub struct Report {
     pub(super) nets: Vec<NetReport>,
     /// Of the socket device; `None`: there is none.
     pub(super) vsock: Option<DeviceCounts<VsockCounts>>,
+    /// Of the balloon; `None`: there is none.
+    pub(super) balloon: Option<DeviceCounts<BalloonCounts>>,
     /// What the kernel's statistics are; `None` if this host's kernel has none.
     kernel: Option<Definitions>,
 }
@@ -154,6 +157,7 @@ impl Report {
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
+            balloon: None,
             kernel: definitions,
         }
     }
@@ -173,6 +177,12 @@ impl Report {
     /// The same report, with what was counted of the socket device.
     pub(crate) fn with_vsock(mut self, counts: Option<VsockCounts>) -> Self {
         self.vsock = counts.map(|monitor| DeviceCounts { monitor });
+        self
+    }
+
+    /// The same report, with what was counted of the balloon.
+    pub(crate) fn with_balloon(mut self, counts: Option<BalloonCounts>) -> Self {
+        self.balloon = counts.map(|monitor| DeviceCounts { monitor });
         self
     }
 
@@ -317,11 +327,12 @@ mod tests {
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
-        let json = json(&report.with_vsock(Some(VsockCounts::default())));
+        let report = report.with_vsock(Some(VsockCounts::default()));
+        let json = json(&report.with_balloon(Some(BalloonCounts::default())));
         let page = include_str!("../../../docs/stats.md");
         let of = |list: &str| &json[list][0]["monitor"];
         let one = |device: &str| &json[device]["monitor"];
-        for counts in [of("vcpus"), of("disks"), of("nets"), one("machine"), one("vsock")] {
+        for counts in [of("vcpus"), of("disks"), of("nets"), one("machine"), one("vsock"), one("balloon")] {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

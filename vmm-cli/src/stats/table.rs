@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
+use vmm_devices::virtio::balloon::BalloonCounts;
 use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
 use vmm_devices::virtio::net::NetCounts;
 use vmm_devices::virtio::vsock::VsockCounts;
@@ -47,6 +48,20 @@ const VSOCK_COUNTERS: [Counter<VsockCounts>; 12] = [
     ("packets_to_host", |counts| counts.packets_to_host),
     ("bytes_to_guest", |counts| counts.bytes_to_guest),
     ("bytes_to_host", |counts| counts.bytes_to_host),
+];
+
+const BALLOON_COUNTERS: [Counter<BalloonCounts>; 11] = [
+    ("inflated_pages", |counts| counts.inflated_pages),
+    ("deflated_pages", |counts| counts.deflated_pages),
+    ("refused_pages", |counts| counts.refused_pages),
+    ("reported_bytes", |counts| counts.reported_bytes),
+    ("hinted_bytes", |counts| counts.hinted_bytes),
+    ("returned_bytes", |counts| counts.returned_bytes),
+    ("kept_bytes", |counts| counts.kept_bytes),
+    ("partial_bytes", |counts| counts.partial_bytes),
+    ("failed_bytes", |counts| counts.failed_bytes),
+    ("statistics", |counts| counts.statistics),
+    ("broken", |counts| counts.broken),
 ];
 
 const MACHINE_COUNTERS: [Counter<MachineCounters>; 2] = [
@@ -142,6 +157,9 @@ pub(super) fn text(report: &Report) -> String {
     if let Some(vsock) = &report.vsock {
         append(&vsock_by_monitor(&vsock.monitor));
     }
+    if let Some(balloon) = &report.balloon {
+        append(&balloon_by_monitor(&balloon.monitor));
+    }
     append(&machine_by_monitor(&report.machine.monitor));
     match &report.machine.kernel {
         Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
@@ -200,6 +218,14 @@ fn nets_by_monitor(nets: &[NetReport]) -> Section {
 fn vsock_by_monitor(counts: &VsockCounts) -> Section {
     let mut section = Section::new("sockets, counted by vmm-cli", vec![String::new()]);
     for (name, value) in VSOCK_COUNTERS {
+        section.add(name.into(), String::new(), vec![value(counts)]);
+    }
+    section
+}
+
+fn balloon_by_monitor(counts: &BalloonCounts) -> Section {
+    let mut section = Section::new("balloon, counted by vmm-cli", vec![String::new()]);
+    for (name, value) in BALLOON_COUNTERS {
         section.add(name.into(), String::new(), vec![value(counts)]);
     }
     section
@@ -492,6 +518,7 @@ machine, counted by KVM
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
         let report = report.with_vsock(Some(VsockCounts::default()));
+        let report = report.with_balloon(Some(BalloonCounts::default()));
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
@@ -502,6 +529,8 @@ machine, counted by KVM
         assert_eq!(keys(&json["machine"]["monitor"]), names.into());
         let names = VSOCK_COUNTERS.map(|(name, _)| name.to_owned());
         assert_eq!(keys(&json["vsock"]["monitor"]), names.into());
+        let names = BALLOON_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["balloon"]["monitor"]), names.into());
         let latencies = DISK_LATENCIES.map(|(name, _)| name.to_owned());
         let names = DISK_COUNTERS.map(|(name, _)| name.to_owned()).into_iter().chain(latencies);
         assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());
