@@ -9,9 +9,9 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, BalloonConfig, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput, VsockConfig,
-    balloon, cpu, duration, parse_bytes, scheduler, value,
+    Affinity, BalloonConfig, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel,
+    MemoryBacking, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
+    VsockConfig, balloon, cpu, duration, parse_bytes, scheduler, value,
 };
 use crate::control::balloon::{Action, BalloonRequest, BalloonSetting};
 use crate::control::devices::Removal;
@@ -586,7 +586,9 @@ mod tests {
         assert_eq!(verb.operation(false), Operation::Balloon(BalloonRequest::Set(setting)));
         let verb = parse(&["s", "balloon-hinting", "start"]).unwrap().verb;
         assert_eq!(verb.operation(false), Operation::Balloon(BalloonRequest::StartHinting));
-        for wrong in [&["s", "balloon-set", "--size=1"][..], &["s", "balloon-hinting"], &["s", "balloon", "start"]] {
+        for wrong in
+            [&["s", "balloon-set", "--size=1"][..], &["s", "balloon-hinting"], &["s", "balloon", "start"]]
+        {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
         }
         let error = parse(&["s", "pause", "--limit=2m"]).unwrap_err().to_string();

@@ -1,15 +1,18 @@
 //! The balloon: memory that a stock guest does not need is its host's, and the guest's again when it needs it.
 
 use std::fs;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::PoisonError;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
-use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, until};
+use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, is_emulated, until};
 
+use super::memory::POOL;
 use super::shell::{Port, Shell};
 use crate::Shape;
 
@@ -20,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
     crate::trials![
         what_goes_into_the_balloon_is_the_hosts_until_it_comes_out on [ONE, TWO],
         of_a_memfd_the_file_gets_holes on [ONE],
+        of_huge_pages_those_go_that_are_in_the_balloon_as_a_whole on [ONE],
         pages_that_are_reported_as_free_are_the_hosts on [ONE, TWO],
         a_guest_without_memory_takes_it_out_of_the_balloon on [ONE],
         statistics_follow_the_guest_and_a_restart_leaves_an_empty_balloon on [ONE],
@@ -129,7 +133,11 @@ impl Bench {
         ensure!(self.answer("echo $((6 * 7))")? == "42");
         let complaints = self.answer("dmesg | grep -c -i -e 'out of memory' -e 'BUG' -e 'oom-kill'")?;
         ensure!(complaints == "0", "{}", self.answer("dmesg | tail -n 40")?);
-        ensure!(self.count("refused_pages")? == 0 && self.count("failed_bytes")? == 0 && self.count("broken")? == 0);
+        ensure!(
+            self.count("refused_pages")? == 0
+                && self.count("failed_bytes")? == 0
+                && self.count("broken")? == 0
+        );
         self.place.ctl("quit")?.ensure_code(0)?;
         self.shell.into_vm().wait()?.ensure_code(0)?;
         Ok(())
@@ -172,6 +180,33 @@ fn of_a_memfd_the_file_gets_holes(guest: &LinuxGuest) -> Result<()> {
     let freed = whole.saturating_sub(blocks()?);
     ensure!(freed >= 128 * MIB / 100 * RETURNED, "the file has only {freed} bytes less");
     bench.inflate(0)?;
+    bench.fill(128)?;
+    bench.end()
+}
+
+fn of_huge_pages_those_go_that_are_in_the_balloon_as_a_whole(guest: &LinuxGuest) -> Result<()> {
+    const PAGE: u64 = 2 * MIB;
+    let _pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = |name: &str| -> Result<u64> {
+        let text = fs::read_to_string(format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}"));
+        Ok(text.context("no huge pages")?.trim().parse()?)
+    };
+    let free = || count("free_hugepages");
+    if !is_emulated() && free()? < guest.memory_mib * MIB / PAGE {
+        // A failure to say so must not fail the trial.
+        let _ = writeln!(io::stdout(), "not run: too few huge pages of 2 MiB are free on this host");
+        return Ok(());
+    }
+    let mut bench = Bench::start(guest, "--huge-pages 2M --prefault --balloon size=0")?;
+    let before = free()?;
+    bench.inflate(128)?;
+    // Linux takes single pages, those first that are left over: some parts stay alone.
+    let (returned, partial) = (bench.count("returned_bytes")?, bench.count("partial_bytes")?);
+    ensure!(returned + partial >= 128 * MIB, "{returned} and {partial}");
+    ensure!(returned >= 96 * MIB, "only {returned} bytes were given back, {partial} wait");
+    ensure!((free()? - before) * PAGE == returned, "{returned} bytes are not {} pages", free()? - before);
+    bench.inflate(0)?;
+    ensure!(bench.count("partial_bytes")? == 0);
     bench.fill(128)?;
     bench.end()
 }

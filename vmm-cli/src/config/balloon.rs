@@ -162,7 +162,10 @@ mod tests {
     #[test]
     fn a_flag_that_is_no_balloon_says_why() {
         for (text, message) in [
-            ("", "\"\" is none of size, deflate_on_oom, free_page_reporting, statistics_interval; expected settings"),
+            (
+                "",
+                "\"\" is none of size, deflate_on_oom, free_page_reporting, statistics_interval; expected settings",
+            ),
             ("device", "device is none of size"),
             ("256M", "256M is none of size"),
             ("size", "size has no value; expected a size from 0"),
@@ -193,7 +196,10 @@ mod tests {
         let error = validate("size=4K", false).unwrap_err();
         assert!(error.starts_with("balloon.device (--balloon) = false, and other keys"), "{error}");
         let error = validate("size=262148K", true).unwrap_err();
-        assert!(error.starts_with("balloon.size (--balloon) = 262148K: the guest has 256M of RAM"), "{error}");
+        assert!(
+            error.starts_with("balloon.size (--balloon) = 262148K: the guest has 256M of RAM"),
+            "{error}"
+        );
     }
 
     #[test]

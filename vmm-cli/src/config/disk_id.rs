@@ -19,8 +19,7 @@ pub(crate) const CONSOLE: &str = "console";
 pub(crate) const VSOCK: &str = "vsock";
 pub(crate) const BALLOON: &str = "balloon";
 
-pub(super) const EXPECTED_OF_DISK: &str =
-    "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\", \"console\", \"vsock\" and \"balloon\"";
+pub(super) const EXPECTED_OF_DISK: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\", \"console\", \"vsock\" and \"balloon\"";
 
 /// The name of a disk, or of a network device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

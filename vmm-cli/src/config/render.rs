@@ -239,9 +239,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BalloonConfig, BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MacAddress,
-        MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig, StatsOutput,
-        VsockConfig, keys, parse_toml,
+        BalloonConfig, BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig,
+        MacAddress, MachineConfig, MemoryBacking, MemoryConfig, MemorySize, Rate, SerialMode, StatsConfig,
+        StatsOutput, VsockConfig, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use vmm_devices::virtio::balloon::{BalloonError, BalloonStatus, GuestStatistics, HintState, HintStatus, Sample};
+use vmm_devices::virtio::balloon::{
+    BalloonError, BalloonStatus, GuestStatistics, HintState, HintStatus, Sample,
+};
 
 use super::operations::OperationError;
 use super::render::seconds;
@@ -241,8 +243,7 @@ mod tests {
 
     #[test]
     fn a_balloon_is_a_small_table_with_what_the_guest_says() {
-        let guest: GuestStatistics =
-            serde_json::from_str(r#"{"total_bytes":1000,"free_bytes":10}"#).unwrap();
+        let guest: GuestStatistics = serde_json::from_str(r#"{"total_bytes":1000,"free_bytes":10}"#).unwrap();
         let mut report = BalloonReport {
             driver: true,
             target_bytes: 4096,

@@ -19,12 +19,8 @@ fn the_flag_goes_over_the_whole_section() {
     };
     assert_eq!(config.balloon, expected);
     let config = load([file.into_os_string(), "--balloon=size=4K,deflate_on_oom=false".into()]).unwrap();
-    let expected = BalloonConfig {
-        device: true,
-        size: 4096,
-        deflate_on_oom: false,
-        ..BalloonConfig::default()
-    };
+    let expected =
+        BalloonConfig { device: true, size: 4096, deflate_on_oom: false, ..BalloonConfig::default() };
     assert_eq!(config.balloon, expected);
 }
 

@@ -179,12 +179,7 @@ impl<'m> Part<'m> {
 }
 
 /// Calls `act` with each part of a range that is in RAM to which the guest may write; returns how many bytes are not.
-fn for_each_part<'m>(
-    memory: &'m GuestMemory,
-    start: u64,
-    length: u64,
-    mut act: impl FnMut(Part<'m>),
-) -> u64 {
+fn for_each_part<'m>(memory: &'m GuestMemory, start: u64, length: u64, mut act: impl FnMut(Part<'m>)) -> u64 {
     let (mut at, mut absent) = (0_u64, 0_u64);
     while at < length {
         let left = length.saturating_sub(at);

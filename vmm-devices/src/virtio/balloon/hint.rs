@@ -90,7 +90,8 @@ impl Hints {
             return 0;
         }
         let end = start.saturating_add(length) / PAGE;
-        let (end, start) = (end.saturating_mul(PAGE), start.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
+        let (end, start) =
+            (end.saturating_mul(PAGE), start.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
         if start >= end {
             return 0;
         }
@@ -147,7 +148,10 @@ mod tests {
         hints.hear(FIRST);
         assert_eq!((hints.state(), hints.take(0, 2 * PAGE)), (HintState::Hinting, 2 * PAGE));
         hints.hear(STOP);
-        assert_eq!((hints.state(), hints.command(), hints.take(8 * PAGE, PAGE)), (HintState::Complete, FIRST, 0));
+        assert_eq!(
+            (hints.state(), hints.command(), hints.take(8 * PAGE, PAGE)),
+            (HintState::Complete, FIRST, 0)
+        );
         assert_eq!(hints.ranges(), [RamRange { start: 0, size: 2 * PAGE }]);
         hints.end();
         assert_eq!((hints.state(), hints.command(), hints.ranges().len()), (HintState::Idle, DONE, 0));

@@ -127,11 +127,12 @@ impl StatisticsQueue {
             self.shared.counters().broken.one();
             return Ok(());
         }
-        let length = usize::try_from(readable.len()).map_or(self.bytes.len(), |length| length.min(self.bytes.len()));
+        let length =
+            usize::try_from(readable.len()).map_or(self.bytes.len(), |length| length.min(self.bytes.len()));
         let bytes = self.bytes.get_mut(..length).unwrap_or_default();
         readable.read(memory, bytes)?;
-        self.shared.counters().statistics.one();
         self.shared.sampled(Sample { at, statistics: GuestStatistics::read(bytes) });
+        self.shared.counters().statistics.one();
         Ok(())
     }
 
@@ -186,7 +187,10 @@ mod tests {
     #[test]
     fn statistics_are_read_by_tag_in_any_order() {
         let entry = |(tag, value): (u16, u64)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
-        let bytes: Vec<u8> = [(5, 512 << 20), (4, 7), (0xffff, 9), (16, 3), (4, 8), (15, 1)].into_iter().flat_map(entry).collect();
+        let bytes: Vec<u8> = [(5, 512 << 20), (4, 7), (0xffff, 9), (16, 3), (4, 8), (15, 1)]
+            .into_iter()
+            .flat_map(entry)
+            .collect();
         let expected = GuestStatistics {
             total_bytes: Some(512 << 20),
             free_bytes: Some(8),
@@ -201,7 +205,9 @@ mod tests {
 
     #[test]
     fn every_tag_has_a_place_of_its_own() {
-        let bytes: Vec<u8> = (0..16_u16).flat_map(|tag| [&tag.to_le_bytes()[..], &u64::from(tag).to_le_bytes()].concat()).collect();
+        let bytes: Vec<u8> = (0..16_u16)
+            .flat_map(|tag| [&tag.to_le_bytes()[..], &u64::from(tag).to_le_bytes()].concat())
+            .collect();
         let mut statistics = GuestStatistics::read(&bytes);
         for tag in 0..16 {
             assert_eq!(statistics.place(tag).copied(), Some(Some(tag.into())));

@@ -205,7 +205,8 @@ fn queues_are_found_by_a_driver_that_does_not_count_missing_ones() {
     // Reports are queue 3 where there are no hints.
     machine.drivers.truncate(4);
     let started = machine.start(STATS_VQ | PAGE_REPORTING);
-    machine.drivers[3].set_descriptor(0, virtio_queue::desc::split::Descriptor::new(address(THIRD), 4096, 2, 0));
+    machine.drivers[3]
+        .set_descriptor(0, virtio_queue::desc::split::Descriptor::new(address(THIRD), 4096, 2, 0));
     machine.drivers[3].make_available(0);
     started.doorbells[3].ring();
     assert_eq!(started.wait_used(&mut machine.drivers[3], 1), [Used { head: 0, written: 0 }]);

@@ -15,7 +15,8 @@ fn fault_b9_pages_that_are_not_in_ram_are_refused_and_the_others_go() {
     let mut machine = Machine::new();
     machine.fill();
     let started = machine.start(ALL);
-    let named = [u32::MAX, SECOND + 255, SECOND + 256, THIRD - 1, THIRD, THIRD + 255, THIRD + 256, u32::MAX - 1];
+    let named =
+        [u32::MAX, SECOND + 255, SECOND + 256, THIRD - 1, THIRD, THIRD + 255, THIRD + 256, u32::MAX - 1];
     machine.name(&started, INFLATE, &named);
     machine.name(&started, DEFLATE, &named);
     let counts = machine.device.counts();

@@ -77,7 +77,10 @@ fn fault_b9_of_a_long_buffer_what_comes_first_is_read_and_an_empty_one_is_counte
     long[..10].copy_from_slice(&entry(5, 77));
     long[65526..].copy_from_slice(&entry(5, 78));
     machine.ask(&started, STATISTICS, &[&long], &[]);
-    assert_eq!(wait_for(&machine, 1), GuestStatistics { total_bytes: Some(77), ..GuestStatistics::default() });
+    assert_eq!(
+        wait_for(&machine, 1),
+        GuestStatistics { total_bytes: Some(77), ..GuestStatistics::default() }
+    );
     machine.ask(&started, STATISTICS, &[], &[64]);
     let counts = machine.device.counts();
     assert_eq!((counts.statistics, counts.broken), (1, 1));
