@@ -3,10 +3,10 @@
 //! The device asks by a command id in the configuration. The driver says that id, names free pages, and says STOP when it has no
 //! more. It holds these pages until the device is done with them.
 //!
-//! What was hinted at is not given back to the host. A driver may take a page that it has named for itself again, without a word, and
-//! Linux does so when memory is short, also while the hint is still in the ring: a discard would then take what has been written since.
-//! Only who knows all that was written since the id was set, and holds everything that writes, can leave the pages out; for a copy
-//! of the RAM that is so. To give free memory back there is free page reporting.
+//! What was hinted at is not given back to the host. A driver may use a page that it has named again without a word, also while the hint is
+//! still in the ring (section 5.5.6.5.1), and Linux does so when memory is short: a discard would then take what has been written
+//! since. The device may do so only with pages that were not written to since the id was set. Who copies the RAM knows them. To
+//! give free memory back there is free page reporting, where the driver waits for the device.
 
 use std::collections::BTreeMap;
 

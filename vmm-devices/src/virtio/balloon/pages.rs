@@ -1,5 +1,5 @@
 //! What is done with the chains of the two queues in which pages go into the balloon and come out of it (virtio 1.3, section
-//! 5.5.6.1).
+//! 5.5.6).
 //!
 //! A chain is a list of page numbers, 32 bits each. It is read in pieces; those of a piece are sorted, so that pages that follow each
 //! other are one range. A driver names 256 (Linux) to 1024 (FreeBSD) at a time, mostly such.

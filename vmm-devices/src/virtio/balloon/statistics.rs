@@ -1,4 +1,4 @@
-//! Statistics of the guest's memory (virtio 1.3, section 5.5.6.4): what they are, and what is done with the chains of their queue.
+//! Statistics of the guest's memory (virtio 1.3, section 5.5.6.3): what they are, and what is done with the chains of their queue.
 //!
 //! The driver lends one buffer with statistics. Given back, it is filled with new ones and lent again; so statistics come when the
 //! device wants them, which is after the interval.
@@ -124,7 +124,10 @@ impl StatisticsQueue {
     fn read(&mut self, chain: &Chain, memory: &GuestMemory, at: Instant) -> Result<(), QueueError> {
         let readable = chain.readable();
         if readable.is_empty() {
-            self.shared.counters().broken.one();
+            // The first one may be empty (section 5.5.5).
+            if !chain.writable().is_empty() {
+                self.shared.counters().broken.one();
+            }
             return Ok(());
         }
         let length =
