@@ -83,7 +83,7 @@ impl Machine {
         let request = self.drivers[queue].submit(readable, writable);
         started.doorbells[queue].ring();
         let used = started.wait_used(&mut self.drivers[queue], 1);
-        assert_eq!(used[0].head, request.head.into());
+        assert_eq!(used[0].head, u32::from(request.head));
         used[0].written
     }
 
