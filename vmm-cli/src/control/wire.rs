@@ -621,9 +621,9 @@ mod tests {
                 "the path `y` is relative",
             ),
             (r#"{"verb":"balloon","size":"1M"}"#, 24, "unknown field `size`, expected `verb`"),
-            (r#"{"verb":"balloon-set","size":"1"}"#, 32, "1 is not a multiple of 4 KiB (4K)"),
+            (r#"{"verb":"balloon-set","size":"1"}"#, 33, "1 is not a multiple of 4 KiB (4K)"),
             (r#"{"verb":"balloon-set","size":4096}"#, 33, "invalid type: integer `4096`, expected a string"),
-            (r#"{"verb":"balloon-set","statistics_interval":"1"}"#, 47, "1 has no unit"),
+            (r#"{"verb":"balloon-set","statistics_interval":"1"}"#, 48, "1 has no unit"),
             (r#"{"verb":"balloon-hinting"}"#, 26, "missing field `action`"),
             (
                 r#"{"verb":"balloon-hinting","action":"go"}"#,
