@@ -297,8 +297,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
             output: Some(StatsOutput::File(here.join("stats"))),
             format: Some(StatsFormat::Json),
         },
-        disk: Vec::new(),
-        net: Vec::new(),
+        ..VmConfig::default()
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
