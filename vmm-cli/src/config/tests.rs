@@ -347,9 +347,14 @@ fn there_is_a_pci_bus_where_something_is_on_it_or_may_be_added_until_it_is_set()
     assert!(!has_pci(&[]));
     let image = tempfile::NamedTempFile::new().unwrap();
     let disk = format!("--disk=path={},format=raw", image.path().display());
-    for flag in
-        ["--entropy", "--virtio-console=null", "--vsock=path=/run/vm.vsock", "--balloon=size=0", &disk, "--api-sock=/run/vm.sock"]
-    {
+    for flag in [
+        "--entropy",
+        "--virtio-console=null",
+        "--vsock=path=/run/vm.vsock",
+        "--balloon=size=0",
+        &disk,
+        "--api-sock=/run/vm.sock",
+    ] {
         assert!(has_pci(&[flag]), "{flag}");
         assert!(!has_pci(&[flag, "--pci=false"]), "{flag}");
     }

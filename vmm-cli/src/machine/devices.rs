@@ -166,16 +166,17 @@ impl Devices {
         Ok(device)
     }
 
-    /// Adds the balloon, which is to be as `settings` say.
+    /// Adds the balloon, which is to be as `settings` say, if there is to be one.
     pub(super) fn add_balloon(
         &mut self,
         virtio: &mut VirtioDevices,
         config: &VmConfig,
-        settings: &Arc<BalloonSettings>,
-    ) -> Result<Arc<Balloon>, Failure> {
+        settings: Option<&Arc<BalloonSettings>>,
+    ) -> Result<Option<Arc<Balloon>>, Failure> {
+        let Some(settings) = settings else { return Ok(None) };
         let device = Arc::new(balloon::device(config, settings, &virtio.memory, &virtio.events)?);
         self.add_virtio(virtio, (disk_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
-        Ok(device)
+        Ok(Some(device))
     }
 
     /// Adds a disk.

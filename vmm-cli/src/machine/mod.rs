@@ -131,7 +131,7 @@ impl Machine {
             devices.add_entropy(&mut virtio)?;
         }
         let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
-        let balloon = balloon.map(|settings| devices.add_balloon(&mut virtio, config, settings)).transpose()?;
+        let balloon = devices.add_balloon(&mut virtio, config, balloon)?;
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),
@@ -166,7 +166,6 @@ impl Machine {
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
-        let (events, dirty) = (events.clone(), dirty.into());
         let handle = Arc::new(Handle {
             vcpus,
             kernel_stats,
@@ -176,8 +175,8 @@ impl Machine {
             vsock,
             balloon,
             exits,
-            events,
-            dirty,
+            events: events.clone(),
+            dirty: dirty.into(),
         });
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _lines: lines, _memory: memory })
