@@ -3,6 +3,7 @@
 //! `cargo xtask test-guest` builds what it needs and says in the environment where it is.
 
 mod linux {
+    pub mod balloon;
     pub mod boot;
     pub mod clock;
     pub mod console;
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let small = [
+        linux::balloon::trials(),
         linux::boot::trials(),
         linux::clock::trials(),
         linux::console::trials(),

@@ -9,10 +9,11 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel, MemoryBacking,
-    MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode, StatsFormat, StatsOutput,
-    VsockConfig, cpu, duration, parse_bytes, scheduler, value,
+    Affinity, BalloonConfig, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel,
+    MemoryBacking, MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode,
+    StatsFormat, StatsOutput, VsockConfig, balloon, cpu, duration, parse_bytes, scheduler, value,
 };
+use crate::control::balloon::{Action, BalloonRequest, BalloonSetting};
 use crate::control::devices::Removal;
 use crate::control::disks::{DiskChange, DiskRequest, NewLimit, NewLimits, NewSize};
 use crate::control::operations::Operation;
@@ -179,6 +180,23 @@ pub enum CtlVerb {
         #[arg(default_value = "5s", value_parser = wire::parse_limit)]
         limit: Duration,
     },
+    /// Say how the balloon is, and what the guest says of its memory
+    Balloon,
+    /// Change the balloon, in the guest's own time, and say how it is; what is left out stays
+    BalloonSet {
+        /// How much of its memory the guest is to give, such as 512M
+        #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = balloon::parse_size)]
+        size: Option<u64>,
+        /// How often the guest is asked for statistics: 0s (never) to 60m
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration::parse)]
+        statistics_interval: Option<Duration>,
+    },
+    /// Have the guest say which of its pages are free, and hold them; or let it have them again
+    BalloonHinting {
+        /// start or stop
+        #[arg(value_name = "ACTION", hide_possible_values = true)]
+        action: Action,
+    },
 }
 
 impl CtlVerb {
@@ -215,6 +233,11 @@ impl CtlVerb {
                 }
                 Operation::DeviceAdd { disk: Box::new(disk) }
             }
+            Self::Balloon => Operation::Balloon(BalloonRequest::Show),
+            Self::BalloonSet { size, statistics_interval } => {
+                Operation::Balloon(BalloonRequest::Set(BalloonSetting { size, statistics_interval }))
+            }
+            Self::BalloonHinting { action } => Operation::Balloon(action.into()),
             Self::DeviceRemove { id, force, limit } => Operation::DeviceRemove(Removal { id, limit, force }),
         }
     }
@@ -388,9 +411,13 @@ pub struct VmArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub entropy: Option<bool>,
 
-    /// Socket device, as cid=CID,path=PATH, or with vhost=BOOL [default: false] for the path; without an address it has 3 [default: 3, and no device]
+    /// Socket device, as cid=CID,path=PATH, or with vhost for the path; without cid it has 3 [default: none]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub vsock: Option<VsockConfig>,
+
+    /// Balloon, as size=SIZE and more settings: deflate_on_oom, free_page_reporting, statistics_interval [default: none]
+    #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
+    pub balloon: Option<BalloonConfig>,
 
     /// Serial port: stdio, null, pty, file=PATH or unix=PATH [default: stdio]
     #[arg(long, value_name = "MODE", help_heading = "Console", allow_hyphen_values = true)]
@@ -569,6 +596,16 @@ mod tests {
             Operation::DeviceRemove(removal)
         );
         for wrong in [&["s", "device-add"][..], &["s", "device-add", "--disk=x"], &["s", "device-remove"]] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+        let verb = parse(&["s", "balloon-set", "--size=64M"]).unwrap().verb;
+        let setting = BalloonSetting { size: Some(64 << 20), statistics_interval: None };
+        assert_eq!(verb.operation(false), Operation::Balloon(BalloonRequest::Set(setting)));
+        let verb = parse(&["s", "balloon-hinting", "start"]).unwrap().verb;
+        assert_eq!(verb.operation(false), Operation::Balloon(BalloonRequest::StartHinting));
+        for wrong in
+            [&["s", "balloon-set", "--size=1"][..], &["s", "balloon-hinting"], &["s", "balloon", "start"]]
+        {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
         }
         let error = parse(&["s", "pause", "--limit=2m"]).unwrap_err().to_string();

@@ -5,6 +5,7 @@
 mod acpi;
 mod advice;
 pub mod args;
+mod balloon;
 pub mod boot;
 pub mod config;
 mod console;

@@ -29,7 +29,7 @@ use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
 use crate::vsock::Socket;
-use crate::{advice, default_guest, host, logging, messages, stats};
+use crate::{advice, balloon, default_guest, host, logging, messages, stats};
 
 /// The device node of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
@@ -69,6 +69,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let mut report = None;
     let mut consoles = Consoles::open(&config.console).map_err(console_failure)?;
     let vsock = Socket::open(&config.vsock)?;
+    let balloon = balloon::settings(&config.balloon);
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;
     let (ended, life) = loop {
@@ -78,9 +79,9 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
             ControlFlow::Break(ended) => break (ended, None),
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let (vsock, hotplug) = (vsock.as_ref(), hotplug.as_ref());
+        let (vsock, hotplug, balloon) = (vsock.as_ref(), hotplug.as_ref(), balloon.as_ref());
         let resources =
-            Resources { processors: &processors, ram, disks: &disks, nets: &nets, vsock, hotplug };
+            Resources { processors: &processors, ram, disks: &disks, nets: &nets, vsock, hotplug, balloon };
         let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
         // Before the driver looks.
         consoles.tell_sizes(&machine.ports());

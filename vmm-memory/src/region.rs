@@ -11,6 +11,7 @@ use vm_memory::{
 };
 
 use crate::PAGE;
+use crate::backing::DiscardError;
 use crate::block::RamBlock;
 use crate::dirty::DirtyMap;
 use crate::pin::{Leaving, PinHolder, RegionPin};
@@ -76,6 +77,38 @@ impl RamRegion {
         holder: &Arc<PinHolder>,
     ) -> std::result::Result<RegionPin, Leaving> {
         RegionPin::new(self, offset, length, holder)
+    }
+
+    /// Size in bytes of the host's pages behind it, of which its first byte begins one: the unit of
+    /// [`discard`](Self::discard).
+    #[must_use]
+    pub fn page_size(&self) -> u64 {
+        self.block.memory().page_size()
+    }
+
+    /// Whether what was discarded reads as zero. Of a private file it reads as the file does.
+    #[must_use]
+    pub fn is_zero_when_discarded(&self) -> bool {
+        self.block.memory().is_zero_when_discarded()
+    }
+
+    /// Gives `length` bytes from `offset` on back to the host, both multiples of [`page_size`](Self::page_size), as
+    /// [`HostMemory::discard`](crate::HostMemory::discard) says. The addresses stay mapped: the next touch brings a new page. Who
+    /// logs dirty pages finds them written to.
+    ///
+    /// # Errors
+    /// [`DiscardError`]; with [`DiscardError::Host`] a part may have been given back.
+    pub fn discard(&self, offset: u64, length: u64) -> std::result::Result<(), DiscardError> {
+        let size = self.block.len();
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            return Err(DiscardError::Outside { offset, length, size });
+        }
+        let discarded = self.block.memory().discard(self.block.offset().saturating_add(offset), length);
+        // Also after a failure, which may be one of a part.
+        if let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(length)) {
+            self.marks(offset).mark_dirty(0, length);
+        }
+        discarded
     }
 
     pub(crate) fn block(&self) -> &Arc<RamBlock> {
@@ -190,6 +223,52 @@ mod tests {
         assert!(region.get_host_address(MemoryRegionAddress(2 * PAGE)).is_err());
         let last = region.get_host_address(MemoryRegionAddress(2 * PAGE - 1)).unwrap();
         assert_eq!(last as usize, region.host_address() as usize + 2 * PAGE as usize - 1);
+    }
+
+    #[test]
+    fn what_is_discarded_reads_as_zero_and_nothing_beyond_the_region_goes() {
+        let region = region(0x10_0000, 3);
+        for page in 0..3 {
+            region.write_slice(b"full", MemoryRegionAddress(page * PAGE)).unwrap();
+        }
+        assert_eq!((region.page_size(), region.is_zero_when_discarded()), (PAGE, true));
+        region.discard(PAGE, PAGE).unwrap();
+        let read = |page: u64| {
+            let mut bytes = [0; 4];
+            region.read_slice(&mut bytes, MemoryRegionAddress(page * PAGE)).unwrap();
+            bytes
+        };
+        assert_eq!([read(0), read(1), read(2)], [*b"full", [0; 4], *b"full"]);
+        for (offset, length) in [(2 * PAGE, 2 * PAGE), (3 * PAGE, PAGE), (u64::MAX, PAGE), (PAGE, u64::MAX)] {
+            let error = region.discard(offset, length).unwrap_err();
+            assert!(matches!(error, DiscardError::Outside { .. }), "{error}");
+        }
+        for (offset, length) in [(1, PAGE), (0, PAGE - 1)] {
+            let error = region.discard(offset, length).unwrap_err();
+            assert!(matches!(error, DiscardError::NotPages { .. }), "{error}");
+        }
+        assert_eq!(read(2), *b"full");
+    }
+
+    #[test]
+    fn a_part_of_a_mapping_discards_its_own_pages_and_logs_them() {
+        let memory = Arc::new(HostMemory::anonymous(4 * PAGE).unwrap());
+        let part = RamBlock::part(&memory, 2 * PAGE, PAGE, &[Arc::default(), Arc::default()]);
+        let range = RamRange { start: 0, size: 2 * PAGE };
+        let part = RamRegion::new(range, false, Arc::new(part));
+        let all = RamBlock::part(&memory, 0, PAGE, &[Arc::default(), Arc::default()]);
+        let all = RamRegion::new(range, false, Arc::new(all));
+        memory.dirty().start();
+        part.write_slice(b"x", MemoryRegionAddress(0)).unwrap();
+        all.write_slice(b"y", MemoryRegionAddress(0)).unwrap();
+        part.discard(PAGE, PAGE).unwrap();
+        let dirty = [0, 1, 2, 3].map(|page| memory.dirty().dirty_at(page * PAGE as usize));
+        assert_eq!(dirty, [true, false, true, true]);
+        part.discard(0, PAGE).unwrap();
+        let (mut one, mut other) = ([0], [0]);
+        part.read_slice(&mut one, MemoryRegionAddress(0)).unwrap();
+        all.read_slice(&mut other, MemoryRegionAddress(0)).unwrap();
+        assert_eq!((one, other), ([0], *b"y"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -22,6 +23,9 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(large);
     trials
 }
+
+/// Held by each trial that takes huge pages of the host's pool: there are as many as one of them needs.
+pub static POOL: Mutex<()> = Mutex::new(());
 
 fn a_guest_boots_on_small_pages_of_each_backing(guest: &LinuxGuest) -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -56,6 +60,7 @@ fn boots(guest: &LinuxGuest, args: &str) -> Result<()> {
 
 /// Boots in `pages` of a pool, all of which are in use meanwhile and free afterwards.
 fn boots_in_pool(guest: &LinuxGuest, word: &str, pool: &str, pages: u64) -> Result<()> {
+    let _pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let count = |name: &str| -> Result<u64> {
         let text = fs::read_to_string(format!("/sys/kernel/mm/hugepages/{pool}/{name}"));
         Ok(text.context(pool.to_owned())?.trim().parse()?)

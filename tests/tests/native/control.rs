@@ -19,6 +19,7 @@ use vmm_tests::harness::{ControlClient, ControlSocket, PATIENCE, RunningVm, Test
 pub fn trials() -> Vec<Trial> {
     crate::trials![
         ctl_says_what_each_verb_has_come_to,
+        a_balloon_is_shown_and_set_before_there_is_a_driver,
         pause_and_resume_may_come_twice,
         a_paused_guest_does_nothing_until_it_is_resumed,
         a_reset_ends_the_machine_or_starts_it_again_on_the_same_socket,
@@ -84,6 +85,32 @@ fn ctl_says_what_each_verb_has_come_to() -> Result<()> {
     place.ctl("quit")?.ensure_code(0)?;
     vm.wait()?.ensure_code(0)?;
     ensure!(!place.path().exists(), "the socket is still there");
+    Ok(())
+}
+
+fn a_balloon_is_shown_and_set_before_there_is_a_driver() -> Result<()> {
+    let place = ControlSocket::new()?;
+    let vm = halted(&place, "--memory 64M --balloon size=4M,statistics_interval=2s")?;
+    let shown = place.ask("balloon")?;
+    ensure!(shown["ok"]["driver"] == false && shown["ok"]["target_bytes"] == 4 << 20, "{shown}");
+    ensure!(shown["ok"]["statistics_interval"] == "2s" && shown["ok"]["statistics"].is_null(), "{shown}");
+    let set = place.ctl("balloon-set --size 64M --statistics-interval 0s")?.ensure_code(0)?.text();
+    for row in
+        ["driver               no\n", "target               67108864 bytes\n", "hinting              idle\n"]
+    {
+        ensure!(set.contains(row), "{row:?} is missing in {set:?}");
+    }
+    let refused = place.ctl("balloon-set --size 65M")?.ensure_code(1)?;
+    refused.ensure_message(&["larger than the guest's RAM of 67108864"])?;
+    place.ctl("balloon-hinting start")?.ensure_code(1)?.ensure_message(&["no driver for its balloon"])?;
+    place.ctl("balloon-hinting stop")?.ensure_code(0)?;
+    ensure!(vm.process().threads()?.iter().any(|name| name == "balloon"), "there is no thread for it");
+    place.ctl("quit")?.ensure_code(0)?;
+    vm.wait()?.ensure_code(0)?;
+    let vm = halted(&place, "")?;
+    ensure_error(&place.ask("balloon")?, "no-balloon")?;
+    place.ctl("quit")?.ensure_code(0)?;
+    vm.wait()?.ensure_code(0)?;
     Ok(())
 }
 

@@ -18,8 +18,9 @@ pub(crate) const ENTROPY: &str = "entropy";
 pub(crate) const CONSOLE: &str = "console";
 pub(crate) const VSOCK: &str = "vsock";
 pub(crate) const MEMORY: &str = "memory";
+pub(crate) const BALLOON: &str = "balloon";
 
-pub(super) const EXPECTED_OF_DISK: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\", \"console\", \"vsock\" and \"memory\"";
+pub(super) const EXPECTED_OF_DISK: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\", \"console\", \"vsock\", \"memory\" and \"balloon\"";
 
 /// The name of a disk, or of a network device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,7 +83,7 @@ impl fmt::Display for DiskId {
 /// Reads what a disk is to be called: not as a device that is none.
 pub(super) fn of_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DiskId>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    if [ENTROPY, CONSOLE, VSOCK, MEMORY].contains(&text.as_str()) {
+    if [ENTROPY, CONSOLE, VSOCK, MEMORY, BALLOON].contains(&text.as_str()) {
         return Err(D::Error::custom(ValueError::Malformed { value: text, expected: EXPECTED_OF_DISK }));
     }
     text.parse().map(Some).map_err(D::Error::custom)
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn no_disk_is_called_as_a_device_that_is_none() {
-        for id in [ENTROPY, CONSOLE, VSOCK, MEMORY] {
+        for id in [ENTROPY, CONSOLE, VSOCK, MEMORY, BALLOON] {
             let error = format!("path=x,format=raw,id={id}").parse::<DiskConfig>().unwrap_err().to_string();
             assert!(error.contains(&format!("{id} is not {EXPECTED_OF_DISK}")), "{error}");
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::balloon::BalloonConfigError;
 use super::cpu::CpuError;
 use super::disk::DiskError;
 use super::file::{FileError, show};
@@ -50,6 +51,8 @@ pub enum ConfigError {
     Net(#[from] NetError),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error(transparent)]
+    Balloon(#[from] BalloonConfigError),
     #[error("{}", keys::with_flag(key))]
     Image {
         key: &'static str,

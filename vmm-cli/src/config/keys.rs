@@ -6,7 +6,8 @@ use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
 use super::{
-    affinity, cpu, disk, duration, memory, memory_hotplug, net, scheduler, serial, size, stats, vsock,
+    affinity, balloon, cpu, disk, duration, memory, memory_hotplug, net, scheduler, serial, size, stats,
+    vsock,
 };
 
 /// Longest unknown key, in characters, that is compared with the known ones.
@@ -98,6 +99,7 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     vsock::SECTION,
+    balloon::SECTION,
     Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
         name: "log",
@@ -285,7 +287,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, control, log, stats, disk, net"
+            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, balloon, control, log, stats, disk, net"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

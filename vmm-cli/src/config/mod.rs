@@ -1,6 +1,7 @@
 //! Configuration: one structure for file and flags, checked once and then trusted.
 
 mod affinity;
+pub(crate) mod balloon;
 pub(crate) mod choice;
 pub(crate) mod cpu;
 pub(crate) mod disk;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use affinity::{Affinity, CpuList};
+pub use balloon::{BalloonConfig, BalloonConfigError};
 pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
 pub use cpu::{CpuConfig, CpuError};
 pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFormat, Rate};
@@ -81,6 +83,8 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
     /// Its socket device.
     pub vsock: VsockConfig,
+    /// Its balloon.
+    pub balloon: BalloonConfig,
     /// How it is controlled from outside.
     pub control: ControlConfig,
     /// The log of this process.
@@ -241,7 +245,7 @@ impl VmConfig {
     pub fn has_pci(&self) -> bool {
         let has_several = !self.disk.is_empty() || !self.net.is_empty();
         let has_one = self.entropy.device || self.console.virtio.is_some() || self.vsock.has_device();
-        let has_devices = has_several || has_one || self.memory_hotplug.size.is_some();
+        let has_devices = has_several || has_one || self.memory_hotplug.size.is_some() || self.balloon.device;
         self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
     }
 
@@ -292,6 +296,7 @@ impl VmConfig {
         set(&mut self.console.serial, args.serial.as_ref());
         set_optional(&mut self.console.virtio, args.virtio_console.as_ref());
         set(&mut self.vsock, args.vsock.as_ref());
+        set(&mut self.balloon, args.balloon.as_ref());
         set_optional(&mut self.control.socket, args.api_sock.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
@@ -333,6 +338,7 @@ impl VmConfig {
         self.memory.validate()?;
         self.memory_hotplug.validate(&self.memory)?;
         self.vsock.validate()?;
+        self.balloon.validate(self.memory.size)?;
         self.validate_disk_ids()?;
         net::validate(&self.net, &self.disk)?;
         self.validate_consoles()?;

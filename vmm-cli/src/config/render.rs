@@ -8,7 +8,7 @@ use vmm_core::DisabledExits;
 
 use super::{
     Affinity, CpuConfig, DiskConfig, MemoryConfig, MemoryHotplugConfig, MemorySize, NetConfig, Rate,
-    VmConfig, choice, duration, scheduler,
+    VmConfig, balloon, choice, duration, scheduler,
 };
 
 impl VmConfig {
@@ -72,6 +72,13 @@ impl VmConfig {
         let unset = if self.vsock.vhost { "the kernel has the sockets" } else { "there is no socket device" };
         out.path("path", self.vsock.path.as_deref(), unset);
         out.set("vhost", self.vsock.vhost);
+
+        out.section("balloon");
+        out.set("device", self.balloon.device);
+        out.text("size", &balloon::render(self.balloon.size));
+        out.set("deflate_on_oom", self.balloon.deflate_on_oom);
+        out.set("free_page_reporting", self.balloon.free_page_reporting);
+        out.text("statistics_interval", &duration::render(self.balloon.statistics_interval));
 
         out.section("control");
         out.path("socket", self.control.socket.as_deref(), "there is none");
@@ -256,8 +263,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig, MacAddress,
-        MachineConfig, MemoryBacking, SerialMode, StatsConfig, StatsOutput, VsockConfig, keys, parse_toml,
+        BalloonConfig, BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig,
+        MacAddress, MachineConfig, MemoryBacking, SerialMode, StatsConfig, StatsOutput, VsockConfig, keys,
+        parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {
@@ -389,6 +397,21 @@ mod tests {
         }
     }
 
+    fn balloon() -> impl Strategy<Value = BalloonConfig> {
+        let switches = any::<[bool; 3]>();
+        (switches, 0..=1_u64 << 28, 0..=3_600_000_u64).prop_map(|(switches, pages, milliseconds)| {
+            let [device, deflate_on_oom, free_page_reporting] = switches;
+            let statistics_interval = Duration::from_millis(milliseconds);
+            BalloonConfig {
+                device,
+                size: pages * 4096,
+                deflate_on_oom,
+                free_page_reporting,
+                statistics_interval,
+            }
+        })
+    }
+
     fn stats() -> impl Strategy<Value = StatsConfig> {
         let output = prop_oneof![Just(StatsOutput::Stdout), absolute_path().prop_map(StatsOutput::File)];
         (prop::option::of(output), prop::option::of(word()))
@@ -405,6 +428,7 @@ mod tests {
             entropy in any::<bool>(),
             (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
             (cid, vsock, vhost) in (3..u32::MAX, optional_path(), any::<bool>()),
+            balloon in balloon(),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
             net in prop::collection::vec(net(), 0..3),
@@ -426,6 +450,7 @@ mod tests {
                 entropy: EntropyConfig { device: entropy },
                 console: ConsoleConfig { serial, virtio },
                 vsock: VsockConfig { cid, path: vsock, vhost },
+                balloon,
                 control: ControlConfig { socket },
                 log: LogConfig { level, format, file },
                 stats,
@@ -511,6 +536,13 @@ serial = \"stdio\"
 cid = 3
 # path is not set: there is no socket device
 vhost = false
+
+[balloon]
+device = false
+size = \"0\"
+deflate_on_oom = true
+free_page_reporting = false
+statistics_interval = \"0s\"
 
 [control]
 # socket is not set: there is none

@@ -1,5 +1,6 @@
 //! Configuration as a whole: file and flags together, their errors, the reference page and the examples.
 
+mod balloon;
 mod disk;
 mod memory;
 mod memory_hotplug;
@@ -64,6 +65,12 @@ virtio = "file=out"
 [vsock]
 cid = 7
 path = "vsock.sock"
+[balloon]
+device = true
+size = "64M"
+deflate_on_oom = false
+free_page_reporting = true
+statistics_interval = "2s"
 [control]
 socket = "control.sock"
 [log]
@@ -120,7 +127,7 @@ fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
         parse(
-            "[boot]\n[cpu]\n[memory]\n[memory_hotplug]\n[machine]\n[entropy]\n[console]\n[vsock]\n[control]\n[log]\n[stats]\n"
+            "[boot]\n[cpu]\n[memory]\n[memory_hotplug]\n[machine]\n[entropy]\n[console]\n[vsock]\n[balloon]\n[control]\n[log]\n[stats]\n"
         )
         .unwrap(),
         VmConfig::default()
@@ -177,6 +184,13 @@ fn every_key_arrives_in_its_field() {
             virtio: Some(SerialMode::File("dir/out".into())),
         },
         vsock: VsockConfig { cid: 7, path: Some("dir/vsock.sock".into()), vhost: false },
+        balloon: BalloonConfig {
+            device: true,
+            size: 64 << 20,
+            deflate_on_oom: false,
+            free_page_reporting: true,
+            statistics_interval: Duration::from_secs(2),
+        },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
         log: LogConfig {
             level: LogLevel::Trace,
@@ -247,6 +261,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         "--serial=file=out",
         "--virtio-console=pty",
         "--vsock=cid=5,path=vs",
+        "--balloon=size=1M",
         "--api-sock=ctl",
         "--log-level=off",
         "--log-format=text",
@@ -293,14 +308,14 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         entropy: EntropyConfig { device: false },
         console: ConsoleConfig { serial: SerialMode::File(here.join("out")), virtio: Some(SerialMode::Pty) },
         vsock: VsockConfig { cid: 5, path: Some(here.join("vs")), vhost: false },
+        balloon: BalloonConfig { device: true, size: 1 << 20, ..BalloonConfig::default() },
         control: ControlConfig { socket: Some(here.join("ctl")) },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
         stats: StatsConfig {
             output: Some(StatsOutput::File(here.join("stats"))),
             format: Some(StatsFormat::Json),
         },
-        disk: Vec::new(),
-        net: Vec::new(),
+        ..VmConfig::default()
     };
     assert_eq!(config, expected);
     assert_eq!(parse_toml(&config.to_toml(), Path::new("/elsewhere/vm.toml")).unwrap(), expected);
@@ -350,11 +365,15 @@ fn there_is_a_pci_bus_where_something_is_on_it_or_may_be_added_until_it_is_set()
     assert!(!has_pci(&[]));
     let image = tempfile::NamedTempFile::new().unwrap();
     let disk = format!("--disk=path={},format=raw", image.path().display());
-    for flag in
-        ["--entropy", "--virtio-console=null", "--vsock=path=/run/vm.vsock", &disk, "--api-sock=/run/vm.sock"]
-            .into_iter()
-            .chain(["--memory-hotplug=size=1G"])
-    {
+    for flag in [
+        "--entropy",
+        "--virtio-console=null",
+        "--vsock=path=/run/vm.vsock",
+        "--balloon=size=0",
+        "--memory-hotplug=size=1G",
+        &disk,
+        "--api-sock=/run/vm.sock",
+    ] {
         assert!(has_pci(&[flag]), "{flag}");
         assert!(!has_pci(&[flag, "--pci=false"]), "{flag}");
     }
@@ -584,7 +603,10 @@ fn the_help_states_the_defaults() {
         for key in section.keys {
             let flag = run.get_arguments().find(|arg| arg.get_long() == Some(&key.flag[2..])).unwrap();
             let help = flag.get_help().unwrap().to_string();
+            let is_table = section.keys.iter().filter(|other| other.flag == key.flag).count() > 2;
             let default = match default_of(section.name, key.name) {
+                // Without the flag there is nothing of it, whatever the table has.
+                _ if is_table => "none".to_owned(),
                 Some(toml::Value::String(text)) if text.is_empty() => "empty".to_owned(),
                 Some(toml::Value::String(text)) => text,
                 Some(value) => value.to_string(),

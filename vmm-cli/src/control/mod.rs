@@ -1,7 +1,8 @@
 //! Control: the socket on which the owner of a machine asks for its state and changes it. `docs/control.md` is the user's page.
 //!
-//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`memory`] what of RAM, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
+//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`memory`] what of RAM, [`balloon`] what of the balloon, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
 
+pub mod balloon;
 pub mod client;
 mod connection;
 mod current;

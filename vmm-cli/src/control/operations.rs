@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmm_core::{VmEvent, VmEvents};
 
+use super::balloon::{BalloonRefusal, BalloonReport, BalloonRequest, ControlledBalloon};
 use super::current::{Current, Lease};
 use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
@@ -67,6 +68,8 @@ pub enum Operation {
     },
     /// The machine has a device no more.
     DeviceRemove(Removal),
+    /// Something is asked of the balloon.
+    Balloon(BalloonRequest),
 }
 
 impl Operation {
@@ -78,7 +81,7 @@ impl Operation {
             Self::DeviceAdd { .. } | Self::DeviceRemove(_) => true,
             Self::Disk(request) => matches!(request.change, DiskChange::Resize(_)),
             Self::Status | Self::Resume | Self::PowerButton | Self::Devices => false,
-            Self::Memory { .. } => false,
+            Self::Memory { .. } | Self::Balloon(_) => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
     }
@@ -147,6 +150,8 @@ pub enum Outcome {
     },
     /// Of [`Operation::DeviceAdd`].
     Added(Added),
+    /// Of [`Operation::Balloon`].
+    Balloon(Box<BalloonReport>),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -203,6 +208,9 @@ pub enum OperationError {
     /// A device has not been added or removed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The balloon is as it was.
+    #[error(transparent)]
+    Balloon(#[from] BalloonRefusal),
 }
 
 /// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate), another size of one of
@@ -230,6 +238,8 @@ pub trait Controlled: Send + Sync {
     /// # Errors
     /// [`OperationError`], [`OperationError::Stopping`] soon after the machine's end.
     fn dirty_rate(&self, time: Duration) -> Result<DirtyRate, OperationError>;
+    /// Its balloon.
+    fn balloon(&self) -> &dyn ControlledBalloon;
     /// Its disks.
     fn disks(&self) -> &dyn ControlledDisks;
     /// Asks its guest to have so many bytes of memory plugged, if any are said; what there is then.
@@ -292,6 +302,10 @@ impl Operations {
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
             Operation::Memory { requested } => Ok(Outcome::Memory(self.machine()?.memory(requested)?)),
+            Operation::Balloon(request) => {
+                let report = request.execute(self.machine()?.balloon())?;
+                Ok(Outcome::Balloon(Box::new(report)))
+            }
             Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
             Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
             Operation::DeviceRemove(removal) => {

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::config::{DiskId, StatsFormat};
 
+use super::balloon::{BalloonRefusal, BalloonReport};
 use super::devices::{Added, DeviceError};
 use super::disks::{DiskChange, DiskOutcome, DiskRefusal, SETTLE_LIMIT};
 use super::memory::{MemoryRefusal, MemoryStatus};
@@ -15,7 +16,7 @@ use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 25] = [
+const CODES: [ErrorCode; 27] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -38,6 +39,8 @@ const CODES: [ErrorCode; 25] = [
     ErrorCode::NotRemovable,
     ErrorCode::BadDisk,
     ErrorCode::InUse,
+    ErrorCode::NoBalloon,
+    ErrorCode::BalloonRefused,
     ErrorCode::Forbidden,
     ErrorCode::Idle,
     ErrorCode::Evicted,
@@ -94,6 +97,9 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                 Operation::DeviceAdd { .. } => {
                     wire::line(&Answer::Ok(serde_json::from_value::<Added>(value).unwrap()))
                 }
+                Operation::Balloon(_) => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<BalloonReport>(value).unwrap()))
+                }
                 Operation::PowerButton | Operation::Reset | Operation::Quit | Operation::DeviceRemove(_) => {
                     wire::line(&Answer::Ok(Outcome::Passed {}))
                 }
@@ -129,6 +135,7 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
         .into(),
         OperationError::Device(not_ejected).into(),
         OperationError::Memory(MemoryRefusal::None).into(),
+        OperationError::from(BalloonRefusal::NoBalloon).into(),
     ];
     for error in errors {
         let line = wire::line(&Answer::<()>::Error(error));

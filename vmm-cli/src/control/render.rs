@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::balloon::{self, BalloonReport};
 use super::devices::{self, Added};
 use super::disks::{DiskChange, DiskLimits, DiskRequest, DiskSize};
 use super::memory::MemoryStatus;
@@ -28,6 +29,8 @@ pub(super) fn text(operation: &Operation, value: &Value) -> String {
         Operation::DeviceAdd { .. } => {
             Added::deserialize(value).map_or_else(|_| format!("{value}\n"), |added| self::added(&added))
         }
+        Operation::Balloon(_) => BalloonReport::deserialize(value)
+            .map_or_else(|_| format!("{value}\n"), |report| balloon::table(&report)),
         Operation::DeviceRemove(removal) => format!("{} is removed\n", removal.id),
         Operation::Pause { .. } => "paused\n".into(),
         Operation::Resume => "running\n".into(),
@@ -72,6 +75,11 @@ fn added(Added { device, notified }: &Added) -> String {
     printable(&format!("{} is at {slot}{silent}", device.id)) + "\n"
 }
 
+/// Milliseconds as seconds.
+pub(super) fn seconds(ms: u64) -> String {
+    format!("{}.{:03} s", ms / 1000, ms % 1000)
+}
+
 fn dirty_rate(DirtyRate { pages, ms }: &DirtyRate) -> String {
     let (kib, seconds) = (pages.saturating_mul(4), (*ms).max(1));
     let rate = kib.saturating_mul(1000) / seconds;
@@ -87,7 +95,7 @@ fn status(status: &Status) -> String {
         State::Stopping => "stopping",
     };
     let uptime = match status.uptime_ms {
-        Some(ms) => format!("{}.{:03} s", ms / 1000, ms % 1000),
+        Some(ms) => seconds(ms),
         None => "-".into(),
     };
     let rows = [

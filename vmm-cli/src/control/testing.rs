@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vmm_vcpu::Counters;
 
+use super::balloon::{BalloonRefusal, BalloonReport, BalloonSetting, ControlledBalloon};
 use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimit, NewLimits, NewSize};
 use super::memory::{MemoryRefusal, MemoryStatus};
@@ -103,6 +104,10 @@ impl Controlled for FakeMachine {
         }
     }
 
+    fn balloon(&self) -> &dyn ControlledBalloon {
+        self
+    }
+
     fn disks(&self) -> &dyn ControlledDisks {
         self
     }
@@ -115,6 +120,21 @@ impl Controlled for FakeMachine {
         let mut counters = [Counters::default(); 2];
         (counters[0].port_reads, counters[1].port_reads) = (1, 2);
         Report::take(MachineCounters::default(), counters.to_vec(), None)
+    }
+}
+
+/// A machine without a balloon.
+impl ControlledBalloon for FakeMachine {
+    fn show(&self) -> Result<BalloonReport, BalloonRefusal> {
+        Err(BalloonRefusal::NoBalloon)
+    }
+
+    fn set(&self, _setting: BalloonSetting) -> Result<(), BalloonRefusal> {
+        Err(BalloonRefusal::NoBalloon)
+    }
+
+    fn hint(&self, _start: bool) -> Result<(), BalloonRefusal> {
+        Err(BalloonRefusal::NoBalloon)
     }
 }
 

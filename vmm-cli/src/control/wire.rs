@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use super::balloon::{self, BalloonRefusal, BalloonRequest};
 use super::devices::Removal;
 use super::disks::{self, DiskChange, DiskRefusal};
 use super::memory::{self, MemoryRefusal};
@@ -44,10 +45,13 @@ pub(super) enum Verb {
     Devices,
     DeviceAdd,
     DeviceRemove,
+    Balloon,
+    BalloonSet,
+    BalloonHinting,
 }
 
 /// The verbs as they are written.
-pub(super) const VERBS: [(&str, Verb); 14] = [
+pub(super) const VERBS: [(&str, Verb); 17] = [
     ("status", Verb::Status),
     ("pause", Verb::Pause),
     ("resume", Verb::Resume),
@@ -62,6 +66,9 @@ pub(super) const VERBS: [(&str, Verb); 14] = [
     ("devices", Verb::Devices),
     ("device-add", Verb::DeviceAdd),
     ("device-remove", Verb::DeviceRemove),
+    ("balloon", Verb::Balloon),
+    ("balloon-set", Verb::BalloonSet),
+    ("balloon-hinting", Verb::BalloonHinting),
 ];
 
 /// Only the verb, whatever stands beside it.
@@ -254,6 +261,11 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
         }),
         Verb::Stats => from_text::<Stats>(text)
             .map(|stats| Operation::Stats { format: stats.format.unwrap_or(StatsFormat::Json) }),
+        Verb::Balloon => bare(Operation::Balloon(BalloonRequest::Show)),
+        Verb::BalloonSet => from_text::<balloon::Set>(text).map(|set| Operation::Balloon(set.into())),
+        Verb::BalloonHinting => {
+            from_text::<balloon::Hinting>(text).map(|hinting| Operation::Balloon(hinting.into()))
+        }
         Verb::DiskResize => from_text::<disks::Resize>(text).map(|resize| Operation::Disk(resize.into())),
         Verb::DiskLimits => from_text::<disks::Limits>(text).map(|limits| Operation::Disk(limits.into())),
     }
@@ -299,6 +311,8 @@ pub fn request(operation: &Operation) -> String {
         requested: Option<String>,
         #[serde(flatten)]
         change: disks::Fields,
+        #[serde(flatten)]
+        balloon: balloon::Fields,
     }
     let mut request = Request::default();
     let verb = match operation {
@@ -339,6 +353,14 @@ pub fn request(operation: &Operation) -> String {
             (request.id, request.force) = (Some(id), *force);
             request.limit = Some(duration::render(*limit));
             Verb::DeviceRemove
+        }
+        Operation::Balloon(asked) => {
+            request.balloon = asked.fields();
+            match asked {
+                BalloonRequest::Show => Verb::Balloon,
+                BalloonRequest::Set(_) => Verb::BalloonSet,
+                BalloonRequest::StartHinting | BalloonRequest::StopHinting => Verb::BalloonHinting,
+            }
         }
     };
     let name = VERBS.iter().find(|(_, known)| *known == verb).map_or("", |(name, _)| name);
@@ -418,6 +440,10 @@ pub enum ErrorCode {
     BadDisk,
     /// Somebody has the image of a disk.
     InUse,
+    /// [`BalloonRefusal::NoBalloon`].
+    NoBalloon,
+    /// [`BalloonRefusal::Refused`].
+    BalloonRefused,
     /// The client is somebody else.
     Forbidden,
     /// The client has sent no request for too long.
@@ -461,6 +487,8 @@ impl From<OperationError> for ErrorBody {
             OperationError::Memory(MemoryRefusal::None) => (ErrorCode::NoHotplug, None),
             OperationError::Memory(MemoryRefusal::BadSize(_)) => (ErrorCode::BadSize, None),
             OperationError::Device(error) => (error.code(), None),
+            OperationError::Balloon(BalloonRefusal::NoBalloon) => (ErrorCode::NoBalloon, None),
+            OperationError::Balloon(BalloonRefusal::Refused(_)) => (ErrorCode::BalloonRefused, None),
         };
         Self { vcpu, ..Self::new(code, error.to_string()) }
     }
@@ -485,6 +513,7 @@ mod tests {
     use vmm_devices::rate_limiter::Limit;
 
     use super::*;
+    use crate::control::balloon::BalloonSetting;
     use crate::control::disks::{DiskRequest, NewLimit, NewLimits, NewSize};
 
     fn refusal(line: &[u8]) -> (usize, String) {
@@ -501,6 +530,7 @@ mod tests {
             (0_u64..=60_000).prop_map(|ms| Operation::DirtyRate { time: Duration::from_millis(ms) }),
             every_disk_request().prop_map(Operation::Disk),
             any::<Option<u64>>().prop_map(|requested| Operation::Memory { requested }),
+            every_balloon_request().prop_map(Operation::Balloon),
             ("[a-zA-Z0-9_-]{1,20}", 0_u64..=60_000, any::<bool>()).prop_map(|(id, ms, force)| {
                 let id = id.parse().unwrap();
                 Operation::DeviceRemove(Removal { id, limit: Duration::from_millis(ms), force })
@@ -521,6 +551,19 @@ mod tests {
                 Operation::Stats { format: StatsFormat::Json },
                 Operation::Stats { format: StatsFormat::Table },
             ]),
+        ]
+    }
+
+    fn every_balloon_request() -> impl Strategy<Value = BalloonRequest> {
+        let setting = (prop::option::of(0..=1_u64 << 28), prop::option::of(0..=3_600_000_u64));
+        prop_oneof![
+            Just(BalloonRequest::Show),
+            Just(BalloonRequest::StartHinting),
+            Just(BalloonRequest::StopHinting),
+            setting.prop_map(|(pages, milliseconds)| BalloonRequest::Set(BalloonSetting {
+                size: pages.map(|pages| pages * 4096),
+                statistics_interval: milliseconds.map(Duration::from_millis),
+            })),
         ]
     }
 
@@ -597,6 +640,16 @@ mod tests {
                 r#"{"verb":"device-add","disk":{"path":"/x","format":"qcow2","backing":"y"}}"#,
                 73,
                 "the path `y` is relative",
+            ),
+            (r#"{"verb":"balloon","size":"1M"}"#, 24, "unknown field `size`, expected `verb`"),
+            (r#"{"verb":"balloon-set","size":"1"}"#, 33, "1 is not a multiple of 4 KiB (4K)"),
+            (r#"{"verb":"balloon-set","size":4096}"#, 33, "invalid type: integer `4096`, expected a string"),
+            (r#"{"verb":"balloon-set","statistics_interval":"1"}"#, 48, "1 has no unit"),
+            (r#"{"verb":"balloon-hinting"}"#, 26, "missing field `action`"),
+            (
+                r#"{"verb":"balloon-hinting","action":"go"}"#,
+                39,
+                "unknown variant `go`, expected `start` or `stop`",
             ),
             (r#"{"verb":"dirty-rate","time":"2m"}"#, 33, "the time `2m` is no duration from 0s to 1m"),
         ] {

@@ -12,6 +12,7 @@ use vmm_devices::legacy::{
 use vmm_devices::pci::{ConfigurationAddress, ConfigurationData, ConfigurationPorts, Ecam, PciAddress};
 use vmm_devices::selftest::{self, Placement, Selftest, SelftestPorts};
 use vmm_devices::virtio::VirtioDevice;
+use vmm_devices::virtio::balloon::{Balloon, BalloonSettings};
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::net::Net;
@@ -30,6 +31,7 @@ use super::pci::Pci;
 use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
+use crate::balloon;
 use crate::config::{DiskId, VmConfig, disk_id};
 use crate::console::Console;
 use crate::disks::{Disk, Disks};
@@ -45,12 +47,13 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
-/// What network devices, the entropy device, the virtio console, the socket device and the memory device are to a driver.
+/// What network devices, the entropy device, the virtio console, the socket device, the memory device and the balloon are to a driver.
 const NET: &str = "virtio-net";
 const RNG: &str = "virtio-rng";
 const CONSOLE: &str = "virtio-console";
 const VSOCK: &str = "virtio-vsock";
 const MEM: &str = "virtio-mem";
+const BALLOON: &str = "virtio-balloon";
 
 /// Buses and interrupt lines while they are filled.
 pub(super) struct Devices {
@@ -182,6 +185,19 @@ impl Devices {
         let device = Arc::new(hotplug.device(space, &virtio.events)?);
         self.add_virtio(virtio, (disk_id::MEMORY, MEM), Arc::clone(&device) as _, None)?;
         Ok(device)
+    }
+
+    /// Adds the balloon, which is to be as `settings` say, if there is to be one.
+    pub(super) fn add_balloon(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        config: &VmConfig,
+        settings: Option<&Arc<BalloonSettings>>,
+    ) -> Result<Option<Arc<Balloon>>, Failure> {
+        let Some(settings) = settings else { return Ok(None) };
+        let device = Arc::new(balloon::device(config, settings, &virtio.memory, &virtio.events)?);
+        self.add_virtio(virtio, (disk_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
+        Ok(Some(device))
     }
 
     /// Adds a disk.

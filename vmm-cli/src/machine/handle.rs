@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmm_core::{VmEvent, VmEvents};
+use vmm_devices::virtio::balloon::Balloon;
 use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::vsock::Vsock;
@@ -15,6 +16,7 @@ use super::PowerButton;
 use super::exits::Exits;
 use super::plugged::Plugged;
 use crate::config::DiskId;
+use crate::control::balloon::{BalloonRefusal, BalloonReport, BalloonSetting, ControlledBalloon};
 use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
 use crate::control::memory::{MemoryRefusal, MemoryStatus};
@@ -34,6 +36,8 @@ pub(super) struct Handle {
     pub(super) vsock: Option<Arc<Vsock>>,
     /// The memory device, if there is one.
     pub(super) mem: Option<Arc<Mem>>,
+    /// The balloon, if there is one.
+    pub(super) balloon: Option<Arc<Balloon>>,
     pub(super) exits: Arc<Exits>,
     pub(super) events: VmEvents,
     /// Knows what is written to. Locked by whoever looks.
@@ -110,6 +114,10 @@ impl Controlled for Handle {
         })
     }
 
+    fn balloon(&self) -> &dyn ControlledBalloon {
+        self
+    }
+
     fn disks(&self) -> &dyn ControlledDisks {
         &*self.plugged
     }
@@ -140,6 +148,41 @@ impl Controlled for Handle {
         let nets = self.nets.iter().map(net).collect();
         let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
         let mem = self.mem.as_ref().map(|mem| mem.counts());
-        report.with_disks(self.plugged.counts()).with_nets(nets).with_vsock(vsock).with_memory(mem)
+        let balloon = self.balloon.as_ref().map(|balloon| balloon.counts());
+        let report = report.with_disks(self.plugged.counts()).with_nets(nets);
+        report.with_vsock(vsock).with_memory(mem).with_balloon(balloon)
+    }
+}
+
+impl Handle {
+    fn its_balloon(&self) -> Result<&Balloon, BalloonRefusal> {
+        self.balloon.as_deref().ok_or(BalloonRefusal::NoBalloon)
+    }
+}
+
+impl ControlledBalloon for Handle {
+    fn show(&self) -> Result<BalloonReport, BalloonRefusal> {
+        Ok(self.its_balloon()?.status().into())
+    }
+
+    fn set(&self, setting: BalloonSetting) -> Result<(), BalloonRefusal> {
+        let balloon = self.its_balloon()?;
+        if let Some(size) = setting.size {
+            balloon.set_target(size)?;
+        }
+        if let Some(interval) = setting.statistics_interval {
+            balloon.set_statistics_interval(interval);
+        }
+        Ok(())
+    }
+
+    fn hint(&self, start: bool) -> Result<(), BalloonRefusal> {
+        let balloon = self.its_balloon()?;
+        if start {
+            balloon.start_hinting()?;
+        } else {
+            balloon.stop_hinting();
+        }
+        Ok(())
     }
 }

@@ -25,6 +25,7 @@ use vmm_core::irq::IrqLine;
 use vmm_core::seam::{DirtyLog, DoorbellFds};
 use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
+use vmm_devices::virtio::balloon::BalloonSettings;
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::vhost::VhostMemory;
@@ -75,6 +76,8 @@ pub struct Resources<'a> {
     pub(crate) nets: &'a [Nic],
     pub(crate) vsock: Option<&'a Socket>,
     pub(crate) hotplug: Option<&'a Hotplug>,
+    /// What the host sets of the balloon, if there is one.
+    pub(crate) balloon: Option<&'a Arc<BalloonSettings>>,
 }
 
 impl Machine {
@@ -90,7 +93,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets, vsock, hotplug } = resources;
+        let Resources { processors, ram, disks, nets, vsock, hotplug, balloon } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -137,6 +140,7 @@ impl Machine {
         }
         let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?.flatten();
         let mem = hotplug.map(|hotplug| devices.add_mem(&mut virtio, hotplug, &memory)).transpose()?;
+        let balloon = devices.add_balloon(&mut virtio, config, balloon)?;
         let described = acpi::Described {
             vcpus: config.cpu.count.into(),
             pci: config.has_pci(),
@@ -172,8 +176,19 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty, mem_last) = (events.clone(), dirty.into(), mem.clone());
-        let handle =
-            Handle { vcpus, kernel_stats, power_button, plugged, nets, vsock, mem, exits, events, dirty };
+        let handle = Handle {
+            vcpus,
+            kernel_stats,
+            power_button,
+            plugged,
+            nets,
+            vsock,
+            mem,
+            balloon,
+            exits,
+            events,
+            dirty,
+        };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _mem: mem_last, _lines: lines, _memory: memory })

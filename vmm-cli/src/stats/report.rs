@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use vmm_core::stats::{Base, Kind, Sample, Schema, Statistic, Unit};
+use vmm_devices::virtio::balloon::BalloonCounts;
 use vmm_devices::virtio::block::BlockCounts;
 use vmm_devices::virtio::mem::MemCounts;
 use vmm_devices::virtio::net::NetCounts;
@@ -32,6 +33,8 @@ pub struct Report {
     pub(super) vsock: Option<DeviceCounts<VsockCounts>>,
     /// Of the memory device; `None`: there is none.
     pub(super) memory: Option<DeviceCounts<MemCounts>>,
+    /// Of the balloon; `None`: there is none.
+    pub(super) balloon: Option<DeviceCounts<BalloonCounts>>,
     /// What the kernel's statistics are; `None` if this host's kernel has none.
     kernel: Option<Definitions>,
 }
@@ -158,6 +161,7 @@ impl Report {
             nets: Vec::new(),
             vsock: None,
             memory: None,
+            balloon: None,
             kernel: definitions,
         }
     }
@@ -183,6 +187,12 @@ impl Report {
     /// The same report, with what was counted of the memory device.
     pub(crate) fn with_memory(mut self, counts: Option<MemCounts>) -> Self {
         self.memory = counts.map(|monitor| DeviceCounts { monitor });
+        self
+    }
+
+    /// The same report, with what was counted of the balloon.
+    pub(crate) fn with_balloon(mut self, counts: Option<BalloonCounts>) -> Self {
+        self.balloon = counts.map(|monitor| DeviceCounts { monitor });
         self
     }
 
@@ -327,12 +337,14 @@ mod tests {
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
-        let report = report.with_memory(Some(MemCounts::default()));
+        let report =
+            report.with_memory(Some(MemCounts::default())).with_balloon(Some(BalloonCounts::default()));
         let json = json(&report.with_vsock(Some(VsockCounts::default())));
         let page = include_str!("../../../docs/stats.md");
         let of = |list: &str| &json[list][0]["monitor"];
         let one = |device: &str| &json[device]["monitor"];
-        for counts in [of("vcpus"), of("disks"), of("nets"), one("machine"), one("vsock"), one("memory")] {
+        let ones = ["machine", "vsock", "memory", "balloon"].map(one);
+        for counts in ["vcpus", "disks", "nets"].map(of).into_iter().chain(ones) {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

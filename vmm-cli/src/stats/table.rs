@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use vmm_core::stats::{Base, Kind, Sample, Statistic, Unit};
+use vmm_devices::virtio::balloon::BalloonCounts;
 use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
 use vmm_devices::virtio::mem::MemCounts;
 use vmm_devices::virtio::net::NetCounts;
@@ -60,6 +61,20 @@ const MEMORY_COUNTERS: [Counter<MemCounts>; 10] = [
     ("states", |counts| counts.states),
     ("beyond_requested", |counts| counts.beyond_requested),
     ("busy", |counts| counts.busy),
+    ("broken", |counts| counts.broken),
+];
+
+const BALLOON_COUNTERS: [Counter<BalloonCounts>; 11] = [
+    ("inflated_pages", |counts| counts.inflated_pages),
+    ("deflated_pages", |counts| counts.deflated_pages),
+    ("refused_pages", |counts| counts.refused_pages),
+    ("reported_bytes", |counts| counts.reported_bytes),
+    ("hinted_bytes", |counts| counts.hinted_bytes),
+    ("returned_bytes", |counts| counts.returned_bytes),
+    ("kept_bytes", |counts| counts.kept_bytes),
+    ("partial_bytes", |counts| counts.partial_bytes),
+    ("failed_bytes", |counts| counts.failed_bytes),
+    ("statistics", |counts| counts.statistics),
     ("broken", |counts| counts.broken),
 ];
 
@@ -159,6 +174,9 @@ pub(super) fn text(report: &Report) -> String {
     if let Some(memory) = &report.memory {
         append(&memory_by_monitor(&memory.monitor));
     }
+    if let Some(balloon) = &report.balloon {
+        append(&balloon_by_monitor(&balloon.monitor));
+    }
     append(&machine_by_monitor(&report.machine.monitor));
     match &report.machine.kernel {
         Some(Values(sample)) => append(&by_kernel("machine, counted by KVM", vec![String::new()], &[sample])),
@@ -225,6 +243,14 @@ fn vsock_by_monitor(counts: &VsockCounts) -> Section {
 fn memory_by_monitor(counts: &MemCounts) -> Section {
     let mut section = Section::new("plugged memory, counted by vmm-cli", vec![String::new()]);
     for (name, value) in MEMORY_COUNTERS {
+        section.add(name.into(), String::new(), vec![value(counts)]);
+    }
+    section
+}
+
+fn balloon_by_monitor(counts: &BalloonCounts) -> Section {
+    let mut section = Section::new("balloon, counted by vmm-cli", vec![String::new()]);
+    for (name, value) in BALLOON_COUNTERS {
         section.add(name.into(), String::new(), vec![value(counts)]);
     }
     section
@@ -517,6 +543,7 @@ machine, counted by KVM
         let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
         let report = report.with_vsock(Some(VsockCounts::default())).with_memory(Some(MemCounts::default()));
+        let report = report.with_balloon(Some(BalloonCounts::default()));
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
@@ -529,6 +556,8 @@ machine, counted by KVM
         assert_eq!(keys(&json["vsock"]["monitor"]), names.into());
         let names = MEMORY_COUNTERS.map(|(name, _)| name.to_owned());
         assert_eq!(keys(&json["memory"]["monitor"]), names.into());
+        let names = BALLOON_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["balloon"]["monitor"]), names.into());
         let latencies = DISK_LATENCIES.map(|(name, _)| name.to_owned());
         let names = DISK_COUNTERS.map(|(name, _)| name.to_owned()).into_iter().chain(latencies);
         assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());

@@ -8,6 +8,7 @@
 //! Nothing that a driver writes ends the process, stops a worker or touches another device. A driver that breaks a ring finds
 //! DEVICE_NEEDS_RESET and a device that rests until it is reset.
 
+pub mod balloon;
 pub mod block;
 mod config;
 pub mod console;

@@ -63,6 +63,11 @@ impl HostMemory {
         self.give_back(offset, length).map_err(|source| DiscardError::Host { offset, length, source })
     }
 
+    /// Whether what was discarded reads as zero: all but what comes from a private file again.
+    pub(crate) fn is_zero_when_discarded(&self) -> bool {
+        self.means() == Means::Hole || self.file().is_none()
+    }
+
     fn give_back(&self, offset: u64, length: u64) -> io::Result<()> {
         match (self.means(), self.file()) {
             (Means::Hole, Some((file, first))) => {

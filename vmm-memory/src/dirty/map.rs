@@ -48,7 +48,7 @@ impl DirtyMap {
 
     /// From here on writes are marked, as soon as the caller has passed the heavy half of the fence. Marks of an earlier time
     /// may still be there.
-    pub(super) fn start(&self) {
+    pub(crate) fn start(&self) {
         self.words.get_or_init(|| (0..self.pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect());
         // Pairs with the load in `mark_dirty`: who sees it sees the words.
         self.active.store(true, Ordering::Release);

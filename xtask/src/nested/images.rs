@@ -34,10 +34,11 @@ const GUEST_INIT: &str = "tests/linux/init";
 const GUEST_JOBS: &str = "tests/linux/block.fio";
 /// What a Linux guest loads: the power button, how it is told of it, the way it tells of a panic, the drivers of virtio
 /// devices, and the file system of its disk with the sums that this asks for by name.
-const GUEST_MODULES: [&str; 13] = [
+const GUEST_MODULES: [&str; 14] = [
     "button",
     "evdev",
     "pvpanic-mmio",
+    "virtio_balloon",
     "virtio_blk",
     "virtio_console",
     "virtio_mem",
