@@ -210,6 +210,48 @@ fn every_key_arrives_in_its_field() {
     assert_ne!(config.stats, default.stats);
 }
 
+/// A flag for each key that one sets, with another value than [`FULL`] has.
+const FLAGS: [&str; 38] = [
+    "--kernel=Cargo.toml",
+    "--initrd=src/lib.rs",
+    "--cmdline=",
+    "--cpus=3",
+    "--kick=immediate-exit",
+    "--affinity=0-2",
+    "--dedicated=false",
+    "--disable-exits=none",
+    "--halt-poll-ns=0",
+    "--realtime-hint=false",
+    "--scheduler=other",
+    "--monopolize-cpus=false",
+    "--memory=1G",
+    "--memory-backing=memfd",
+    "--huge-pages=2M",
+    "--prefault=false",
+    "--lock-memory=false",
+    "--dump-memory=false",
+    "--dirty-log=bitmap",
+    "--memory-hotplug=size=4G",
+    "--on-reset=exit",
+    "--on-triple-fault=crash",
+    "--grace-time=2m",
+    "--irqchip=kernel",
+    "--pit",
+    "--pci",
+    "--selftest",
+    "--entropy=false",
+    "--serial=file=out",
+    "--virtio-console=pty",
+    "--vsock=cid=5,path=vs",
+    "--balloon=size=1M",
+    "--api-sock=ctl",
+    "--log-level=off",
+    "--log-format=text",
+    "--log-file=log",
+    "--stats=stats",
+    "--stats-format=json",
+];
+
 #[test]
 fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     let scratch = Scratch::new();
@@ -229,47 +271,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
     assert_eq!(config.console.serial, SerialMode::Unix(scratch.path("sock")));
     assert_eq!(config.control.socket, Some(scratch.path("control.sock")));
 
-    let flags = [
-        "--kernel=Cargo.toml",
-        "--initrd=src/lib.rs",
-        "--cmdline=",
-        "--cpus=3",
-        "--kick=immediate-exit",
-        "--affinity=0-2",
-        "--dedicated=false",
-        "--disable-exits=none",
-        "--halt-poll-ns=0",
-        "--realtime-hint=false",
-        "--scheduler=other",
-        "--monopolize-cpus=false",
-        "--memory=1G",
-        "--memory-backing=memfd",
-        "--huge-pages=2M",
-        "--prefault=false",
-        "--lock-memory=false",
-        "--dump-memory=false",
-        "--dirty-log=bitmap",
-        "--memory-hotplug=size=4G",
-        "--on-reset=exit",
-        "--on-triple-fault=crash",
-        "--grace-time=2m",
-        "--irqchip=kernel",
-        "--pit",
-        "--pci",
-        "--selftest",
-        "--entropy=false",
-        "--serial=file=out",
-        "--virtio-console=pty",
-        "--vsock=cid=5,path=vs",
-        "--balloon=size=1M",
-        "--api-sock=ctl",
-        "--log-level=off",
-        "--log-format=text",
-        "--log-file=log",
-        "--stats=stats",
-        "--stats-format=json",
-    ];
-    let config = load(flags.map(Path::new).into_iter().chain([&*file])).unwrap();
+    let config = load(FLAGS.map(Path::new).into_iter().chain([&*file])).unwrap();
     let here = std::env::current_dir().unwrap();
     let expected = VmConfig {
         boot: BootConfig {

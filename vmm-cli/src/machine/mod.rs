@@ -47,6 +47,7 @@ use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
 use crate::vsock::Socket;
 use devices::Devices;
+use exits::Exits;
 use handle::Handle;
 use pci::Pci;
 pub use power::PowerButton;
@@ -160,18 +161,7 @@ impl Machine {
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
-        let mechanism = mechanism(kvm, config.cpu.kick);
-        let vcpus: Vec<_> = vcpus
-            .into_iter()
-            .map(|vcpu| {
-                let ends = ends.clone();
-                let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
-                let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()) };
-                VcpuThread::spawn(vcpu, Arc::clone(&exits), options, on_end)
-            })
-            .collect::<Result<_, _>>()
-            .map_err(Failure::host_cannot)?;
-        let vcpus = Vcpus::new(vcpus);
+        let vcpus = start(vcpus, &exits, mechanism(kvm, config.cpu.kick), processors, &ends)?;
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
@@ -297,6 +287,24 @@ fn cpuid(kvm: &Kvm, config: &VmConfig) -> Result<CpuidTemplate, Failure> {
     }
     hotplug::check_addresses(config, bits)?;
     Ok(template)
+}
+
+/// The threads of `vcpus`, paused.
+fn start(
+    vcpus: Vec<Vcpu>,
+    exits: &Arc<Exits>,
+    mechanism: Mechanism,
+    processors: &Processors,
+    ends: &Ends,
+) -> Result<Vcpus, Failure> {
+    let start = |vcpu: Vcpu| {
+        let ends = ends.clone();
+        let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
+        let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()) };
+        VcpuThread::spawn(vcpu, Arc::clone(exits), options, on_end)
+    };
+    let threads: Result<Vec<_>, _> = vcpus.into_iter().map(start).collect();
+    Ok(Vcpus::new(threads.map_err(Failure::host_cannot)?))
 }
 
 /// Makes the vCPUs, the first of which starts as `boot` says; the others wait for INIT and SIPI.
