@@ -142,7 +142,7 @@ pub enum Outcome {
     /// Of [`Operation::DeviceAdd`].
     Added(Added),
     /// Of [`Operation::Balloon`].
-    Balloon(BalloonReport),
+    Balloon(Box<BalloonReport>),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -284,7 +284,10 @@ impl Operations {
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
-            Operation::Balloon(request) => request.execute(self.machine()?.balloon()).map(Outcome::Balloon),
+            Operation::Balloon(request) => {
+                let report = request.execute(self.machine()?.balloon())?;
+                Ok(Outcome::Balloon(Box::new(report)))
+            }
             Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
             Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
             Operation::DeviceRemove(removal) => {
