@@ -131,7 +131,7 @@ impl Bench {
     /// The guest goes on, and has nothing to complain of.
     fn end(mut self) -> Result<()> {
         ensure!(self.answer("echo $((6 * 7))")? == "42");
-        let complaints = self.answer("dmesg | grep -c -i -e 'out of memory' -e 'BUG' -e 'oom-kill'")?;
+        let complaints = self.answer("dmesg | grep -c -e 'Out of memory' -e 'BUG:' -e 'oom-kill'")?;
         ensure!(complaints == "0", "{}", self.answer("dmesg | tail -n 40")?);
         ensure!(
             self.count("refused_pages")? == 0
