@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::contents::{Carried, InnerCommand, assemble};
 use super::images::HostImages;
@@ -27,6 +27,8 @@ const OUTPUTS: usize = 2;
 /// for long is heard first.
 const BEAT: Duration = Duration::from_secs(10);
 const MISSED_BEATS: u32 = 30;
+/// Between how many beats the clock inside is compared with the one here.
+const COMPARED_BEATS: u32 = 3;
 
 /// What is run, and on what.
 pub struct Run<'a> {
@@ -105,6 +107,7 @@ fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration) -> Result<E
     let mut status = None;
     let mut complete = 0;
     let mut missed = 0;
+    let mut clock = Clock::default();
     loop {
         if let Some(status) = status.filter(|_| complete == OUTPUTS) {
             return Ok(End::Status(status));
@@ -117,7 +120,8 @@ fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration) -> Result<E
             Ok(Event::Said(line)) => match line.split_once(' ') {
                 Some(("status", code)) => status = Some(code.parse().context("its status is no number")?),
                 Some(("failed", why)) => bail!("{why}"),
-                _ => {}
+                Some(_) => {}
+                None => clock.ensure_right(beat)?,
             },
             Ok(Event::Lost(why)) => bail!("{why}"),
             Ok(Event::Gone(said)) => bail!("QEMU has ended before the command: {said:?}"),
@@ -128,6 +132,30 @@ fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration) -> Result<E
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => bail!("nobody follows the nested host"),
         }
+    }
+}
+
+/// What is known of the clock of the nested host. Its kernel measures the frequency of its clock while it boots; where the emulator is kept
+/// from running at that moment, the clock goes several times too fast for ever, and whatever has a deadline fails.
+#[derive(Default)]
+struct Clock {
+    beats: u32,
+    first: Option<Instant>,
+}
+
+impl Clock {
+    /// Another beat is heard. The time of the first few is compared with the time here, once: later ones may be heard late, all at a time.
+    fn ensure_right(&mut self, beat: Duration) -> Result<()> {
+        let first = *self.first.get_or_insert_with(Instant::now);
+        self.beats += 1;
+        let (here, inside) = (first.elapsed(), beat * COMPARED_BEATS);
+        ensure!(
+            self.beats != COMPARED_BEATS + 1 || here * 2 > inside,
+            "its clock is wrong: {} seconds inside are {} here",
+            inside.as_secs(),
+            here.as_secs()
+        );
+        Ok(())
     }
 }
 
@@ -175,11 +203,30 @@ mod tests {
         let (sender, events) = channel();
         std::thread::spawn(move || {
             while sender.send(Event::Said("alive".into())).is_ok() {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(5));
             }
         });
         let deadline = Instant::now() + Duration::from_millis(300);
         assert_eq!(wait(&events, deadline, Duration::from_millis(5)).unwrap(), End::TimedOut);
+    }
+
+    #[test]
+    fn one_whose_clock_is_too_fast_is_given_up_and_one_that_is_heard_late_is_not() {
+        let heard = |beats: usize| {
+            let (sender, events) = channel();
+            for _ in 0..beats {
+                sender.send(Event::Said("alive".into())).unwrap();
+            }
+            wait(&events, Instant::now() + Duration::from_millis(10), LONG)
+        };
+        assert_eq!(heard(3).unwrap(), End::TimedOut);
+        let error = heard(4).unwrap_err();
+        assert!(error.to_string().starts_with("its clock is wrong"), "{error}");
+        let mut clock = Clock::default();
+        let beat = Duration::from_millis(1);
+        (0..3).for_each(|_| clock.ensure_right(beat).unwrap());
+        std::thread::sleep(beat * 3);
+        (0..9).for_each(|_| clock.ensure_right(beat).unwrap());
     }
 
     #[test]
