@@ -395,6 +395,7 @@ fn not_run(names: &[&str], args: &GuestArgs, reason: &str, suites: &mut Vec<Suit
 /// How many trials a suite has that the filter leaves, on a host that it reads of in `host`.
 fn listed(binary: &Path, args: &GuestArgs, host: Option<(&str, OsString)>) -> Result<usize> {
     let environment = args.linux_environment(Path::new(""));
+    let environment = environment.into_iter().chain(args.full_environment());
     let listed = capture(Command::new(binary).arg("--list").args(&args.filter).envs(environment).envs(host))?;
     Ok(listed.lines().filter(|line| line.ends_with(": test")).count())
 }
