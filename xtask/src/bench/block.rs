@@ -11,9 +11,6 @@ use super::{BenchArgs, PROGRAMS};
 
 /// Rounds, unless another number is asked for.
 const ROUNDS: u32 = 3;
-/// How many nested hosts may die, or have guests that failed, and be followed by another one for the same round: the
-/// emulator fails now and then (docs/nested.md).
-const DEATHS: usize = 5;
 /// Seconds that the nested host may take for itself, and for one round; and how many more for each second of a job. An
 /// emulator that hangs does not let its guest's own deadlines pass.
 const START: u32 = 300;
@@ -31,15 +28,7 @@ const NO_WRITEBACK: &str = "sysctl.vm.dirty_writeback_centisecs=0";
 pub fn measure(args: &BenchArgs) -> Result<String> {
     let qemu = microvm::find()?;
     let mut samples = Samples::create("block")?;
-    for round in 1..=args.rounds.unwrap_or(ROUNDS) {
-        while !samples.run(&mut command(args, &qemu, round, samples.parts())?)? {
-            if samples.deaths() > DEATHS {
-                let deaths = samples.deaths();
-                samples.note(&format!("round {round} is not complete, as {deaths} runs have failed"))?;
-                break;
-            }
-        }
-    }
+    samples.run_rounds(args.rounds.unwrap_or(ROUNDS), |round, done| command(args, &qemu, round, done))?;
     samples.report("bench_block")
 }
 

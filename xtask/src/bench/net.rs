@@ -12,9 +12,6 @@ use crate::process::capture;
 
 /// Rounds, unless another number is asked for.
 const ROUNDS: u32 = 3;
-/// How many nested hosts may die, or have guests that failed, and be followed by another one for the same round: the
-/// emulator fails now and then (docs/nested.md).
-const DEATHS: usize = 5;
 /// Seconds that the nested host may take for itself and one round; and how many more for each second of a measurement.
 const ROUND: u32 = 900;
 const MEASUREMENTS: u32 = 30;
@@ -26,15 +23,7 @@ pub fn measure(args: &BenchArgs) -> Result<String> {
     let qemu = microvm::find()?;
     let name = args.name.name();
     let mut samples = Samples::create(name)?;
-    for round in 1..=args.rounds.unwrap_or(ROUNDS) {
-        while !samples.run(&mut command(args, &qemu, round, samples.parts())?)? {
-            if samples.deaths() > DEATHS {
-                let deaths = samples.deaths();
-                samples.note(&format!("round {round} is not complete, as {deaths} runs have failed"))?;
-                break;
-            }
-        }
-    }
+    samples.run_rounds(args.rounds.unwrap_or(ROUNDS), |round, done| command(args, &qemu, round, done))?;
     let mut report = Command::new(Path::new(PROGRAMS).join(PROGRAM));
     capture(report.args(["report", "--transport", name]).arg(samples.path()))
 }

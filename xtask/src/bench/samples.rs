@@ -15,6 +15,10 @@ use crate::process::capture;
 /// How many runs may fail before anything has been measured: what is wrong then is rarely the machine.
 const FALSE_STARTS: usize = 2;
 
+/// How many nested hosts may die, or have guests that failed, and be followed by another one for the same round: the
+/// emulator fails now and then (docs/nested.md).
+const DEATHS: usize = 5;
+
 /// What lines are read for here: how much is done.
 #[derive(Deserialize)]
 struct Line {
@@ -84,6 +88,28 @@ impl Samples {
             self.note(&said)?;
         }
         Ok(status.success())
+    }
+
+    /// Runs `command`, which is told the parts that are done, until each of so many rounds is complete, or too many runs have failed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`run`](Self::run), and a command that cannot be made.
+    pub fn run_rounds(
+        &mut self,
+        rounds: u32,
+        command: impl Fn(u32, &[String]) -> Result<Command>,
+    ) -> Result<()> {
+        for round in 1..=rounds {
+            while !self.run(&mut command(round, &self.parts)?)? {
+                if self.deaths > DEATHS {
+                    let deaths = self.deaths;
+                    self.note(&format!("round {round} is not complete, as {deaths} runs have failed"))?;
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Keeps lines. A last one without an end is what a run was about to print when it died.
