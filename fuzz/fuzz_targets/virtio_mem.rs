@@ -76,7 +76,9 @@ impl Subject for Memory {
     }
 
     fn ensure_served(&self, started: &Started, drivers: &mut [Driver]) {
-        for (kind, count, expected) in [(2, 0, [0, 0]), (0, 12, [0, 0]), (0, 1, [3, 0]), (3, 16, [0, 2]), (1, 12, [0, 0])] {
+        for (kind, count, expected) in
+            [(2, 0, [0, 0]), (0, 12, [0, 0]), (0, 1, [3, 0]), (3, 16, [0, 2]), (1, 12, [0, 0])]
+        {
             let request = drivers[0].submit(&[&bytes(kind, START, count)], &[10]);
             started.doorbells[0].ring();
             let used = started.wait_used(&mut drivers[0], 1);
