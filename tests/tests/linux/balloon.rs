@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         what_goes_into_the_balloon_is_the_hosts_until_it_comes_out on [ONE, TWO],
         of_a_memfd_the_file_gets_holes on [ONE],
         of_huge_pages_those_go_that_are_in_the_balloon_as_a_whole on [ONE],
+        pages_that_are_reported_as_free_are_the_hosts on [ONE, TWO],
         a_guest_without_memory_takes_it_out_of_the_balloon on [ONE],
         statistics_follow_the_guest_and_a_restart_leaves_an_empty_balloon on [ONE],
         free_pages_are_hinted_at_and_are_the_guests_again on [ONE],
@@ -207,6 +208,19 @@ fn of_huge_pages_those_go_that_are_in_the_balloon_as_a_whole(guest: &LinuxGuest)
     bench.inflate(0)?;
     ensure!(bench.count("partial_bytes")? == 0);
     bench.fill(128)?;
+    bench.end()
+}
+
+fn pages_that_are_reported_as_free_are_the_hosts(guest: &LinuxGuest) -> Result<()> {
+    let mut bench = Bench::start(guest, "--balloon free_page_reporting")?;
+    for _ in 0..3 {
+        bench.fill(128)?;
+        let before = bench.resident()?;
+        bench.empty()?;
+        bench.returns(before, 128 * MIB)?;
+    }
+    ensure!(bench.balloon()?["actual_bytes"] == 0);
+    ensure!(bench.count("reported_bytes")? >= 3 * 128 * MIB / 100 * RETURNED);
     bench.end()
 }
 
