@@ -4,6 +4,7 @@
 mod block;
 mod boot;
 mod chart;
+mod memory_hotplug;
 mod microvm;
 mod net;
 mod report;
@@ -51,6 +52,8 @@ pub enum Bench {
     Net,
     /// The same over a socket device, beside a Unix socket.
     Vsock,
+    /// The time that a Linux guest takes to have 1 GiB more and to give it back, and its vCPUs' pauses, beside a balloon.
+    MemoryHotplug,
     /// A request to a vCPU until its thread has seen it, with either mechanism, and the system calls of a kick.
     Kick,
     /// Taking all vCPUs of a machine out of the guest.
@@ -79,7 +82,7 @@ pub struct BenchArgs {
     /// How often everything is measured; more is better and takes longer.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
-    /// For `boot`, `block`, `net` and `vsock`: the guest's kernel.
+    /// For `boot`, `block`, `net`, `vsock` and `memory-hotplug`: the guest's kernel.
     #[arg(long, value_enum, default_value_t = Version::V6_12)]
     pub kernel: Version,
     /// For `boot`: only these of bzimage_1, bzimage_4, vmlinux_1 and vmlinux_4. For `block`: only these jobs, such as
@@ -118,6 +121,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             build(&["vmm-cli", "bench_net"])?;
             net::measure(args)?
         }
+        Bench::MemoryHotplug => {
+            build(&["vmm-cli", "bench_memory_hotplug"])?;
+            memory_hotplug::measure(args)?
+        }
         _ => {
             build(&["vmm-cli", "raw_startup", &format!("bench_{name}")])?;
             guests::build()?;
@@ -148,6 +155,7 @@ impl Bench {
             Self::Block => "block",
             Self::Net => "net",
             Self::Vsock => "vsock",
+            Self::MemoryHotplug => "memory-hotplug",
             Self::Kick => "kick",
             Self::Pause => "pause",
             Self::Inl => "inl",
