@@ -83,7 +83,8 @@ mod tests {
     #[test]
     fn a_subject_is_compared_with_the_loopback_of_its_rounds() {
         let (host, vmm) = (Subject::Loopback, Subject::Vmm);
-        let text = lines(&[(1, host, 100.0), (1, vmm, 50.0), (2, host, 10.0)]);
+        let others = [(1, Subject::VmmVhost, 60.0), (1, Subject::MicrovmVhost, 40.0)];
+        let text = lines(&[&[(1, host, 100.0), (1, vmm, 50.0), (2, host, 10.0)], &others[..]].concat());
         let report = report(&text, Transport::Vsock).unwrap();
         assert_eq!(report.notes, ["round 2 is left out, as vmm was not measured"]);
         let row = report.rows.iter().find(|row| row.subject == "vmm").unwrap();

@@ -27,6 +27,8 @@ const MEMORY: u32 = 512;
 const CPUS: u32 = 2;
 /// Where the server listens.
 const PORT: u32 = 5000;
+/// The monitor's socket, and the loopback's.
+const SOCKET: &str = "socket";
 /// The guest's context.
 const CID: u32 = 77;
 
@@ -51,6 +53,10 @@ pub enum Subject {
     Vmm,
     /// QEMU's microvm.
     Microvm,
+    /// The host's kernel, for vmm-cli.
+    VmmVhost,
+    /// The host's kernel, for QEMU's microvm.
+    MicrovmVhost,
 }
 
 const STREAM_TO_GUEST: Case = Case { name: "stream_to_guest", unit: "MiB/s" };
@@ -70,9 +76,9 @@ impl Transport {
     #[must_use]
     pub fn subjects(self) -> &'static [Subject] {
         match self {
-            Self::Net => &[Subject::Loopback, Subject::Vmm, Subject::Microvm],
+            Self::Net => &Subject::ALL,
             // QEMU has sockets only where the kernel serves them.
-            Self::Vsock => &[Subject::Loopback, Subject::Vmm],
+            Self::Vsock => &[Subject::Loopback, Subject::Vmm, Subject::VmmVhost, Subject::MicrovmVhost],
         }
     }
 
@@ -110,8 +116,10 @@ impl FromStr for Subject {
     type Err = UnknownSubject;
 
     fn from_str(text: &str) -> Result<Self, UnknownSubject> {
-        let all = [Self::Loopback, Self::Vmm, Self::Microvm];
-        all.into_iter().find(|subject| subject.name() == text).ok_or_else(|| UnknownSubject(text.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|subject| subject.name() == text)
+            .ok_or_else(|| UnknownSubject(text.to_owned()))
     }
 }
 
@@ -129,6 +137,12 @@ pub struct Files {
 }
 
 impl Subject {
+    const ALL: [Self; 5] = [Self::Loopback, Self::Vmm, Self::Microvm, Self::VmmVhost, Self::MicrovmVhost];
+
+    fn is_vhost(self) -> bool {
+        matches!(self, Self::VmmVhost | Self::MicrovmVhost)
+    }
+
     /// Its name in the report.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -136,6 +150,8 @@ impl Subject {
             Self::Loopback => LOOPBACK,
             Self::Vmm => "vmm",
             Self::Microvm => "microvm",
+            Self::VmmVhost => "vmm_vhost",
+            Self::MicrovmVhost => "microvm_vhost",
         }
     }
 
@@ -144,8 +160,8 @@ impl Subject {
     pub fn lacks(self, programs: &Programs) -> Option<String> {
         let program = match self {
             Self::Loopback => return None,
-            Self::Vmm => &programs.vmm,
-            Self::Microvm => &programs.qemu,
+            Self::Vmm | Self::VmmVhost => &programs.vmm,
+            Self::Microvm | Self::MicrovmVhost => &programs.qemu,
         };
         (!program.is_file()).then(|| format!("not available: there is no {}", program.display()))
     }
@@ -153,7 +169,7 @@ impl Subject {
     /// Where the server listens, as its own side says it, and as the client does.
     #[must_use]
     pub fn endpoints(self, transport: Transport, directory: &Path) -> (Endpoint, Endpoint) {
-        let socket = directory.join("socket");
+        let socket = directory.join(SOCKET);
         let at = |address: &str| {
             let address = address.split('/').next().unwrap_or_default();
             // Only where an address above is none.
@@ -163,10 +179,11 @@ impl Subject {
         match (self, transport) {
             (Self::Loopback, Transport::Net) => (at("127.0.0.1"), at("127.0.0.1")),
             (Self::Loopback, Transport::Vsock) => (Endpoint::Unix(socket.clone()), Endpoint::Unix(socket)),
-            (Self::Vmm | Self::Microvm, Transport::Net) => (at(GUEST_ADDRESS), at(GUEST_ADDRESS)),
-            (Self::Vmm | Self::Microvm, Transport::Vsock) => {
-                (Endpoint::Vsock(CID, PORT), Endpoint::Guest(PORT, socket))
+            (_, Transport::Net) => (at(GUEST_ADDRESS), at(GUEST_ADDRESS)),
+            (_, Transport::Vsock) if self.is_vhost() => {
+                (Endpoint::Vsock(CID, PORT), Endpoint::Vsock(CID, PORT))
             }
+            (_, Transport::Vsock) => (Endpoint::Vsock(CID, PORT), Endpoint::Guest(PORT, socket)),
         }
     }
 
@@ -175,7 +192,7 @@ impl Subject {
     pub fn launch(self, files: &Files, transport: Transport) -> Option<Launch> {
         let Files { programs, root, server, directory } = files;
         let (root, server) = (root.display(), server.display());
-        let (serves, client) = self.endpoints(transport, directory);
+        let serves = self.endpoints(transport, directory).0;
         let line = OsString::from(format!(
             "console=ttyS0 quiet reboot=t panic=-1 vmm.do=traffic vmm.root=/dev/vda vmm.disk=/dev/vdb \
              vmm.address={GUEST_ADDRESS} vmm.serve={serves}"
@@ -183,28 +200,38 @@ impl Subject {
         let image = |name: &str| OsString::from(programs.images.join(name));
         match self {
             Self::Loopback => None,
-            Self::Vmm => {
+            Self::Vmm | Self::VmmVhost => {
                 let mut args = words(&format!("run --cpus {CPUS} --memory {MEMORY}M --serial stdio"));
                 args.push(format!("--disk=path={root},format=raw,read_only").into());
                 args.push(format!("--disk=path={server},format=raw,read_only").into());
-                args.push(match client {
-                    Endpoint::Guest(_, path) => format!("--vsock=cid={CID},path={}", path.display()).into(),
-                    _ => format!("--net=tap={INTERFACE},create").into(),
+                let vhost = self.is_vhost();
+                args.push(match transport {
+                    Transport::Vsock if vhost => format!("--vsock=cid={CID},vhost").into(),
+                    Transport::Vsock => {
+                        format!("--vsock=cid={CID},path={}", directory.join(SOCKET).display()).into()
+                    }
+                    Transport::Net => format!("--net=tap={INTERFACE},create,vhost={vhost}").into(),
                 });
                 args.extend(["--kernel".into(), image("bzImage"), "--initrd".into(), image("initrd")]);
                 args.extend(["--cmdline".into(), line]);
                 Some(Launch { program: programs.vmm.clone(), args })
             }
-            Self::Microvm => {
+            Self::Microvm | Self::MicrovmVhost => {
                 let mut args = vec!["-L".into(), programs.firmware.clone().into()];
                 args.extend(words(&format!("{MICROVM_WORDS} {MODERN} -smp {CPUS} -m {MEMORY}M")));
                 args.extend(words(&format!(
                     "-drive id=root,file={root},format=raw,if=none,readonly=on -device virtio-blk-device,drive=root \
                      -drive id=server,file={server},format=raw,if=none,readonly=on \
-                     -device virtio-blk-device,drive=server \
-                     -netdev tap,id=net,ifname={INTERFACE},script=no,downscript=no,vhost=off \
-                     -device virtio-net-device,netdev=net"
+                     -device virtio-blk-device,drive=server"
                 )));
+                let vhost = if self.is_vhost() { "on" } else { "off" };
+                args.extend(words(&match transport {
+                    Transport::Net => format!(
+                        "-netdev tap,id=net,ifname={INTERFACE},script=no,downscript=no,vhost={vhost} \
+                         -device virtio-net-device,netdev=net"
+                    ),
+                    Transport::Vsock => format!("-device vhost-vsock-device,guest-cid={CID}"),
+                }));
                 args.extend(["-kernel".into(), image("bzImage"), "-initrd".into(), image("initrd")]);
                 args.extend(["-append".into(), line]);
                 Some(Launch { program: programs.qemu.clone(), args })
@@ -231,13 +258,18 @@ mod tests {
 
     #[test]
     fn every_guest_serves_where_its_client_looks_for_it() {
-        for subject in [Subject::Vmm, Subject::Microvm] {
+        for subject in [Subject::Vmm, Subject::Microvm, Subject::VmmVhost, Subject::MicrovmVhost] {
             let text = text(subject, Transport::Net);
             assert!(text.contains(INTERFACE) && text.contains("vmm.serve=tcp:10.0.2.2:5000"), "{text}");
             assert_eq!(subject.endpoints(Transport::Net, Path::new("/d")).1.to_string(), "tcp:10.0.2.2:5000");
         }
-        let text = text(Subject::Vmm, Transport::Vsock);
-        assert!(text.contains("cid=77,path=/d/socket") && text.contains("vmm.serve=vsock:77:5000"), "{text}");
+        let own = text(Subject::Vmm, Transport::Vsock);
+        assert!(own.contains("cid=77,path=/d/socket") && own.contains("vmm.serve=vsock:77:5000"), "{own}");
+        for subject in [Subject::VmmVhost, Subject::MicrovmVhost] {
+            let text = text(subject, Transport::Vsock);
+            assert!(text.contains("cid=77") && text.contains("vhost") && !text.contains("socket"), "{text}");
+            assert_eq!(subject.endpoints(Transport::Vsock, Path::new("/d")).1.to_string(), "vsock:77:5000");
+        }
         assert!(Subject::Loopback.launch(&files(), Transport::Net).is_none());
     }
 

@@ -34,7 +34,7 @@ fn command(args: &BenchArgs, qemu: &Path, round: u32, done: &[String]) -> Result
     let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
     let timeout = ROUND + args.seconds.map_or(0, |seconds| seconds.saturating_mul(MEASUREMENTS));
     command.args(["nested", "--cpus", "2", "--guest-kernels", version, "--timeout", &timeout.to_string()]);
-    command.args(["--module", "tun"]);
+    command.args(["--module", "tun", "--module", "vhost_net", "--module", "vhost_vsock"]);
     microvm::carry(&mut command, qemu);
     command.arg("--").arg(PathBuf::from(PROGRAMS).join(PROGRAM)).arg("measure");
     command.args(["--transport", args.name.name(), "--vmm", "/bin/vmm-cli"]);
