@@ -17,17 +17,11 @@ use crate::Shape;
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
     const SMALL: Shape = Shape::with_memory(KernelFormat::BzImage, 1, 160);
-    let mut trials: Vec<_> =
-        crate::trials![blocks_that_go_one_by_one_leave_their_neighbours_and_a_disk_alone on [SMALL]];
-    // Filling takes minutes where the host is emulated.
-    if is_full() {
-        let long: Vec<_> = crate::trials![
-            a_guest_grows_and_shrinks_and_its_host_has_the_memory_back on [SMALL],
-            a_guest_that_restarts_begins_with_nothing_and_is_asked_for_as_much on [SMALL],
-        ];
-        trials.extend(long);
-    }
-    trials
+    crate::trials![
+        blocks_that_go_one_by_one_leave_their_neighbours_and_a_disk_alone on [SMALL],
+        a_guest_grows_and_shrinks_and_its_host_has_the_memory_back on [SMALL],
+        a_guest_that_restarts_begins_with_nothing_and_is_asked_for_as_much on [SMALL],
+    ]
 }
 
 const MIB: u64 = 1 << 20;

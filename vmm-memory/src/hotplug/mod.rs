@@ -83,7 +83,7 @@ impl HotplugRegion {
         self.layout
     }
 
-    /// Bytes that are plugged.
+    /// Bytes that are plugged, or were and are not yet given back to the host.
     #[must_use]
     pub fn plugged_size(&self) -> u64 {
         lock(&self.state).blocks.plugged().saturating_mul(self.layout.block_size)
@@ -114,11 +114,9 @@ impl HotplugRegion {
             self.give_back(bytes);
             return Err(HotplugError::Reserve { range, source });
         }
-        let plugged = change.make(&difference);
-        if plugged.is_err() {
-            self.give_back(bytes);
-        }
-        plugged
+        change.make(&difference).inspect_err(|_| self.give_back(bytes))?;
+        change.is_made(&difference);
+        Ok(())
     }
 
     /// Unplugs the blocks of `range`, all of which are plugged, and gives their memory back to the host. The machine stands still for a
@@ -132,7 +130,9 @@ impl HotplugRegion {
         self.refuse_pinned(&blocks)?;
         let difference = lock(&self.state).blocks.to_unplug(&blocks);
         change.make(&difference)?;
+        // They count as plugged as long as the host does not have them back.
         self.release(&blocks);
+        change.is_made(&difference);
         Ok(())
     }
 
@@ -147,6 +147,7 @@ impl HotplugRegion {
         let difference = lock(&self.state).blocks.to_unplug(&all);
         change.make(&difference)?;
         difference.leave.iter().for_each(|run| self.release(run));
+        change.is_made(&difference);
         Ok(())
     }
 
@@ -217,6 +218,7 @@ impl<'a> ChangeOfBlocks<'a> {
         }
     }
 
+    /// Changes the address space.
     fn make(&self, difference: &Difference) -> Result<(), HotplugError> {
         let region = self.0;
         if *difference == Difference::default() {
@@ -231,9 +233,12 @@ impl<'a> ChangeOfBlocks<'a> {
         region.space.replug(Replug { leave, come }).map_err(|error| match error {
             ChangeError::Pinned { range, holders, .. } => HotplugError::Pinned { range, holders },
             error => error.into(),
-        })?;
-        lock(&region.state).blocks.apply(difference);
-        Ok(())
+        })
+    }
+
+    /// Blocks are in their new state from now on.
+    fn is_made(&self, difference: &Difference) {
+        lock(&self.0.state).blocks.apply(difference);
     }
 }
 
