@@ -67,11 +67,19 @@ impl Way {
         }
     }
 
+    /// The guest's RAM from the beginning, in bytes.
+    fn ram(self) -> u64 {
+        match self {
+            Self::Balloon => RAM + SIZE,
+            Self::Blocks => RAM,
+        }
+    }
+
     /// The monitor's words.
     fn words(self) -> String {
         match self {
-            Self::Balloon => format!("--memory {}M --balloon size={SIZE}", (RAM + SIZE) / MIB),
-            Self::Blocks => format!("--memory {}M --memory-hotplug size={SIZE}", RAM / MIB),
+            Self::Balloon => format!("--balloon size={SIZE}"),
+            Self::Blocks => format!("--memory-hotplug size={SIZE}"),
         }
     }
 
@@ -126,26 +134,26 @@ fn main() -> Result<()> {
 struct Guest {
     way: Way,
     vm: RunningVm,
-    client: ControlClient,
     commands: ChildStdin,
-    _place: ControlSocket,
+    place: ControlSocket,
 }
 
 impl Guest {
     /// Starts it with nothing beside its RAM.
     fn start(way: Way, kernel: &str) -> Result<Self> {
-        let guest = LinuxGuest { cpus: CPUS, ..LinuxGuest::new(kernel, KernelFormat::BzImage) };
+        let guest = LinuxGuest::new(kernel, KernelFormat::BzImage);
+        let guest = LinuxGuest { cpus: CPUS, memory_mib: way.ram() / MIB, ..guest };
         let place = ControlSocket::new()?;
         let vm = guest.vm("memory", "").args(&way.words()).stdin(Stdio::piped());
         let mut vm = place.start(vm.deadline(DEADLINE))?;
-        let mut client = place.client()?;
         vm.wait_for_output("vmm: ready=memory")?;
         let commands = vm.stdin()?;
+        let mut client = place.client()?;
         until(Instant::now() + DEADLINE, "a guest with its RAM", || {
             sleep(PAUSE);
             Ok((way.present(&mut client)? == Some(0)).then_some(()))
         })?;
-        Ok(Self { way, vm, client, commands, _place: place })
+        Ok(Self { way, vm, commands, place })
     }
 
     fn measure(&mut self) -> Result<Vec<(Case, Vec<f64>)>> {
@@ -174,27 +182,21 @@ impl Guest {
 
     /// Asks for so many bytes beside the RAM, and waits until the guest has them and no more.
     fn resize(&mut self, bytes: u64) -> Result<Change> {
-        let before = self.stopped()?;
+        // One that says nothing for a while is closed.
+        let mut client = self.place.client()?;
+        let before = stopped(&mut client)?;
         let start = Instant::now();
-        self.client.send(format!("{}\n", self.way.request(bytes)).as_bytes())?;
-        let answer = self.client.receive()?;
+        client.send(format!("{}\n", self.way.request(bytes)).as_bytes())?;
+        let answer = client.receive()?;
         ensure!(answer["ok"].is_object(), "{answer}");
-        while self.way.present(&mut self.client)? != Some(bytes) {
+        while self.way.present(&mut client)? != Some(bytes) {
             ensure!(start.elapsed() < DEADLINE, "the guest does not follow: {}", self.vm.stdout());
             sleep(PAUSE);
         }
         let milliseconds = start.elapsed().as_secs_f64() * 1e3;
-        let after = self.stopped()?;
+        let after = stopped(&mut client)?;
         let longest = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before)).max();
         Ok(Change { milliseconds, stopped_us: longest.context("no vCPUs")? as f64 / 1e3 })
-    }
-
-    /// How long each vCPU was stopped so far, in nanoseconds.
-    fn stopped(&mut self) -> Result<Vec<u64>> {
-        let stats = self.client.ask_for("stats")?;
-        let vcpus = stats["ok"]["vcpus"].as_array().with_context(|| stats.to_string())?;
-        let of = |vcpu: &Value| vcpu["monitor"]["paused_ns"].as_u64();
-        vcpus.iter().map(of).collect::<Option<_>>().with_context(|| stats.to_string())
     }
 
     fn fill(&mut self) -> Result<()> {
@@ -214,12 +216,20 @@ impl Guest {
         })
     }
 
-    fn end(mut self) -> Result<()> {
-        let answer = self.client.ask_for("quit")?;
+    fn end(self) -> Result<()> {
+        let answer = self.place.ask("quit")?;
         ensure!(answer.get("ok").is_some(), "{answer}");
         self.vm.wait()?.ensure_code(0)?;
         Ok(())
     }
+}
+
+/// How long each vCPU was stopped so far, in nanoseconds.
+fn stopped(client: &mut ControlClient) -> Result<Vec<u64>> {
+    let stats = client.ask_for("stats")?;
+    let vcpus = stats["ok"]["vcpus"].as_array().with_context(|| stats.to_string())?;
+    let of = |vcpu: &Value| vcpu["monitor"]["paused_ns"].as_u64();
+    vcpus.iter().map(of).collect::<Option<_>>().with_context(|| stats.to_string())
 }
 
 /// What a change has cost.
