@@ -9,8 +9,8 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, BalloonConfig, DirtyLogKind, DiskConfig, DiskId, HugePages, Irqchip, Kick, LogFormat, LogLevel,
-    MemoryBacking, MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode,
+    Affinity, BalloonConfig, DeviceId, DirtyLogKind, DiskConfig, HugePages, Irqchip, Kick, LogFormat,
+    LogLevel, MemoryBacking, MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode,
     StatsFormat, StatsOutput, VsockConfig, balloon, cpu, duration, parse_bytes, scheduler, value,
 };
 use crate::control::balloon::{Action, BalloonRequest, BalloonSetting};
@@ -133,7 +133,7 @@ pub enum CtlVerb {
     DiskResize {
         /// What the disk is called: `disk.id` of the configuration, or disk0, disk1 and so on
         #[arg(value_name = "DISK")]
-        disk: DiskId,
+        disk: DeviceId,
         /// The size that a raw file is to have, such as 20G
         #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_bytes)]
         size: Option<u64>,
@@ -145,7 +145,7 @@ pub enum CtlVerb {
     DiskLimits {
         /// What the disk is called: `disk.id` of the configuration, or disk0, disk1 and so on
         #[arg(value_name = "DISK")]
-        disk: DiskId,
+        disk: DeviceId,
         /// Bytes that may pass, such as 100M/1s or 100M/1s+1G, or none
         #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_bytes)]
         bandwidth: Option<NewLimit>,
@@ -171,7 +171,7 @@ pub enum CtlVerb {
     DeviceRemove {
         /// What the disk is called: `disk.id` of the configuration, or disk0, disk1 and so on
         #[arg(value_name = "DISK")]
-        id: DiskId,
+        id: DeviceId,
         /// Do not ask the guest: it loses the disk, and then is told
         #[arg(long)]
         force: bool,
@@ -590,7 +590,7 @@ mod tests {
             panic!()
         };
         assert_eq!((disk.path, disk.backing), (here.join("x"), Some(here.join("y"))));
-        let removal = Removal { id: DiskId::of_place(3), limit: wire::DEFAULT_LIMIT, force: true };
+        let removal = Removal { id: DeviceId::of_disk(3), limit: wire::DEFAULT_LIMIT, force: true };
         assert_eq!(
             parse(&["s", "device-remove", "disk3", "--force"]).unwrap().verb.operation(false),
             Operation::DeviceRemove(removal)

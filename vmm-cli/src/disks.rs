@@ -11,7 +11,7 @@ use vmm_devices::virtio::block::{
     Throttle,
 };
 
-use crate::config::{DiskConfig, DiskFormat, DiskId, Rate, VmConfig};
+use crate::config::{DeviceId, DiskConfig, DiskFormat, Rate, VmConfig};
 use crate::outcome::Failure;
 
 /// One disk: what is behind it, and how it is configured.
@@ -19,7 +19,7 @@ pub(crate) struct Disk {
     backend: Backend,
     config: DiskConfig,
     /// What messages call it, and the guest can ask for.
-    id: DiskId,
+    id: DeviceId,
     queues: u16,
     /// What one life of the machine has used of it, the next one has not.
     throttle: Arc<Throttle>,
@@ -61,14 +61,14 @@ impl Disks {
     }
 
     /// The guest is asked to give the disk `id` back.
-    pub(crate) fn leaves(&self, id: &DiskId) {
+    pub(crate) fn leaves(&self, id: &DeviceId) {
         if let Some(entry) = self.lock().iter_mut().find(|entry| entry.disk.id == *id) {
             entry.leaves = true;
         }
     }
 
     /// Keeps the disk `id` no more.
-    pub(crate) fn remove(&self, id: &DiskId) -> Option<Arc<Disk>> {
+    pub(crate) fn remove(&self, id: &DeviceId) -> Option<Arc<Disk>> {
         let mut entries = self.lock();
         let at = entries.iter().position(|entry| entry.disk.id == *id)?;
         Some(entries.remove(at).disk)
@@ -133,7 +133,7 @@ impl Disk {
     pub(crate) fn new(
         backend: Backend,
         config: &DiskConfig,
-        id: DiskId,
+        id: DeviceId,
         vcpus: u16,
     ) -> Result<Self, Failure> {
         let limits = Limits { bytes: limit(config.bandwidth)?, operations: limit(config.operations)? };
@@ -147,7 +147,7 @@ impl Disk {
     }
 
     /// What it is called.
-    pub(crate) fn id(&self) -> &DiskId {
+    pub(crate) fn id(&self) -> &DeviceId {
         &self.id
     }
 

@@ -11,12 +11,12 @@ use vmm_devices::rate_limiter::Limits;
 use vmm_devices::virtio::net::{Link, Net, NetOptions, Tap, TapError, Throttle};
 use vmm_devices::virtio::vhost::{Backend, VhostError, VhostFd, VhostMemory, VhostNet};
 
-use crate::config::{DiskId, MacAddress, NetConfig, NetError, Rate, VmConfig};
+use crate::config::{DeviceId, MacAddress, NetConfig, NetError, Rate, VmConfig};
 use crate::outcome::Failure;
 
 /// One network device: what is behind it, and what it has in each life of the machine.
 pub(crate) struct Nic {
-    id: DiskId,
+    id: DeviceId,
     tap: Arc<Tap>,
     /// Where the kernel moves the frames, a descriptor for each pair of queues.
     vhost: Option<Vec<Arc<dyn VhostFd>>>,
@@ -32,7 +32,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<Vec<Nic>, Failure> {
 }
 
 impl Nic {
-    fn open(config: &NetConfig, id: DiskId) -> Result<Self, Failure> {
+    fn open(config: &NetConfig, id: DeviceId) -> Result<Self, Failure> {
         let options = config.tap_options().map_err(|error: NetError| Failure::bad_input(error))?;
         let tap = Tap::open(&options).map_err(|error| failure(&id, error))?;
         let vhost = config.vhost.then(|| open_vhost(&tap)).transpose();
@@ -53,7 +53,7 @@ impl Nic {
     }
 
     /// What it is called.
-    pub(crate) fn id(&self) -> &DiskId {
+    pub(crate) fn id(&self) -> &DeviceId {
         &self.id
     }
 
@@ -83,12 +83,12 @@ fn open_vhost(tap: &Tap) -> Result<Vec<Arc<dyn VhostFd>>, VhostError> {
     tap.queues().iter().map(open).collect()
 }
 
-fn context(id: &DiskId) -> String {
+fn context(id: &DeviceId) -> String {
     format!("the network device {id} (--net)")
 }
 
 /// By whose it is to mend.
-fn failure(id: &DiskId, error: TapError) -> Failure {
+fn failure(id: &DeviceId, error: TapError) -> Failure {
     let is_of_host = error.is_of_host();
     let error = anyhow::Error::new(error).context(context(id));
     if is_of_host { Failure::host_cannot(error) } else { Failure::bad_input(error) }

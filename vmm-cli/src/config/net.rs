@@ -14,7 +14,7 @@ use super::disk::{self, Rate};
 use super::keys::{Form, Section, key};
 use super::settings::{self, SettingsError};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
-use super::{DiskConfig, DiskId, disk_id};
+use super::{DeviceId, DiskConfig, device_id};
 
 /// The flag that stands for a whole table.
 const FLAG: &str = "--net";
@@ -41,7 +41,7 @@ pub(super) const SECTION: Section = Section {
         key("tap", FLAG, Form::Text, EXPECTED_TAP),
         key("create", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("fd", FLAG, Form::TextOrInteger, EXPECTED_FD),
-        key("id", FLAG, Form::Text, disk_id::EXPECTED_OF_DISK),
+        key("id", FLAG, Form::Text, device_id::EXPECTED_CHOSEN),
         key("mac", FLAG, Form::Text, EXPECTED_MAC),
         key("mtu", FLAG, Form::Integer, EXPECTED_MTU),
         key("queues", FLAG, Form::Integer, EXPECTED_QUEUES),
@@ -134,8 +134,8 @@ pub struct NetConfig {
     #[serde(deserialize_with = "descriptors")]
     pub fd: Option<Descriptors>,
     /// What the device is called; `None` leaves it to [`NetConfig::id`].
-    #[serde(deserialize_with = "disk_id::of_disk")]
-    pub id: Option<DiskId>,
+    #[serde(deserialize_with = "device_id::chosen")]
+    pub id: Option<DeviceId>,
     /// The address that the guest is to have; `None`: one that is made up at each start.
     #[serde(deserialize_with = "value::some_from_text")]
     pub mac: Option<MacAddress>,
@@ -164,8 +164,8 @@ pub struct NetConfig {
 impl NetConfig {
     /// What the device is called that is at `place` in the order of all network devices, from 0.
     #[must_use]
-    pub fn id(&self, place: usize) -> DiskId {
-        self.id.clone().unwrap_or_else(|| DiskId::of_net(place))
+    pub fn id(&self, place: usize) -> DeviceId {
+        self.id.clone().unwrap_or_else(|| DeviceId::of_net(place))
     }
 
     /// The first of the rates that is limited.
@@ -239,7 +239,7 @@ pub enum NetError {
         "net.id ({FLAG}): two devices are called {id}; a network device without an id is called net0, net1 and so on, by its \
          place"
     )]
-    SameId { id: DiskId },
+    SameId { id: DeviceId },
 }
 
 /// Checks each of `nets`, and that no two of them, and none of `disks`, have the same of anything.
@@ -386,12 +386,12 @@ mod tests {
         let error = |texts| validate(&nets(texts), &[]).unwrap_err();
         assert_eq!(error(["tap=a", "tap=a"]), NetError::SameTap { name: "a".into() });
         assert_eq!(error(["fd=3:4", "fd=4"]), NetError::SameDescriptor { number: 4 });
-        assert_eq!(error(["tap=a", "tap=b,id=net0"]), NetError::SameId { id: DiskId::of_net(0) });
+        assert_eq!(error(["tap=a", "tap=b,id=net0"]), NetError::SameId { id: DeviceId::of_net(0) });
         let same = error(["tap=a,mac=02:00:00:00:00:01", "tap=b,mac=02:00:00:00:00:01"]).to_string();
         assert!(same.contains("two devices have the address 02:00:00:00:00:01"), "{same}");
         let disk: DiskConfig = "path=x,format=raw,id=net1".parse().unwrap();
         let shared = validate(&nets(["tap=a", "tap=b"]), &[disk]).unwrap_err();
-        assert_eq!(shared, NetError::SameId { id: DiskId::of_net(1) });
+        assert_eq!(shared, NetError::SameId { id: DeviceId::of_net(1) });
         validate(&nets(["tap=a", "fd=3"]), &[]).unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::wire::ErrorCode;
-use crate::config::{DiskConfig, DiskId, duration};
+use crate::config::{DeviceId, DiskConfig, duration};
 use crate::outcome::Failure;
 
 /// A device of a machine.
@@ -53,7 +53,7 @@ pub struct Added {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
     /// Its name.
-    pub id: DiskId,
+    pub id: DeviceId,
     /// How long the guest may take.
     pub limit: Duration,
     /// The guest is not asked: it loses what is behind the device, and then is asked for the slot.
@@ -73,19 +73,19 @@ pub enum DeviceError {
     #[error("there is a device {id} already: choose another id")]
     IdTaken {
         /// The name.
-        id: DiskId,
+        id: DeviceId,
     },
     /// No device is called so.
     #[error("there is no device {id}; `devices` lists those that there are")]
     UnknownId {
         /// The name.
-        id: DiskId,
+        id: DeviceId,
     },
     /// It is no disk, or shares a slot.
     #[error("{id} cannot be removed: it is no disk, or shares its slot with another device")]
     NotRemovable {
         /// The name.
-        id: DiskId,
+        id: DeviceId,
     },
     /// The disk cannot be had.
     #[error("{message}")]
@@ -114,7 +114,7 @@ pub enum DeviceError {
     )]
     NotEjected {
         /// The device.
-        id: DiskId,
+        id: DeviceId,
         /// How long it had.
         limit: Duration,
         /// Whether the guest has the interrupt of the events open.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use vmm_devices::rate_limiter::Limit;
 
 use super::operations::OperationError;
-use crate::config::{DiskId, Rate, ValueError, disk, parse_bytes};
+use crate::config::{DeviceId, Rate, ValueError, disk, parse_bytes};
 
 /// How long requests that are in flight may keep a disk from becoming smaller.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(5);
@@ -102,7 +102,7 @@ impl NewLimit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSize {
     /// Which.
-    pub disk: DiskId,
+    pub disk: DeviceId,
     /// What its guest sees, in bytes.
     pub bytes: u64,
 }
@@ -111,7 +111,7 @@ pub struct DiskSize {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLimits {
     /// Which.
-    pub disk: DiskId,
+    pub disk: DeviceId,
     /// Of the bytes that it moves.
     pub bandwidth: Option<String>,
     /// Of its requests.
@@ -125,9 +125,9 @@ pub enum DiskRefusal {
     #[error("there is no disk {id}; {}", known(.disks))]
     Unknown {
         /// What was asked for.
-        id: DiskId,
+        id: DeviceId,
         /// What there is.
-        disks: Vec<DiskId>,
+        disks: Vec<DeviceId>,
     },
     /// Somebody changes its size, or its requests do not end.
     #[error("{0}")]
@@ -140,11 +140,11 @@ pub enum DiskRefusal {
     Failed(String),
 }
 
-fn known(disks: &[DiskId]) -> String {
+fn known(disks: &[DeviceId]) -> String {
     match disks {
         [] => "the machine has none".to_owned(),
         disks => {
-            let disks: Vec<_> = disks.iter().map(DiskId::as_str).collect();
+            let disks: Vec<_> = disks.iter().map(DeviceId::as_str).collect();
             format!("the disks are: {}", disks.join(", "))
         }
     }
@@ -156,20 +156,20 @@ pub trait ControlledDisks {
     ///
     /// # Errors
     /// [`DiskRefusal`].
-    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal>;
+    fn resize(&self, id: &DeviceId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal>;
 
     /// Gives a disk other limits.
     ///
     /// # Errors
     /// [`DiskRefusal::Unknown`].
-    fn limit(&self, id: &DiskId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal>;
+    fn limit(&self, id: &DeviceId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal>;
 }
 
 /// A request for a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskRequest {
     /// Which.
-    pub disk: DiskId,
+    pub disk: DeviceId,
     /// What is asked of it.
     pub change: DiskChange,
 }
@@ -213,7 +213,7 @@ impl DiskRequest {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
-    disk: Option<DiskId>,
+    disk: Option<DeviceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,7 +230,7 @@ pub(super) struct Fields {
 pub(super) struct Resize {
     #[serde(rename = "verb")]
     _verb: IgnoredAny,
-    disk: DiskId,
+    disk: DeviceId,
     #[serde(default, deserialize_with = "size")]
     size: Option<u64>,
     #[serde(default)]
@@ -250,7 +250,7 @@ impl From<Resize> for DiskRequest {
 pub(super) struct Limits {
     #[serde(rename = "verb")]
     _verb: IgnoredAny,
-    disk: DiskId,
+    disk: DeviceId,
     #[serde(default, deserialize_with = "bandwidth")]
     bandwidth: NewLimit,
     #[serde(default, deserialize_with = "operations")]
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_not_there_is_told_which_are() {
-        let id = || "data".parse::<DiskId>().unwrap();
+        let id = || "data".parse::<DeviceId>().unwrap();
         let refusal = |disks: &[&str]| {
             let disks = disks.iter().map(|id| id.parse().unwrap()).collect();
             DiskRefusal::Unknown { id: id(), disks }.to_string()

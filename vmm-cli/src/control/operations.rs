@@ -357,7 +357,7 @@ impl Operations {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DiskId;
+    use crate::config::DeviceId;
     use crate::control::testing::FakeMachine;
 
     const PAUSE: Operation = Operation::Pause { limit: Duration::from_secs(1) };
@@ -464,7 +464,7 @@ mod tests {
     fn devices_come_and_go_and_their_errors_are_passed_on() {
         let bench = bench();
         let execute = |operation| bench.operations.execute(operation);
-        let kept = || "kept".parse::<DiskId>().unwrap();
+        let kept = || "kept".parse::<DeviceId>().unwrap();
         let disk = Box::new("id=kept,path=/x,format=raw".parse().unwrap());
         let add = Operation::DeviceAdd { disk };
         let remove = |force| {

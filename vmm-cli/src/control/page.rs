@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::config::{DiskId, StatsFormat};
+use crate::config::{DeviceId, StatsFormat};
 
 use super::balloon::{BalloonRefusal, BalloonReport};
 use super::devices::{Added, DeviceError};
@@ -129,8 +129,8 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
         OperationError::NotListening.into(),
         OperationError::Tracking.into(),
         OperationError::from(DiskRefusal::Unknown {
-            id: DiskId::of_place(7),
-            disks: vec![DiskId::of_place(0)],
+            id: DeviceId::of_disk(7),
+            disks: vec![DeviceId::of_disk(0)],
         })
         .into(),
         OperationError::Device(not_ejected).into(),

@@ -116,7 +116,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::{DiskId, StatsFormat};
+    use crate::config::{DeviceId, StatsFormat};
     use crate::control::devices::Removal;
     use crate::control::disks::NewLimits;
 
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_disk_says_its_size_and_its_limits() {
-        let request = |change| Operation::Disk(DiskRequest { disk: DiskId::of_place(0), change });
+        let request = |change| Operation::Disk(DiskRequest { disk: DeviceId::of_disk(0), change });
         let resize = request(DiskChange::Resize(None));
         assert_eq!(text(&resize, &json!({ "disk": "disk0", "bytes": 512 })), "disk0 has 512 bytes\n");
         let limits = request(DiskChange::Limits(NewLimits::default()));
@@ -180,7 +180,7 @@ mod tests {
         let expected =
             "disk1 is at 00:02.0; the guest does not listen, and finds it when it looks at the bus\n";
         assert_eq!(text(&operation, &value), expected);
-        let removal = Removal { id: DiskId::of_place(1), limit: Duration::ZERO, force: false };
+        let removal = Removal { id: DeviceId::of_disk(1), limit: Duration::ZERO, force: false };
         assert_eq!(text(&Operation::DeviceRemove(removal), &json!({})), "disk1 is removed\n");
         assert_eq!(text(&Operation::Devices, &json!({ "devices": [] })), "id  device  slot  state  image\n");
     }

@@ -11,7 +11,7 @@ use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatu
 use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimit, NewLimits, NewSize};
 use super::memory::{MemoryRefusal, MemoryStatus};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
-use crate::config::{DiskConfig, DiskId, Rate};
+use crate::config::{DeviceId, DiskConfig, Rate};
 use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
@@ -46,8 +46,8 @@ impl FakeMachine {
         self.listens.store(true, Ordering::Relaxed);
     }
 
-    fn find(&self, id: &DiskId) -> Result<(), DiskRefusal> {
-        let disks = vec![DiskId::of_place(0)];
+    fn find(&self, id: &DeviceId) -> Result<(), DiskRefusal> {
+        let disks = vec![DeviceId::of_disk(0)];
         if disks.contains(id) { Ok(()) } else { Err(DiskRefusal::Unknown { id: id.clone(), disks }) }
     }
 
@@ -140,12 +140,12 @@ impl ControlledBalloon for FakeMachine {
 
 /// A disk `disk0` of 512 bytes without limits.
 impl ControlledDisks for FakeMachine {
-    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
+    fn resize(&self, id: &DeviceId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
         self.find(id)?;
         Ok(DiskSize { disk: id.clone(), bytes: size.map_or(512, |size| size.bytes) })
     }
 
-    fn limit(&self, id: &DiskId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal> {
+    fn limit(&self, id: &DeviceId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal> {
         self.find(id)?;
         let text = |limit: NewLimit| limit.applied(None).map(|limit| Rate::from(limit).to_string());
         let (bandwidth, operations) = (text(limits.bandwidth), text(limits.operations));

@@ -10,7 +10,7 @@ use super::devices::Removal;
 use super::disks::{self, DiskChange, DiskRefusal};
 use super::memory::{self, MemoryRefusal};
 use super::operations::{Operation, OperationError, Outcome};
-use crate::config::{DiskConfig, DiskId, StatsFormat, choice, duration};
+use crate::config::{DeviceId, DiskConfig, StatsFormat, choice, duration};
 
 /// Longest request in bytes, its newline not counted.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -141,7 +141,7 @@ struct DeviceAdd {
 struct DeviceRemove {
     #[serde(rename = "verb")]
     _verb: IgnoredAny,
-    id: DiskId,
+    id: DeviceId,
     #[serde(default = "default_limit", deserialize_with = "limit")]
     limit: Duration,
     #[serde(default)]
@@ -298,7 +298,7 @@ pub fn request(operation: &Operation) -> String {
         #[serde(skip_serializing_if = "Option::is_none")]
         disk: Option<&'a DiskConfig>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<&'a DiskId>,
+        id: Option<&'a DeviceId>,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         force: bool,
         #[serde(skip_serializing_if = "Option::is_none")]

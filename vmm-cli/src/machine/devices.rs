@@ -32,7 +32,7 @@ use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::balloon;
-use crate::config::{DiskId, VmConfig, disk_id};
+use crate::config::{DeviceId, VmConfig, device_id};
 use crate::console::Console;
 use crate::disks::{Disk, Disks};
 use crate::memory::hotplug::Hotplug;
@@ -61,7 +61,7 @@ pub(super) struct Devices {
     pub(super) lines: Vec<IrqLine>,
     pub(super) pci: Option<Pci>,
     /// Network devices, with what they are called.
-    pub(super) nets: Vec<(DiskId, Arc<Net>)>,
+    pub(super) nets: Vec<(DeviceId, Arc<Net>)>,
     router: IrqRouter,
     /// Until the slots have it.
     generic: Option<Arc<GenericEvents>>,
@@ -144,7 +144,7 @@ impl Devices {
     /// Adds the entropy device.
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
-        self.add_virtio(virtio, (disk_id::ENTROPY, RNG), Arc::new(device), None)
+        self.add_virtio(virtio, (device_id::ENTROPY, RNG), Arc::new(device), None)
     }
 
     /// Adds the virtio console, whose other end `console` is.
@@ -155,7 +155,7 @@ impl Devices {
     ) -> Result<Arc<VirtioConsole>, Failure> {
         let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
         let device = Arc::new(device);
-        self.add_virtio(virtio, (disk_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
+        self.add_virtio(virtio, (device_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 
@@ -171,7 +171,7 @@ impl Devices {
             SocketDevice::Kernel(device) => (device, TriggeredBy::Kernel, None),
         };
         let address = self.place_virtio(virtio, (VSOCK, by), device)?;
-        self.plugged.push(Device::new(disk_id::VSOCK.to_owned(), VSOCK, address, None));
+        self.plugged.push(Device::new(device_id::VSOCK.to_owned(), VSOCK, address, None));
         Ok(own)
     }
 
@@ -183,7 +183,7 @@ impl Devices {
         space: &Arc<AddressSpace>,
     ) -> Result<Arc<Mem>, Failure> {
         let device = Arc::new(hotplug.device(space, &virtio.events)?);
-        self.add_virtio(virtio, (disk_id::MEMORY, MEM), Arc::clone(&device) as _, None)?;
+        self.add_virtio(virtio, (device_id::MEMORY, MEM), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 
@@ -196,7 +196,7 @@ impl Devices {
     ) -> Result<Option<Arc<Balloon>>, Failure> {
         let Some(settings) = settings else { return Ok(None) };
         let device = Arc::new(balloon::device(config, settings, &virtio.memory, &virtio.events)?);
-        self.add_virtio(virtio, (disk_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
+        self.add_virtio(virtio, (device_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
         Ok(Some(device))
     }
 

@@ -15,7 +15,7 @@ use vmm_vcpu::{PauseError, RunState, Vcpus};
 use super::PowerButton;
 use super::exits::Exits;
 use super::plugged::Plugged;
-use crate::config::DiskId;
+use crate::config::DeviceId;
 use crate::control::balloon::{BalloonRefusal, BalloonReport, BalloonSetting, ControlledBalloon};
 use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
@@ -31,7 +31,7 @@ pub(super) struct Handle {
     pub(super) power_button: PowerButton,
     pub(super) plugged: Arc<Plugged>,
     /// With what they are called.
-    pub(super) nets: Vec<(DiskId, Arc<Net>)>,
+    pub(super) nets: Vec<(DeviceId, Arc<Net>)>,
     /// The socket device, if there is one.
     pub(super) vsock: Option<Arc<Vsock>>,
     /// The memory device, if there is one.
@@ -144,7 +144,7 @@ impl Controlled for Handle {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
-        let net = |(id, net): &(DiskId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
+        let net = |(id, net): &(DeviceId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
         let nets = self.nets.iter().map(net).collect();
         let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
         let mem = self.mem.as_ref().map(|mem| mem.counts());

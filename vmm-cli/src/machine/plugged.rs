@@ -15,7 +15,7 @@ use vmm_devices::acpi::HotplugSlots;
 use vmm_devices::pci::PciAddress;
 use vmm_devices::virtio::block::ImageError;
 
-use crate::config::{DiskConfig, DiskId};
+use crate::config::{DeviceId, DiskConfig};
 use crate::control::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
 use crate::disks::{Disk, Disks, OpenError};
 pub(super) use slots::Parts;
@@ -196,7 +196,7 @@ impl Plugged {
 /// A name and a slot. Dropped, they are free.
 struct Reserved<'a> {
     plugged: &'a Plugged,
-    id: DiskId,
+    id: DeviceId,
     address: PciAddress,
 }
 

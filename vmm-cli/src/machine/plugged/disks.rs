@@ -7,7 +7,7 @@ use vmm_devices::virtio::block::{Block, ResizeError};
 
 use super::Plugged;
 use super::state::{Device, PluggedDisk};
-use crate::config::{DiskId, Rate};
+use crate::config::{DeviceId, Rate};
 use crate::control::disks::{
     ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimits, NewSize, SETTLE_LIMIT,
 };
@@ -47,7 +47,7 @@ impl Plugged {
         self.lock().disks().map(counts).collect()
     }
 
-    fn hold(&self, id: &DiskId) -> Result<Held<'_>, DiskRefusal> {
+    fn hold(&self, id: &DeviceId) -> Result<Held<'_>, DiskRefusal> {
         let mut state = self.lock();
         let disks: Vec<_> = state.disks().map(|plugged| plugged.disk.id().clone()).collect();
         let found = state.devices.iter_mut().find(|device| device.id == id.as_str());
@@ -61,7 +61,7 @@ impl Plugged {
 }
 
 impl ControlledDisks for Plugged {
-    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
+    fn resize(&self, id: &DeviceId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
         let Held { block, .. } = &self.hold(id)?;
         let resized = match size {
             None => block.rescan(),
@@ -70,7 +70,7 @@ impl ControlledDisks for Plugged {
         resized.map(|bytes| DiskSize { disk: id.clone(), bytes }).map_err(refusal)
     }
 
-    fn limit(&self, id: &DiskId, new: NewLimits) -> Result<DiskLimits, DiskRefusal> {
+    fn limit(&self, id: &DeviceId, new: NewLimits) -> Result<DiskLimits, DiskRefusal> {
         let limits = self.hold(id)?.block.change_limits(|before| Limits {
             bytes: new.bandwidth.applied(before.bytes),
             operations: new.operations.applied(before.operations),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vmm_devices::pci::PciAddress;
 use vmm_devices::virtio::block::Block;
 
-use crate::config::DiskId;
+use crate::config::DeviceId;
 use crate::control::devices::{DeviceState, DeviceStatus};
 use crate::disks::Disk;
 
@@ -89,7 +89,7 @@ impl State {
         self.made += 1;
     }
 
-    pub(super) fn device(&self, id: &DiskId) -> Option<&Device> {
+    pub(super) fn device(&self, id: &DeviceId) -> Option<&Device> {
         self.devices.iter().find(|device| device.id == id.as_str())
     }
 
@@ -99,10 +99,10 @@ impl State {
     }
 
     /// A name as a disk has it that was given none.
-    pub(super) fn free_id(&self) -> DiskId {
+    pub(super) fn free_id(&self) -> DeviceId {
         let most = self.devices.len();
-        let mut ids = (0..most).map(DiskId::of_place);
-        ids.find(|id| self.device(id).is_none()).unwrap_or_else(|| DiskId::of_place(most))
+        let mut ids = (0..most).map(DeviceId::of_disk);
+        ids.find(|id| self.device(id).is_none()).unwrap_or_else(|| DeviceId::of_disk(most))
     }
 
     /// A slot that nobody has, among `free` ones, a bit each: the next one after the last. A guest that is late with what it
@@ -212,8 +212,8 @@ mod tests {
     fn a_name_that_nobody_has_is_found() {
         let device = |id: &str| Device::new(id.into(), DISK, None, None);
         let mut state = State::new(vec![device("disk1"), device("root")]);
-        assert_eq!(state.free_id(), DiskId::of_place(0));
+        assert_eq!(state.free_id(), DeviceId::of_disk(0));
         state.add(device("disk0"));
-        assert_eq!(state.free_id(), DiskId::of_place(2));
+        assert_eq!(state.free_id(), DeviceId::of_disk(2));
     }
 }
