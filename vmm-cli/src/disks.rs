@@ -2,7 +2,7 @@
 //! restarts.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use vmm_core::VmEvents;
 use vmm_devices::rate_limiter::{Limit, Limits};
@@ -12,6 +12,7 @@ use vmm_devices::virtio::block::{
 };
 
 use crate::config::{DeviceId, DiskConfig, DiskFormat, Rate, VmConfig};
+use crate::kept::{Kept, Named};
 use crate::outcome::Failure;
 
 /// One disk: what is behind it, and how it is configured.
@@ -25,14 +26,8 @@ pub(crate) struct Disk {
     throttle: Arc<Throttle>,
 }
 
-/// The disks of all lives of a machine, in the order in which a guest finds them.
-pub(crate) struct Disks(Mutex<Vec<Entry>>);
-
-struct Entry {
-    disk: Arc<Disk>,
-    /// The guest is asked to give it back: the next life does not have it.
-    leaves: bool,
-}
+/// The disks of all lives of a machine.
+pub(crate) type Disks = Kept<Disk>;
 
 impl Disks {
     /// Opens and locks the images of all disks of `config`.
@@ -41,41 +36,10 @@ impl Disks {
     /// The first one that cannot be had, by whose it is to mend.
     pub(crate) fn open(config: &VmConfig) -> Result<Self, Failure> {
         let open = |(place, disk): (usize, &DiskConfig)| {
-            let disk = Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)?;
-            Ok(Entry { disk: Arc::new(disk), leaves: false })
+            Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)
         };
-        let entries: Result<_, Failure> = config.disk.iter().enumerate().map(open).collect();
-        Ok(Self(Mutex::new(entries?)))
-    }
-
-    /// Those of the machine's next life. What a guest was asked to give back at the end of the last one is let go.
-    pub(crate) fn of_next_life(&self) -> Vec<Arc<Disk>> {
-        let mut entries = self.lock();
-        entries.retain(|entry| !entry.leaves);
-        entries.iter().map(|entry| Arc::clone(&entry.disk)).collect()
-    }
-
-    /// Keeps one more.
-    pub(crate) fn add(&self, disk: Arc<Disk>) {
-        self.lock().push(Entry { disk, leaves: false });
-    }
-
-    /// The guest is asked to give the disk `id` back.
-    pub(crate) fn leaves(&self, id: &DeviceId) {
-        if let Some(entry) = self.lock().iter_mut().find(|entry| entry.disk.id == *id) {
-            entry.leaves = true;
-        }
-    }
-
-    /// Keeps the disk `id` no more.
-    pub(crate) fn remove(&self, id: &DeviceId) -> Option<Arc<Disk>> {
-        let mut entries = self.lock();
-        let at = entries.iter().position(|entry| entry.disk.id == *id)?;
-        Some(entries.remove(at).disk)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let disks: Result<Vec<_>, Failure> = config.disk.iter().enumerate().map(open).collect();
+        Ok(Self::new(disks?))
     }
 }
 
@@ -146,11 +110,6 @@ impl Disk {
         })
     }
 
-    /// What it is called.
-    pub(crate) fn id(&self) -> &DeviceId {
-        &self.id
-    }
-
     /// How it is configured.
     pub(crate) fn config(&self) -> &DiskConfig {
         &self.config
@@ -170,6 +129,12 @@ impl Disk {
         };
         let made = Block::new(self.backend.clone(), options, events.clone());
         made.map_err(|error: BlockError| Failure::host_cannot(error))
+    }
+}
+
+impl Named for Disk {
+    fn id(&self) -> &DeviceId {
+        &self.id
     }
 }
 

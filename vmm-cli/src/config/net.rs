@@ -5,8 +5,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_devices::virtio::net::{TapOptions, TapSource};
 
@@ -168,15 +169,19 @@ impl NetConfig {
         self.id.clone().unwrap_or_else(|| DeviceId::of_net(place))
     }
 
-    /// The first of the rates that is limited.
-    fn first_rate(&self) -> Option<&'static str> {
-        let rates = [
+    /// The rates, with their keys.
+    fn rates(&self) -> [(&'static str, Option<Rate>); 4] {
+        [
             ("receive_bandwidth", self.receive_bandwidth),
             ("receive_frames", self.receive_frames),
             ("transmit_bandwidth", self.transmit_bandwidth),
             ("transmit_frames", self.transmit_frames),
-        ];
-        rates.into_iter().find_map(|(key, rate)| rate.map(|_| key))
+        ]
+    }
+
+    /// The first of the rates that is limited.
+    fn first_rate(&self) -> Option<&'static str> {
+        self.rates().into_iter().find_map(|(key, rate)| rate.map(|_| key))
     }
 
     /// The interface behind it.
@@ -199,6 +204,37 @@ impl NetConfig {
             return Err(NetError::RateWithVhost { key });
         }
         Ok(TapOptions { source, pairs: self.queues.unwrap_or(1), mtu: self.mtu })
+    }
+}
+
+/// Writes what is set, as a table has it.
+impl Serialize for NetConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { tap, create, fd, id, mac, mtu, queues, vhost, .. } = self;
+        let mut table = serializer.serialize_map(None)?;
+        let texts = [
+            ("tap", tap.clone()),
+            ("fd", fd.as_ref().map(ToString::to_string)),
+            ("id", id.as_ref().map(ToString::to_string)),
+            ("mac", mac.map(|mac| mac.to_string())),
+        ];
+        let rates = self.rates().map(|(key, rate)| (key, rate.map(|rate| rate.to_string())));
+        for (key, text) in texts.into_iter().chain(rates) {
+            if let Some(text) = text {
+                table.serialize_entry(key, &text)?;
+            }
+        }
+        for (key, switch) in [("create", create), ("vhost", vhost)] {
+            if *switch {
+                table.serialize_entry(key, &true)?;
+            }
+        }
+        for (key, number) in [("mtu", mtu), ("queues", queues)] {
+            if let Some(number) = number {
+                table.serialize_entry(key, number)?;
+            }
+        }
+        table.end()
     }
 }
 

@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use vmm_devices::rate_limiter::Limit;
 
+use super::limits::{self, NewLimit, NewLimits};
 use super::operations::OperationError;
-use crate::config::{DeviceId, Rate, ValueError, disk, parse_bytes};
+use crate::config::{DeviceId, parse_bytes};
 
 /// How long requests that are in flight may keep a disk from becoming smaller.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-
-/// The word that lifts a limit.
-const NONE: &str = "none";
 
 /// What is asked of one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,71 +28,6 @@ pub struct NewSize {
     pub bytes: u64,
     /// Whether it may be less than before.
     pub may_shrink: bool,
-}
-
-/// What becomes of the limits of a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NewLimits {
-    /// Of the bytes that it moves.
-    pub bandwidth: NewLimit,
-    /// Of its requests.
-    pub operations: NewLimit,
-}
-
-/// What becomes of one limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NewLimit {
-    /// It stays.
-    #[default]
-    Same,
-    /// There is none any more.
-    Lifted,
-    /// It is this.
-    To(Limit),
-}
-
-impl NewLimit {
-    /// What there is after it.
-    #[must_use]
-    pub fn applied(self, before: Option<Limit>) -> Option<Limit> {
-        match self {
-            Self::Same => before,
-            Self::Lifted => None,
-            Self::To(limit) => Some(limit),
-        }
-    }
-
-    /// Reads a rate of bytes as in a configuration, or `none`.
-    ///
-    /// # Errors
-    /// What it has to be.
-    pub(crate) fn of_bytes(text: &str) -> Result<Self, String> {
-        Self::parse(text, disk::parse_bandwidth)
-    }
-
-    /// Reads a rate of requests as in a configuration, or `none`.
-    ///
-    /// # Errors
-    /// What it has to be.
-    pub(crate) fn of_operations(text: &str) -> Result<Self, String> {
-        Self::parse(text, disk::parse_operations)
-    }
-
-    fn parse(text: &str, rate: fn(&str) -> Result<Rate, ValueError>) -> Result<Self, String> {
-        if text == NONE {
-            return Ok(Self::Lifted);
-        }
-        let rate = rate(text).map_err(|error| format!("{error}, or \"{NONE}\""))?;
-        rate.limit().map(Self::To).map_err(|error| error.to_string())
-    }
-
-    fn text(self) -> Option<String> {
-        match self {
-            Self::Same => None,
-            Self::Lifted => Some(NONE.to_owned()),
-            Self::To(limit) => Some(Rate::from(limit).to_string()),
-        }
-    }
 }
 
 /// The size of a disk, as an answer.
@@ -251,9 +183,9 @@ pub(super) struct Limits {
     #[serde(rename = "verb")]
     _verb: IgnoredAny,
     disk: DeviceId,
-    #[serde(default, deserialize_with = "bandwidth")]
+    #[serde(default, deserialize_with = "limits::bandwidth")]
     bandwidth: NewLimit,
-    #[serde(default, deserialize_with = "operations")]
+    #[serde(default, deserialize_with = "limits::operations")]
     operations: NewLimit,
 }
 
@@ -267,31 +199,9 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     parse_bytes(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
-fn bandwidth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NewLimit, D::Error> {
-    NewLimit::of_bytes(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn operations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NewLimit, D::Error> {
-    NewLimit::of_operations(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_limit_is_a_rate_or_none_or_stays() {
-        let limit = disk::parse_bandwidth("1M/1s+2M").unwrap().limit().unwrap();
-        assert_eq!(NewLimit::of_bytes("1M/1s+2M"), Ok(NewLimit::To(limit)));
-        assert_eq!(NewLimit::of_operations("none"), Ok(NewLimit::Lifted));
-        for text in ["", "0/1s", "1M", "None", "unlimited"] {
-            let error = NewLimit::of_bytes(text).unwrap_err();
-            assert!(error.ends_with(", or \"none\""), "{error}");
-        }
-        let applied =
-            [NewLimit::Same, NewLimit::Lifted, NewLimit::To(limit)].map(|new| new.applied(Some(limit)));
-        assert_eq!(applied, [Some(limit), None, Some(limit)]);
-    }
 
     #[test]
     fn a_disk_that_is_not_there_is_told_which_are() {
