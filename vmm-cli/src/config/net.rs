@@ -339,6 +339,10 @@ fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Desc
             text.parse().map_err(E::custom)
         }
 
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Descriptors, E> {
+            number.to_string().parse().map_err(E::custom)
+        }
+
         fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Descriptors, E> {
             number.to_string().parse().map_err(E::custom)
         }

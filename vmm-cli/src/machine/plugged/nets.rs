@@ -54,3 +54,58 @@ pub(super) fn open(config: &NetConfig, reserved: &Reserved<'_>) -> Result<Arc<Ni
     reserved.claim(nic.card())?;
     Ok(Arc::new(nic))
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm_core::VmEvents;
+    use vmm_devices::pci::PciAddress;
+    use vmm_devices::virtio::vhost::VhostMemory;
+
+    use super::super::state::{Behind, Device, Rest};
+    use super::super::{Backing, NET};
+    use super::*;
+    use crate::config::{DeviceId, VmConfig};
+    use crate::control::devices::DeviceControl;
+    use crate::control::limits::{NewLimit, NewLimits};
+    use crate::disks::Disks;
+    use crate::nets::Nets;
+
+    fn request(receive: NewLimits, transmit: NewLimits) -> NetRequest {
+        NetRequest { net: DeviceId::of_net(0), receive, transmit }
+    }
+
+    /// A machine with a network device on an interface that is made for it, where the host permits that.
+    fn plugged(name: &str) -> Option<(Arc<Plugged>, Arc<Nets>)> {
+        let net = format!("tap={name},create,receive_bandwidth=1M/1s").parse().unwrap();
+        let nets = Arc::new(Nets::open(&VmConfig { net: vec![net], ..VmConfig::default() }).ok()?);
+        let nic = nets.of_next_life().remove(0);
+        let net = Arc::new(nic.device(&VmEvents::new().unwrap(), &VhostMemory::new()).unwrap());
+        let (id, behind) = (nic.id().to_string(), Behind::Net(PluggedNet { nic, net }));
+        let device = Device::new(id, NET, PciAddress::new(1, 0), Some(behind));
+        let backing = Backing { disks: Arc::new(Disks::new([])), nets: Arc::clone(&nets) };
+        Some((Plugged::new(vec![device], backing, None), nets))
+    }
+
+    #[test]
+    fn limits_of_a_network_device_are_changed_each_way_and_only_where_they_are_given() {
+        let name = format!("vp1-{}", std::process::id());
+        let Some((plugged, nets)) = plugged(&name) else { return };
+        let ten = NewLimits { operations: NewLimit::of_operations("10/1s").unwrap(), ..NewLimits::default() };
+        let limits = plugged.limit(&request(NewLimits::default(), ten)).unwrap();
+        assert_eq!(limits.receive_bandwidth.as_deref(), Some("1048576/1s"));
+        assert_eq!(limits.transmit_frames.as_deref(), Some("10/1s"));
+        assert_eq!((limits.receive_frames, limits.transmit_bandwidth), (None, None));
+        let lifted = NewLimits { bandwidth: NewLimit::Lifted, ..NewLimits::default() };
+        let limits = plugged.limit(&request(lifted, NewLimits::default())).unwrap();
+        assert_eq!((limits.receive_bandwidth, limits.transmit_frames.as_deref()), (None, Some("10/1s")));
+        // The next life of the machine has them too, and no device that has gone.
+        let kept = nets.of_next_life().remove(0).change_limits(|before| before, |before| before);
+        assert!(kept[0].bytes.is_none() && kept[1].operations.is_some());
+        assert_eq!(plugged.net_counts().len(), 1);
+        plugged.gone(0, Rest::Nothing);
+        assert!(plugged.list().is_empty() && nets.of_next_life().is_empty());
+        let refused = plugged.limit(&request(lifted, lifted)).unwrap_err();
+        assert_eq!(refused, NetRefusal::Unknown { id: DeviceId::of_net(0), nets: Vec::new() });
+        assert!(!std::path::Path::new("/sys/class/net").join(&name).exists(), "the interface is left");
+    }
+}
