@@ -157,7 +157,7 @@ fn fault_c10_what_is_no_request_is_refused_with_its_place() {
         (r#"{"verb":"device-add","net":{"tap":"a","mac":"1"}}"#, 48, "1 is not the address of one device"),
         (r#"{"verb":"net-limits"}"#, 21, "missing field `net`"),
         (r#"{"verb":"net-limits","net":"a","bandwidth":"1/1s"}"#, 42, "unknown field `bandwidth`"),
-        (r#"{"verb":"net-limits","net":"a","receive_frames":"1"}"#, 51, "1 is not a number and a duration"),
+        (r#"{"verb":"net-limits","net":"a","receive_frames":"1"}"#, 52, "1 is not a number and a duration"),
         (r#"{"verb":"vsock","cid":3}"#, 21, "unknown field `cid`, expected `verb`"),
         (r#"{"verb":"device-add","disk":{"path":"x","format":"raw"}}"#, 56, "the path `x` is relative"),
         (
