@@ -175,8 +175,8 @@ impl Plugged {
         self.news.notify_all();
     }
 
-    /// Takes what is behind the disk in `slot` away from a guest that has it. The guest is told when nothing of it is left; what
-    /// fails every request stays in the slot until it gives that back.
+    /// Takes what is behind the device in `slot` away from a guest that has it. The guest is told when nothing of it is left; what
+    /// fails every request, or has a link that is down, stays in the slot until it gives that back.
     fn take_away(&self, slots: &Slots, slot: u8) {
         let mut state = self.lock();
         // Absent: it goes already.
