@@ -39,7 +39,7 @@ fn names(place: &ControlSocket) -> Result<Vec<String>> {
     Ok(devices.iter().filter_map(|device| device["id"].as_str().map(str::to_owned)).collect())
 }
 
-fn add(net: Value) -> Value {
+fn add(net: &Value) -> Value {
     json!({ "verb": "device-add", "net": net })
 }
 
@@ -47,17 +47,17 @@ fn a_network_that_cannot_be_had_says_why_and_leaves_nothing() -> Result<()> {
     let place = ControlSocket::new()?;
     let vm = start(&place, "--entropy")?;
     let before = Held::by(vm.process())?;
-    let missing = ensure_refused(&place, &add(json!({ "tap": "vmmnosuchtap" })), "bad-net")?;
+    let missing = ensure_refused(&place, &add(&json!({ "tap": "vmmnosuchtap" })), "bad-net")?;
     ensure!(missing.starts_with("there is no interface vmmnosuchtap: make it"), "{missing}");
-    ensure_refused(&place, &add(json!({})), "bad-net")?;
-    ensure_refused(&place, &add(json!({ "tap": "lo" })), "bad-net")?;
+    ensure_refused(&place, &add(&json!({})), "bad-net")?;
+    ensure_refused(&place, &add(&json!({ "tap": "lo" })), "bad-net")?;
     let rate = json!({ "tap": "lo", "vhost": true, "receive_frames": "1/1s" });
-    let rate = ensure_refused(&place, &add(rate), "bad-net")?;
+    let rate = ensure_refused(&place, &add(&rate), "bad-net")?;
     ensure!(rate.contains("knows no rates"), "{rate}");
-    ensure_refused(&place, &add(json!({ "tap": "lo", "fd": 3 })), "bad-request")?;
-    ensure_refused(&place, &add(json!({ "tap": "lo", "mac": "no" })), "bad-request")?;
-    ensure_refused(&place, &add(json!({ "tap": "lo", "id": "vsock" })), "bad-request")?;
-    ensure_refused(&place, &add(json!({ "tap": "lo", "id": "entropy" })), "bad-request")?;
+    ensure_refused(&place, &add(&json!({ "tap": "lo", "fd": 3 })), "bad-request")?;
+    ensure_refused(&place, &add(&json!({ "tap": "lo", "mac": "no" })), "bad-request")?;
+    ensure_refused(&place, &add(&json!({ "tap": "lo", "id": "vsock" })), "bad-request")?;
+    ensure_refused(&place, &add(&json!({ "tap": "lo", "id": "entropy" })), "bad-request")?;
     let limits = json!({ "verb": "net-limits", "net": "net0" });
     let unknown = ensure_refused(&place, &limits, "no-such-net")?;
     ensure!(unknown == "there is no network device net0; the machine has none", "{unknown}");
@@ -69,7 +69,7 @@ fn a_network_that_cannot_be_had_says_why_and_leaves_nothing() -> Result<()> {
 
     let place = ControlSocket::new()?;
     let vm = start(&place, "--pci=false")?;
-    ensure_refused(&place, &add(json!({ "tap": "vmmnosuchtap" })), "no-bus")?;
+    ensure_refused(&place, &add(&json!({ "tap": "vmmnosuchtap" })), "no-bus")?;
     place.ctl("quit")?.ensure_code(0)?;
     vm.wait()?.ensure_code(0)?;
     Ok(())

@@ -89,23 +89,7 @@ pub enum CtlVerb {
         operations: Option<NewLimit>,
     },
     /// Change the limits of a network device, also of frames that wait, and say what they are; what is left out stays
-    NetLimits {
-        /// What the device is called: `net.id` of the configuration, or net0, net1 and so on
-        #[arg(value_name = "NET")]
-        net: DeviceId,
-        /// Bytes that may reach the guest, such as 100M/1s or 100M/1s+1G, or none
-        #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_bytes)]
-        receive_bandwidth: Option<NewLimit>,
-        /// Frames that may reach the guest, such as 1000/1s, or none
-        #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
-        receive_frames: Option<NewLimit>,
-        /// Bytes that the guest may send, or none
-        #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_bytes)]
-        transmit_bandwidth: Option<NewLimit>,
-        /// Frames that the guest may send, or none
-        #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
-        transmit_frames: Option<NewLimit>,
-    },
+    NetLimits(Box<NetLimitsArgs>),
     /// Ask the guest to plug or unplug memory, if a size is given, and say how much is plugged
     Memory {
         /// Bytes that the guest is to have plugged, beside its RAM: whole blocks, such as 2G, or 0
@@ -115,14 +99,7 @@ pub enum CtlVerb {
     /// List the devices
     Devices,
     /// Add a disk or a network device; the guest is told
-    DeviceAdd {
-        /// Settings of a disk with commas between, as for `run`: path=PATH,format=raw and more
-        #[arg(long, value_name = "SETTINGS", required_unless_present = "net", conflicts_with = "net")]
-        disk: Option<DiskConfig>,
-        /// Settings of a network device with commas between, as for `run`: tap=NAME and more
-        #[arg(long, value_name = "SETTINGS")]
-        net: Option<NetConfig>,
-    },
+    DeviceAdd(Box<DeviceAddArgs>),
     /// Remove a disk or a network device, when the guest gives it back
     DeviceRemove {
         /// What the device is called, as `devices` lists it
@@ -157,6 +134,37 @@ pub enum CtlVerb {
     Vsock,
 }
 
+/// What becomes of the limits of a network device.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct NetLimitsArgs {
+    /// What the device is called: `net.id` of the configuration, or net0, net1 and so on
+    #[arg(value_name = "NET")]
+    pub net: DeviceId,
+    /// Bytes that may reach the guest, such as 100M/1s or 100M/1s+1G, or none
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_bytes)]
+    pub receive_bandwidth: Option<NewLimit>,
+    /// Frames that may reach the guest, such as 1000/1s, or none
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
+    pub receive_frames: Option<NewLimit>,
+    /// Bytes that the guest may send, or none
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_bytes)]
+    pub transmit_bandwidth: Option<NewLimit>,
+    /// Frames that the guest may send, or none
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = NewLimit::of_operations)]
+    pub transmit_frames: Option<NewLimit>,
+}
+
+/// A device that is to be added, one of them.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct DeviceAddArgs {
+    /// Settings of a disk with commas between, as for `run`: path=PATH,format=raw and more
+    #[arg(long, value_name = "SETTINGS", required_unless_present = "net", conflicts_with = "net")]
+    pub disk: Option<DiskConfig>,
+    /// Settings of a network device with commas between, as for `run`: tap=NAME and more
+    #[arg(long, value_name = "SETTINGS")]
+    pub net: Option<NetConfig>,
+}
+
 impl CtlVerb {
     /// What it asks for; statistics `for_programs` or for people.
     #[must_use]
@@ -182,23 +190,9 @@ impl CtlVerb {
             }
             Self::Memory { requested } => Operation::Memory { requested },
             Self::Devices => Operation::Devices,
-            Self::NetLimits {
-                net,
-                receive_bandwidth,
-                receive_frames,
-                transmit_bandwidth,
-                transmit_frames,
-            } => {
-                let limits = |bandwidth: Option<NewLimit>, frames: Option<NewLimit>| NewLimits {
-                    bandwidth: bandwidth.unwrap_or_default(),
-                    operations: frames.unwrap_or_default(),
-                };
-                let receive = limits(receive_bandwidth, receive_frames);
-                let transmit = limits(transmit_bandwidth, transmit_frames);
-                Operation::Net(NetRequest { net, receive, transmit })
-            }
+            Self::NetLimits(args) => Operation::Net((*args).into()),
             Self::Vsock => Operation::Vsock,
-            Self::DeviceAdd { disk, net } => Operation::DeviceAdd(new_device(disk, net)),
+            Self::DeviceAdd(args) => Operation::DeviceAdd((*args).into()),
             Self::Balloon => Operation::Balloon(BalloonRequest::Show),
             Self::BalloonSet { size, statistics_interval } => {
                 Operation::Balloon(BalloonRequest::Set(BalloonSetting { size, statistics_interval }))
@@ -209,16 +203,30 @@ impl CtlVerb {
     }
 }
 
-/// The one device that is to be added; a path starts from the current directory.
-fn new_device(disk: Option<DiskConfig>, net: Option<NetConfig>) -> NewDevice {
-    let Some(mut disk) = disk else { return NewDevice::Net(Box::new(net.unwrap_or_default())) };
-    for (_, path) in disk.paths_mut() {
-        // Where there is no current directory, the monitor refuses it.
-        if let Ok(absolute) = std::path::absolute(&*path) {
-            *path = absolute;
-        }
+impl From<NetLimitsArgs> for NetRequest {
+    fn from(args: NetLimitsArgs) -> Self {
+        let limits = |bandwidth: Option<NewLimit>, frames: Option<NewLimit>| NewLimits {
+            bandwidth: bandwidth.unwrap_or_default(),
+            operations: frames.unwrap_or_default(),
+        };
+        let receive = limits(args.receive_bandwidth, args.receive_frames);
+        let transmit = limits(args.transmit_bandwidth, args.transmit_frames);
+        Self { net: args.net, receive, transmit }
     }
-    NewDevice::Disk(Box::new(disk))
+}
+
+/// A path starts from the current directory.
+impl From<DeviceAddArgs> for NewDevice {
+    fn from(DeviceAddArgs { disk, net }: DeviceAddArgs) -> Self {
+        let Some(mut disk) = disk else { return Self::Net(Box::new(net.unwrap_or_default())) };
+        for (_, path) in disk.paths_mut() {
+            // Where there is no current directory, the monitor refuses it.
+            if let Ok(absolute) = std::path::absolute(&*path) {
+                *path = absolute;
+            }
+        }
+        Self::Disk(Box::new(disk))
+    }
 }
 
 #[cfg(test)]
