@@ -16,6 +16,7 @@ mod linux {
     pub mod memory;
     pub mod memory_hotplug;
     pub mod net;
+    pub mod net_hotplug;
     pub mod shell;
     pub mod traffic;
     pub mod vhost_vsock;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
         linux::memory::trials(),
         linux::memory_hotplug::trials(),
         linux::net::trials(),
+        linux::net_hotplug::trials(),
         linux::traffic::trials(),
         linux::vhost_vsock::trials(),
         linux::virtio::trials(),

@@ -23,6 +23,7 @@ mod native {
     pub mod lifecycle;
     pub mod limits;
     pub mod memory;
+    pub mod net_hotplug;
     pub mod outputs;
     pub mod pause;
     pub mod pci;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         native::lifecycle::trials(),
         native::limits::trials(),
         native::memory::trials(),
+        native::net_hotplug::trials(),
         native::outputs::trials(),
         native::pause::trials(),
         native::pci::trials(),

@@ -2,7 +2,7 @@
 //! restarts.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use vmm_core::VmEvents;
 use vmm_devices::rate_limiter::{Limit, Limits};
@@ -11,7 +11,8 @@ use vmm_devices::virtio::block::{
     Throttle,
 };
 
-use crate::config::{DiskConfig, DiskFormat, DiskId, Rate, VmConfig};
+use crate::config::{DeviceId, DiskConfig, DiskFormat, Rate, VmConfig};
+use crate::kept::{Kept, Named};
 use crate::outcome::Failure;
 
 /// One disk: what is behind it, and how it is configured.
@@ -19,20 +20,14 @@ pub(crate) struct Disk {
     backend: Backend,
     config: DiskConfig,
     /// What messages call it, and the guest can ask for.
-    id: DiskId,
+    id: DeviceId,
     queues: u16,
     /// What one life of the machine has used of it, the next one has not.
     throttle: Arc<Throttle>,
 }
 
-/// The disks of all lives of a machine, in the order in which a guest finds them.
-pub(crate) struct Disks(Mutex<Vec<Entry>>);
-
-struct Entry {
-    disk: Arc<Disk>,
-    /// The guest is asked to give it back: the next life does not have it.
-    leaves: bool,
-}
+/// The disks of all lives of a machine.
+pub(crate) type Disks = Kept<Disk>;
 
 impl Disks {
     /// Opens and locks the images of all disks of `config`.
@@ -41,41 +36,10 @@ impl Disks {
     /// The first one that cannot be had, by whose it is to mend.
     pub(crate) fn open(config: &VmConfig) -> Result<Self, Failure> {
         let open = |(place, disk): (usize, &DiskConfig)| {
-            let disk = Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)?;
-            Ok(Entry { disk: Arc::new(disk), leaves: false })
+            Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)
         };
-        let entries: Result<_, Failure> = config.disk.iter().enumerate().map(open).collect();
-        Ok(Self(Mutex::new(entries?)))
-    }
-
-    /// Those of the machine's next life. What a guest was asked to give back at the end of the last one is let go.
-    pub(crate) fn of_next_life(&self) -> Vec<Arc<Disk>> {
-        let mut entries = self.lock();
-        entries.retain(|entry| !entry.leaves);
-        entries.iter().map(|entry| Arc::clone(&entry.disk)).collect()
-    }
-
-    /// Keeps one more.
-    pub(crate) fn add(&self, disk: Arc<Disk>) {
-        self.lock().push(Entry { disk, leaves: false });
-    }
-
-    /// The guest is asked to give the disk `id` back.
-    pub(crate) fn leaves(&self, id: &DiskId) {
-        if let Some(entry) = self.lock().iter_mut().find(|entry| entry.disk.id == *id) {
-            entry.leaves = true;
-        }
-    }
-
-    /// Keeps the disk `id` no more.
-    pub(crate) fn remove(&self, id: &DiskId) -> Option<Arc<Disk>> {
-        let mut entries = self.lock();
-        let at = entries.iter().position(|entry| entry.disk.id == *id)?;
-        Some(entries.remove(at).disk)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let disks: Result<Vec<_>, Failure> = config.disk.iter().enumerate().map(open).collect();
+        Ok(Self::new(disks?))
     }
 }
 
@@ -133,7 +97,7 @@ impl Disk {
     pub(crate) fn new(
         backend: Backend,
         config: &DiskConfig,
-        id: DiskId,
+        id: DeviceId,
         vcpus: u16,
     ) -> Result<Self, Failure> {
         let limits = Limits { bytes: limit(config.bandwidth)?, operations: limit(config.operations)? };
@@ -144,11 +108,6 @@ impl Disk {
             queues: config.queues(vcpus),
             throttle: Throttle::new(limits),
         })
-    }
-
-    /// What it is called.
-    pub(crate) fn id(&self) -> &DiskId {
-        &self.id
     }
 
     /// How it is configured.
@@ -170,6 +129,12 @@ impl Disk {
         };
         let made = Block::new(self.backend.clone(), options, events.clone());
         made.map_err(|error: BlockError| Failure::host_cannot(error))
+    }
+}
+
+impl Named for Disk {
+    fn id(&self) -> &DeviceId {
+        &self.id
     }
 }
 

@@ -16,6 +16,7 @@ pub mod doctor;
 mod event_loop;
 mod files;
 mod host;
+mod kept;
 mod listener;
 mod logging;
 mod machine;

@@ -1,65 +1,102 @@
-//! The network devices of a machine: their interfaces, opened before it is built and kept through its restarts.
+//! The network devices of a machine: their interfaces, opened before it is built, or when a device is added to it, and kept through
+//! its restarts.
 
 use std::io;
 use std::sync::Arc;
 
-use anyhow::Context;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_core::VmEvents;
 use vmm_core::irq::TriggeredBy;
-use vmm_devices::rate_limiter::Limits;
+use vmm_devices::rate_limiter::{LimitError, Limits};
 use vmm_devices::virtio::net::{Link, Net, NetOptions, Tap, TapError, Throttle};
 use vmm_devices::virtio::vhost::{Backend, VhostError, VhostFd, VhostMemory, VhostNet};
 
-use crate::config::{DiskId, MacAddress, NetConfig, NetError, Rate, VmConfig};
+use crate::config::{DeviceId, MacAddress, NetConfig, NetError, Rate, VmConfig};
+use crate::kept::{Kept, Named};
 use crate::outcome::Failure;
 
 /// One network device: what is behind it, and what it has in each life of the machine.
 pub(crate) struct Nic {
-    id: DiskId,
+    id: DeviceId,
+    card: Card,
     tap: Arc<Tap>,
     /// Where the kernel moves the frames, a descriptor for each pair of queues.
     vhost: Option<Vec<Arc<dyn VhostFd>>>,
     options: NetOptions,
 }
 
-/// Opens the interfaces of all network devices of `config`, in the order in which a guest finds them.
+/// What no other network device of a machine has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Card {
+    /// The name of the interface.
+    pub(crate) interface: String,
+    /// The guest's address.
+    pub(crate) mac: MacAddress,
+}
+
+/// The network devices of all lives of a machine.
+pub(crate) type Nets = Kept<Nic>;
+
+impl Nets {
+    /// Opens the interfaces of all network devices of `config`.
+    ///
+    /// # Errors
+    /// The first one that cannot be had, by whose it is to mend.
+    pub(crate) fn open(config: &VmConfig) -> Result<Self, Failure> {
+        let open = |(place, net): (usize, &NetConfig)| {
+            let id = net.id(place);
+            self::open(net, id.clone()).map_err(|error| error.failure(&id))
+        };
+        let nics: Result<Vec<_>, Failure> = config.net.iter().enumerate().map(open).collect();
+        Ok(Self::new(nics?))
+    }
+}
+
+/// Opens the interface of one network device, and what the kernel has for it. While a machine runs this is the one place that opens
+/// a path for it.
 ///
 /// # Errors
-/// The first one that cannot be had, by whose it is to mend.
-pub(crate) fn open(config: &VmConfig) -> Result<Vec<Nic>, Failure> {
-    config.net.iter().enumerate().map(|(place, net)| Nic::open(net, net.id(place))).collect()
+/// It cannot be had.
+pub(crate) fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
+    let options = config.tap_options()?;
+    let receive = throttle(config.receive_bandwidth, config.receive_frames)?;
+    let transmit = throttle(config.transmit_bandwidth, config.transmit_frames)?;
+    let tap = Tap::open(&options)?;
+    let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
+    let mac = match config.mac {
+        Some(mac) => mac,
+        None => made_up().map_err(OpenError::Random)?,
+    };
+    tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
+    let mtu = Some(config.mtu.unwrap_or(tap.mtu()));
+    let options = NetOptions { name: id.to_string(), mac: mac.bytes(), mtu, receive, transmit };
+    let card = Card { interface: tap.name().to_owned(), mac };
+    Ok(Nic { id, card, tap: Arc::new(tap), vhost, options })
 }
 
 impl Nic {
-    fn open(config: &NetConfig, id: DiskId) -> Result<Self, Failure> {
-        let options = config.tap_options().map_err(|error: NetError| Failure::bad_input(error))?;
-        let tap = Tap::open(&options).map_err(|error| failure(&id, error))?;
-        let vhost = config.vhost.then(|| open_vhost(&tap)).transpose();
-        let vhost = vhost.with_context(|| context(&id)).map_err(Failure::host_cannot)?;
-        let mac = match config.mac {
-            Some(mac) => mac,
-            None => made_up().context("random bytes").map_err(Failure::host_cannot)?,
-        };
-        tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
-        let options = NetOptions {
-            name: id.to_string(),
-            mac: mac.bytes(),
-            mtu: Some(config.mtu.unwrap_or(tap.mtu())),
-            receive: throttle(config.receive_bandwidth, config.receive_frames)?,
-            transmit: throttle(config.transmit_bandwidth, config.transmit_frames)?,
-        };
-        Ok(Self { id, tap: Arc::new(tap), vhost, options })
-    }
-
-    /// What it is called.
-    pub(crate) fn id(&self) -> &DiskId {
-        &self.id
+    /// What no other one has.
+    pub(crate) fn card(&self) -> &Card {
+        &self.card
     }
 
     /// Who triggers its interrupts.
     pub(crate) fn triggered_by(&self) -> TriggeredBy {
-        if self.vhost.is_some() { TriggeredBy::Kernel } else { TriggeredBy::UserSpace }
+        if self.has_limits() { TriggeredBy::UserSpace } else { TriggeredBy::Kernel }
+    }
+
+    /// Whether frames pass the monitor, which can limit them.
+    pub(crate) fn has_limits(&self) -> bool {
+        self.vhost.is_none()
+    }
+
+    /// Gives each way other limits, also what waits; returns those of receiving and those of transmitting.
+    pub(crate) fn change_limits(
+        &self,
+        receive: impl FnOnce(Limits) -> Limits,
+        transmit: impl FnOnce(Limits) -> Limits,
+    ) -> [Limits; 2] {
+        [self.options.receive.change(receive), self.options.transmit.change(transmit)]
     }
 
     /// The device of one life of the machine, whose guest memory is that of `memory`.
@@ -73,7 +110,54 @@ impl Nic {
             Some(fds) => Backend::new(fds.clone(), memory)
                 .and_then(|backend| Net::with_backend(backend, link, options, events)),
         };
-        made.with_context(|| context(&self.id)).map_err(Failure::host_cannot)
+        made.map_err(|error| Failure::host_cannot(anyhow::Error::new(error).context(context(&self.id))))
+    }
+}
+
+impl Named for Nic {
+    fn id(&self) -> &DeviceId {
+        &self.id
+    }
+}
+
+/// Why a network device cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// Its settings do not go together.
+    #[error(transparent)]
+    Settings(#[from] NetError),
+    /// A rate that was read is one; this cannot be.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// The interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// What the kernel has for its frames.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
+    /// An address could not be made up.
+    #[error("random bytes")]
+    Random(#[source] io::Error),
+}
+
+impl OpenError {
+    /// Whether somebody else has the interface.
+    pub(crate) fn is_in_use(&self) -> bool {
+        matches!(self, Self::Tap(TapError::Busy { .. }))
+    }
+
+    /// By whose it is to mend, of the device `id`.
+    fn failure(self, id: &DeviceId) -> Failure {
+        match self {
+            Self::Settings(error) => Failure::bad_input(error),
+            Self::Limit(error) => Failure::internal(error),
+            Self::Tap(error) => {
+                let is_of_host = error.is_of_host();
+                let error = anyhow::Error::new(error).context(context(id));
+                if is_of_host { Failure::host_cannot(error) } else { Failure::bad_input(error) }
+            }
+            error => Failure::host_cannot(anyhow::Error::new(error).context(context(id))),
+        }
     }
 }
 
@@ -83,15 +167,8 @@ fn open_vhost(tap: &Tap) -> Result<Vec<Arc<dyn VhostFd>>, VhostError> {
     tap.queues().iter().map(open).collect()
 }
 
-fn context(id: &DiskId) -> String {
+fn context(id: &DeviceId) -> String {
     format!("the network device {id} (--net)")
-}
-
-/// By whose it is to mend.
-fn failure(id: &DiskId, error: TapError) -> Failure {
-    let is_of_host = error.is_of_host();
-    let error = anyhow::Error::new(error).context(context(id));
-    if is_of_host { Failure::host_cannot(error) } else { Failure::bad_input(error) }
 }
 
 fn made_up() -> io::Result<MacAddress> {
@@ -100,7 +177,7 @@ fn made_up() -> io::Result<MacAddress> {
     Ok(MacAddress::made_up(bytes))
 }
 
-fn throttle(bandwidth: Option<Rate>, frames: Option<Rate>) -> Result<Arc<Throttle>, Failure> {
-    let limit = |rate: Option<Rate>| rate.map(|rate| rate.limit()).transpose().map_err(Failure::internal);
+fn throttle(bandwidth: Option<Rate>, frames: Option<Rate>) -> Result<Arc<Throttle>, LimitError> {
+    let limit = |rate: Option<Rate>| rate.map(|rate| rate.limit()).transpose();
     Ok(Throttle::new(Limits { bytes: limit(bandwidth)?, operations: limit(frames)? }))
 }

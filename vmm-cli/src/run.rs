@@ -24,7 +24,7 @@ use crate::event_loop::{self, Ended, Inputs, Until};
 use crate::machine::{Machine, Resources, layout};
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, Ram};
-use crate::nets;
+use crate::nets::Nets;
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
@@ -63,7 +63,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     memory::check(&config.memory, config.memory_hotplug.bytes())?;
     let hotplug = Hotplug::of(config);
     let disks = Arc::new(Disks::open(config)?);
-    let nets = nets::open(config)?;
+    let nets = Arc::new(Nets::open(config)?);
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;

@@ -9,9 +9,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmm_core::VmEvents;
 use vmm_devices::Worker;
 use vmm_devices::virtio::vhost::{Backend, VhostMemory, VhostVsock};
-use vmm_devices::virtio::vsock::{KernelVsock, MOST_CONNECTIONS, MOST_GREETINGS, Vsock, VsockOptions};
+use vmm_devices::virtio::vsock::{
+    KernelVsock, MOST_CONNECTIONS, MOST_GREETINGS, Vsock, VsockCounts, VsockOptions,
+};
 
 use crate::config::VsockConfig;
+use crate::control::vsock::VsockStatus;
 use crate::listener::Listener;
 use crate::outcome::Failure;
 
@@ -33,6 +36,25 @@ enum Behind {
         connections: usize,
     },
     Kernel(Arc<VhostVsock>),
+}
+
+/// What can be told of the device in one life of the machine.
+pub(crate) struct SocketPart {
+    told: VsockStatus,
+    /// The device, if it is not the kernel's.
+    own: Option<Arc<Vsock>>,
+}
+
+impl SocketPart {
+    /// What it has counted, if it is not the kernel's.
+    pub(crate) fn counts(&self) -> Option<VsockCounts> {
+        self.own.as_ref().map(|device| device.counts())
+    }
+
+    /// How it is.
+    pub(crate) fn status(&self) -> VsockStatus {
+        VsockStatus { counts: self.counts(), ..self.told.clone() }
+    }
 }
 
 /// The device of one life of the machine.
@@ -65,6 +87,17 @@ impl Socket {
             }
         };
         Ok(Some(Self { cid, behind }))
+    }
+
+    /// What can be told of the device in one life of the machine, which is `own` if it is not the kernel's.
+    pub(crate) fn part(&self, own: Option<Arc<Vsock>>) -> SocketPart {
+        let (path, most_connections) = match &self.behind {
+            Behind::Own { path, connections, .. } => (Some(path.clone()), Some(*connections as u64)),
+            Behind::Kernel(_) => (None, None),
+        };
+        let vhost = path.is_none();
+        let told = VsockStatus { cid: self.cid, path, vhost, most_connections, counts: None };
+        SocketPart { told, own }
     }
 
     /// The device of one life of the machine, with a thread of its own; its guest memory is that of `memory`.

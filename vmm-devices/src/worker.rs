@@ -262,7 +262,10 @@ impl Shared {
     fn forget(&self, token: u64) -> Option<Arc<Source>> {
         let source = self.lock().remove(&token)?;
         let fd = source.doorbell.as_raw_fd();
-        if let Err(error) = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
+        if let Err(error) = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+            // What stands for something else by now is forgotten already.
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
             tracing::error!(device = source.device, %error, "a worker cannot forget a doorbell");
         }
         Some(source)

@@ -40,7 +40,7 @@ const MOST_SLEEPS: u64 = 200;
 const STREAMS: usize = 5;
 
 /// One machine at a time has the addresses of the host's side.
-static HOST: Mutex<()> = Mutex::new(());
+pub(super) static HOST: Mutex<()> = Mutex::new(());
 
 fn a_guest_with_one_queue_has_all_that_is_sent_either_way(guest: &LinuxGuest) -> Result<()> {
     exchange(guest, Card { name: "vmmtap1", queues: 1, mtu: 1500, vhost: false })
@@ -220,7 +220,7 @@ fn comes_and_goes(guest: &LinuxGuest, card: Card) -> Result<()> {
 }
 
 /// Runs a program with its words.
-fn command(text: &str) -> Result<()> {
+pub(super) fn command(text: &str) -> Result<()> {
     let mut words = text.split(' ');
     let program = words.next().unwrap_or_default();
     let status = Command::new(program)
@@ -233,7 +233,7 @@ fn command(text: &str) -> Result<()> {
 }
 
 /// Bytes that do not repeat.
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let step = |_| {
         state ^= state << 13;
@@ -258,14 +258,14 @@ fn serve(listener: &TcpListener, count: usize, one: impl Fn(TcpStream) -> Result
     })
 }
 
-fn give(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
+pub(super) fn give(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
     stream.write_all(bytes)?;
     stream.shutdown(Shutdown::Write)?;
     stream.read_to_end(&mut Vec::new())?;
     Ok(())
 }
 
-fn take(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
+pub(super) fn take(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
     let mut taken = Vec::new();
     stream.read_to_end(&mut taken)?;
     ensure!(taken == bytes, "{} bytes were taken, and not the same", taken.len());

@@ -16,7 +16,7 @@ use super::file::show;
 use super::keys::{Form, Section, key};
 use super::settings::{self, SettingsError};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
-use super::{DiskId, choice, disk_id, duration, size};
+use super::{DeviceId, choice, device_id, duration, size};
 
 /// The flag that stands for a whole table.
 const FLAG: &str = "--disk";
@@ -44,7 +44,7 @@ pub(super) const SECTION: Section = Section {
     keys: &[
         key("path", FLAG, Form::Text, value::EXPECTED_PATH),
         key("format", FLAG, Form::Text, EXPECTED_FORMAT),
-        key("id", FLAG, Form::Text, disk_id::EXPECTED_OF_DISK),
+        key("id", FLAG, Form::Text, device_id::EXPECTED_CHOSEN),
         key("backing", FLAG, Form::Text, value::EXPECTED_PATH),
         key("backing_format", FLAG, Form::Text, EXPECTED_FORMAT),
         key("read_only", FLAG, Form::Switch, EXPECTED_SWITCH),
@@ -98,8 +98,8 @@ pub struct DiskConfig {
     #[serde(deserialize_with = "choice::deserialize")]
     pub format: DiskFormat,
     /// What it is called; `None` leaves it to [`DiskConfig::id`].
-    #[serde(default, deserialize_with = "disk_id::of_disk")]
-    pub id: Option<DiskId>,
+    #[serde(default, deserialize_with = "device_id::chosen")]
+    pub id: Option<DeviceId>,
     /// The backing file of a qcow2 image, which its header must name too; `None`: it has none.
     #[serde(default, deserialize_with = "value::path")]
     pub backing: Option<PathBuf>,
@@ -132,8 +132,8 @@ impl DiskConfig {
 
     /// What the disk is called that is at `place` in the order of all disks, from 0.
     #[must_use]
-    pub fn id(&self, place: usize) -> DiskId {
-        self.id.clone().unwrap_or_else(|| DiskId::of_place(place))
+    pub fn id(&self, place: usize) -> DeviceId {
+        self.id.clone().unwrap_or_else(|| DeviceId::of_disk(place))
     }
 
     /// The number of queues beside `vcpus` vCPUs.
@@ -291,7 +291,7 @@ pub enum DiskError {
     #[error(
         "disk.id ({FLAG}): two disks are called {id}; one without an id is called disk0, disk1 and so on, by its place"
     )]
-    SameId { id: DiskId },
+    SameId { id: DeviceId },
     #[error("{BACKING} ({FLAG}): an image in raw format has no backing file; leave it out")]
     RawWithBacking,
     #[error("disk.{given} ({FLAG}) needs disk.{missing} beside it: a format is never guessed")]

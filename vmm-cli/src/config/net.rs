@@ -5,8 +5,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_devices::virtio::net::{TapOptions, TapSource};
 
@@ -14,7 +15,7 @@ use super::disk::{self, Rate};
 use super::keys::{Form, Section, key};
 use super::settings::{self, SettingsError};
 use super::value::{self, EXPECTED_SWITCH, ValueError};
-use super::{DiskConfig, DiskId, disk_id};
+use super::{DeviceId, DiskConfig, device_id};
 
 /// The flag that stands for a whole table.
 const FLAG: &str = "--net";
@@ -41,7 +42,7 @@ pub(super) const SECTION: Section = Section {
         key("tap", FLAG, Form::Text, EXPECTED_TAP),
         key("create", FLAG, Form::Switch, EXPECTED_SWITCH),
         key("fd", FLAG, Form::TextOrInteger, EXPECTED_FD),
-        key("id", FLAG, Form::Text, disk_id::EXPECTED_OF_DISK),
+        key("id", FLAG, Form::Text, device_id::EXPECTED_CHOSEN),
         key("mac", FLAG, Form::Text, EXPECTED_MAC),
         key("mtu", FLAG, Form::Integer, EXPECTED_MTU),
         key("queues", FLAG, Form::Integer, EXPECTED_QUEUES),
@@ -134,8 +135,8 @@ pub struct NetConfig {
     #[serde(deserialize_with = "descriptors")]
     pub fd: Option<Descriptors>,
     /// What the device is called; `None` leaves it to [`NetConfig::id`].
-    #[serde(deserialize_with = "disk_id::of_disk")]
-    pub id: Option<DiskId>,
+    #[serde(deserialize_with = "device_id::chosen")]
+    pub id: Option<DeviceId>,
     /// The address that the guest is to have; `None`: one that is made up at each start.
     #[serde(deserialize_with = "value::some_from_text")]
     pub mac: Option<MacAddress>,
@@ -164,19 +165,23 @@ pub struct NetConfig {
 impl NetConfig {
     /// What the device is called that is at `place` in the order of all network devices, from 0.
     #[must_use]
-    pub fn id(&self, place: usize) -> DiskId {
-        self.id.clone().unwrap_or_else(|| DiskId::of_net(place))
+    pub fn id(&self, place: usize) -> DeviceId {
+        self.id.clone().unwrap_or_else(|| DeviceId::of_net(place))
     }
 
-    /// The first of the rates that is limited.
-    fn first_rate(&self) -> Option<&'static str> {
-        let rates = [
+    /// The rates, with their keys.
+    fn rates(&self) -> [(&'static str, Option<Rate>); 4] {
+        [
             ("receive_bandwidth", self.receive_bandwidth),
             ("receive_frames", self.receive_frames),
             ("transmit_bandwidth", self.transmit_bandwidth),
             ("transmit_frames", self.transmit_frames),
-        ];
-        rates.into_iter().find_map(|(key, rate)| rate.map(|_| key))
+        ]
+    }
+
+    /// The first of the rates that is limited.
+    fn first_rate(&self) -> Option<&'static str> {
+        self.rates().into_iter().find_map(|(key, rate)| rate.map(|_| key))
     }
 
     /// The interface behind it.
@@ -199,6 +204,37 @@ impl NetConfig {
             return Err(NetError::RateWithVhost { key });
         }
         Ok(TapOptions { source, pairs: self.queues.unwrap_or(1), mtu: self.mtu })
+    }
+}
+
+/// Writes what is set, as a table has it.
+impl Serialize for NetConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { tap, create, fd, id, mac, mtu, queues, vhost, .. } = self;
+        let mut table = serializer.serialize_map(None)?;
+        let texts = [
+            ("tap", tap.clone()),
+            ("fd", fd.as_ref().map(ToString::to_string)),
+            ("id", id.as_ref().map(ToString::to_string)),
+            ("mac", mac.map(|mac| mac.to_string())),
+        ];
+        let rates = self.rates().map(|(key, rate)| (key, rate.map(|rate| rate.to_string())));
+        for (key, text) in texts.into_iter().chain(rates) {
+            if let Some(text) = text {
+                table.serialize_entry(key, &text)?;
+            }
+        }
+        for (key, switch) in [("create", create), ("vhost", vhost)] {
+            if *switch {
+                table.serialize_entry(key, &true)?;
+            }
+        }
+        for (key, number) in [("mtu", mtu), ("queues", queues)] {
+            if let Some(number) = number {
+                table.serialize_entry(key, number)?;
+            }
+        }
+        table.end()
     }
 }
 
@@ -239,7 +275,7 @@ pub enum NetError {
         "net.id ({FLAG}): two devices are called {id}; a network device without an id is called net0, net1 and so on, by its \
          place"
     )]
-    SameId { id: DiskId },
+    SameId { id: DeviceId },
 }
 
 /// Checks each of `nets`, and that no two of them, and none of `disks`, have the same of anything.
@@ -301,6 +337,10 @@ fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Desc
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Descriptors, E> {
             text.parse().map_err(E::custom)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Descriptors, E> {
+            number.to_string().parse().map_err(E::custom)
         }
 
         fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Descriptors, E> {
@@ -386,12 +426,12 @@ mod tests {
         let error = |texts| validate(&nets(texts), &[]).unwrap_err();
         assert_eq!(error(["tap=a", "tap=a"]), NetError::SameTap { name: "a".into() });
         assert_eq!(error(["fd=3:4", "fd=4"]), NetError::SameDescriptor { number: 4 });
-        assert_eq!(error(["tap=a", "tap=b,id=net0"]), NetError::SameId { id: DiskId::of_net(0) });
+        assert_eq!(error(["tap=a", "tap=b,id=net0"]), NetError::SameId { id: DeviceId::of_net(0) });
         let same = error(["tap=a,mac=02:00:00:00:00:01", "tap=b,mac=02:00:00:00:00:01"]).to_string();
         assert!(same.contains("two devices have the address 02:00:00:00:00:01"), "{same}");
         let disk: DiskConfig = "path=x,format=raw,id=net1".parse().unwrap();
         let shared = validate(&nets(["tap=a", "tap=b"]), &[disk]).unwrap_err();
-        assert_eq!(shared, NetError::SameId { id: DiskId::of_net(1) });
+        assert_eq!(shared, NetError::SameId { id: DeviceId::of_net(1) });
         validate(&nets(["tap=a", "fd=3"]), &[]).unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::wire::ErrorCode;
-use crate::config::{DiskConfig, DiskId, duration};
+use crate::config::{DeviceId, DiskConfig, NetConfig, duration};
 use crate::outcome::Failure;
 
 /// A device of a machine.
@@ -25,6 +25,21 @@ pub struct DeviceStatus {
     /// Of a disk: its image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Of a network device: its interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Of a network device: the address of the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+/// A device that a machine is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewDevice {
+    /// A disk, whose paths are absolute.
+    Disk(Box<DiskConfig>),
+    /// A network device; its interface is named.
+    Net(Box<NetConfig>),
 }
 
 /// Where a device is on its way.
@@ -53,7 +68,7 @@ pub struct Added {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
     /// Its name.
-    pub id: DiskId,
+    pub id: DeviceId,
     /// How long the guest may take.
     pub limit: Duration,
     /// The guest is not asked: it loses what is behind the device, and then is asked for the slot.
@@ -73,19 +88,21 @@ pub enum DeviceError {
     #[error("there is a device {id} already: choose another id")]
     IdTaken {
         /// The name.
-        id: DiskId,
+        id: DeviceId,
     },
     /// No device is called so.
     #[error("there is no device {id}; `devices` lists those that there are")]
     UnknownId {
         /// The name.
-        id: DiskId,
+        id: DeviceId,
     },
-    /// It is no disk, or shares a slot.
-    #[error("{id} cannot be removed: it is no disk, or shares its slot with another device")]
+    /// It is neither a disk nor a network device, or shares a slot.
+    #[error(
+        "{id} cannot be removed: it is neither a disk nor a network device, or shares its slot with another device"
+    )]
     NotRemovable {
         /// The name.
-        id: DiskId,
+        id: DeviceId,
     },
     /// The disk cannot be had.
     #[error("{message}")]
@@ -93,7 +110,13 @@ pub enum DeviceError {
         /// Why.
         message: String,
     },
-    /// Another machine, or a disk of this one, has the image.
+    /// The interface of a network device, or what the kernel has for it, cannot be had.
+    #[error("{message}")]
+    BadNet {
+        /// Why.
+        message: String,
+    },
+    /// Somebody else, or a device of this machine, has the image or the interface.
     #[error("{message}")]
     InUse {
         /// Who.
@@ -114,7 +137,7 @@ pub enum DeviceError {
     )]
     NotEjected {
         /// The device.
-        id: DiskId,
+        id: DeviceId,
         /// How long it had.
         limit: Duration,
         /// Whether the guest has the interrupt of the events open.
@@ -142,6 +165,7 @@ impl DeviceError {
             Self::UnknownId { .. } => ErrorCode::UnknownId,
             Self::NotRemovable { .. } => ErrorCode::NotRemovable,
             Self::BadDisk { .. } => ErrorCode::BadDisk,
+            Self::BadNet { .. } => ErrorCode::BadNet,
             Self::InUse { .. } => ErrorCode::InUse,
             Self::Host { .. } => ErrorCode::Exhausted,
             Self::NotEjected { .. } => ErrorCode::NoAnswer,
@@ -154,11 +178,11 @@ impl DeviceError {
 pub trait DeviceControl {
     /// All of them.
     fn list(&self) -> Vec<DeviceStatus>;
-    /// Adds a disk, whose paths are absolute.
+    /// Adds a device.
     ///
     /// # Errors
     /// [`DeviceError`]: the machine is as before.
-    fn add_disk(&self, disk: &DiskConfig) -> Result<Added, DeviceError>;
+    fn add(&self, device: &NewDevice) -> Result<Added, DeviceError>;
     /// Removes a device; returns when nothing of it is left.
     ///
     /// # Errors
@@ -168,7 +192,7 @@ pub trait DeviceControl {
 
 /// The devices as text for people.
 pub(super) fn table(devices: &[DeviceStatus]) -> String {
-    let header = ["id", "device", "slot", "state", "image"].map(str::to_owned);
+    let header = ["id", "device", "slot", "state", "on the host"].map(str::to_owned);
     let row = |device: &DeviceStatus| {
         let state = match device.state {
             DeviceState::Coming => "coming",
@@ -176,9 +200,10 @@ pub(super) fn table(devices: &[DeviceStatus]) -> String {
             DeviceState::Plugged => "fixed",
             DeviceState::Leaving => "leaving",
         };
-        let path = device.path.as_ref().map_or_else(|| "-".into(), |path| path.display().to_string());
+        let path = device.path.as_ref().map(|path| path.display().to_string());
+        let host = path.or_else(|| device.interface.clone()).unwrap_or_else(|| "-".into());
         let slot = device.slot.clone().unwrap_or_else(|| "-".into());
-        [device.id.clone(), device.device.clone(), slot, state.into(), path]
+        [device.id.clone(), device.device.clone(), slot, state.into(), host]
     };
     let rows: Vec<_> = std::iter::once(header).chain(devices.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -203,6 +228,16 @@ mod tests {
             state: DeviceState::Leaving,
             removable: true,
             path: Some("/a\u{1b}b".into()),
+            interface: None,
+            mac: None,
+        };
+        let lan = DeviceStatus {
+            id: "lan".into(),
+            device: "virtio-net".into(),
+            state: DeviceState::Plugged,
+            path: None,
+            interface: Some("tap0".into()),
+            ..disk.clone()
         };
         let entropy = DeviceStatus {
             id: "entropy".into(),
@@ -211,10 +246,13 @@ mod tests {
             state: DeviceState::Plugged,
             removable: false,
             path: None,
+            interface: None,
+            mac: None,
         };
-        let expected = "id       device      slot     state    image\n\
+        let expected = "id       device      slot     state    on the host\n\
                         data     virtio-blk  00:02.0  leaving  /a\u{fffd}b\n\
+                        lan      virtio-net  00:02.0  plugged  tap0\n\
                         entropy  virtio-rng  -        fixed    -\n";
-        assert_eq!(table(&[disk, entropy]), expected);
+        assert_eq!(table(&[disk, lan, entropy]), expected);
     }
 }

@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use vmm_devices::rate_limiter::Limit;
 
+use super::limits::{self, NewLimit, NewLimits};
 use super::operations::OperationError;
-use crate::config::{DiskId, Rate, ValueError, disk, parse_bytes};
+use crate::config::{DeviceId, parse_bytes};
 
 /// How long requests that are in flight may keep a disk from becoming smaller.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-
-/// The word that lifts a limit.
-const NONE: &str = "none";
 
 /// What is asked of one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,76 +30,11 @@ pub struct NewSize {
     pub may_shrink: bool,
 }
 
-/// What becomes of the limits of a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NewLimits {
-    /// Of the bytes that it moves.
-    pub bandwidth: NewLimit,
-    /// Of its requests.
-    pub operations: NewLimit,
-}
-
-/// What becomes of one limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NewLimit {
-    /// It stays.
-    #[default]
-    Same,
-    /// There is none any more.
-    Lifted,
-    /// It is this.
-    To(Limit),
-}
-
-impl NewLimit {
-    /// What there is after it.
-    #[must_use]
-    pub fn applied(self, before: Option<Limit>) -> Option<Limit> {
-        match self {
-            Self::Same => before,
-            Self::Lifted => None,
-            Self::To(limit) => Some(limit),
-        }
-    }
-
-    /// Reads a rate of bytes as in a configuration, or `none`.
-    ///
-    /// # Errors
-    /// What it has to be.
-    pub(crate) fn of_bytes(text: &str) -> Result<Self, String> {
-        Self::parse(text, disk::parse_bandwidth)
-    }
-
-    /// Reads a rate of requests as in a configuration, or `none`.
-    ///
-    /// # Errors
-    /// What it has to be.
-    pub(crate) fn of_operations(text: &str) -> Result<Self, String> {
-        Self::parse(text, disk::parse_operations)
-    }
-
-    fn parse(text: &str, rate: fn(&str) -> Result<Rate, ValueError>) -> Result<Self, String> {
-        if text == NONE {
-            return Ok(Self::Lifted);
-        }
-        let rate = rate(text).map_err(|error| format!("{error}, or \"{NONE}\""))?;
-        rate.limit().map(Self::To).map_err(|error| error.to_string())
-    }
-
-    fn text(self) -> Option<String> {
-        match self {
-            Self::Same => None,
-            Self::Lifted => Some(NONE.to_owned()),
-            Self::To(limit) => Some(Rate::from(limit).to_string()),
-        }
-    }
-}
-
 /// The size of a disk, as an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSize {
     /// Which.
-    pub disk: DiskId,
+    pub disk: DeviceId,
     /// What its guest sees, in bytes.
     pub bytes: u64,
 }
@@ -111,7 +43,7 @@ pub struct DiskSize {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLimits {
     /// Which.
-    pub disk: DiskId,
+    pub disk: DeviceId,
     /// Of the bytes that it moves.
     pub bandwidth: Option<String>,
     /// Of its requests.
@@ -125,9 +57,9 @@ pub enum DiskRefusal {
     #[error("there is no disk {id}; {}", known(.disks))]
     Unknown {
         /// What was asked for.
-        id: DiskId,
+        id: DeviceId,
         /// What there is.
-        disks: Vec<DiskId>,
+        disks: Vec<DeviceId>,
     },
     /// Somebody changes its size, or its requests do not end.
     #[error("{0}")]
@@ -140,11 +72,11 @@ pub enum DiskRefusal {
     Failed(String),
 }
 
-fn known(disks: &[DiskId]) -> String {
+fn known(disks: &[DeviceId]) -> String {
     match disks {
         [] => "the machine has none".to_owned(),
         disks => {
-            let disks: Vec<_> = disks.iter().map(DiskId::as_str).collect();
+            let disks: Vec<_> = disks.iter().map(DeviceId::as_str).collect();
             format!("the disks are: {}", disks.join(", "))
         }
     }
@@ -156,20 +88,20 @@ pub trait ControlledDisks {
     ///
     /// # Errors
     /// [`DiskRefusal`].
-    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal>;
+    fn resize(&self, id: &DeviceId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal>;
 
     /// Gives a disk other limits.
     ///
     /// # Errors
     /// [`DiskRefusal::Unknown`].
-    fn limit(&self, id: &DiskId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal>;
+    fn limit(&self, id: &DeviceId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal>;
 }
 
 /// A request for a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskRequest {
     /// Which.
-    pub disk: DiskId,
+    pub disk: DeviceId,
     /// What is asked of it.
     pub change: DiskChange,
 }
@@ -213,7 +145,7 @@ impl DiskRequest {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
-    disk: Option<DiskId>,
+    disk: Option<DeviceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,7 +162,7 @@ pub(super) struct Fields {
 pub(super) struct Resize {
     #[serde(rename = "verb")]
     _verb: IgnoredAny,
-    disk: DiskId,
+    disk: DeviceId,
     #[serde(default, deserialize_with = "size")]
     size: Option<u64>,
     #[serde(default)]
@@ -250,10 +182,10 @@ impl From<Resize> for DiskRequest {
 pub(super) struct Limits {
     #[serde(rename = "verb")]
     _verb: IgnoredAny,
-    disk: DiskId,
-    #[serde(default, deserialize_with = "bandwidth")]
+    disk: DeviceId,
+    #[serde(default, deserialize_with = "limits::bandwidth")]
     bandwidth: NewLimit,
-    #[serde(default, deserialize_with = "operations")]
+    #[serde(default, deserialize_with = "limits::operations")]
     operations: NewLimit,
 }
 
@@ -267,35 +199,13 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     parse_bytes(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
-fn bandwidth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NewLimit, D::Error> {
-    NewLimit::of_bytes(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn operations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NewLimit, D::Error> {
-    NewLimit::of_operations(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_a_rate_or_none_or_stays() {
-        let limit = disk::parse_bandwidth("1M/1s+2M").unwrap().limit().unwrap();
-        assert_eq!(NewLimit::of_bytes("1M/1s+2M"), Ok(NewLimit::To(limit)));
-        assert_eq!(NewLimit::of_operations("none"), Ok(NewLimit::Lifted));
-        for text in ["", "0/1s", "1M", "None", "unlimited"] {
-            let error = NewLimit::of_bytes(text).unwrap_err();
-            assert!(error.ends_with(", or \"none\""), "{error}");
-        }
-        let applied =
-            [NewLimit::Same, NewLimit::Lifted, NewLimit::To(limit)].map(|new| new.applied(Some(limit)));
-        assert_eq!(applied, [Some(limit), None, Some(limit)]);
-    }
-
-    #[test]
     fn a_disk_that_is_not_there_is_told_which_are() {
-        let id = || "data".parse::<DiskId>().unwrap();
+        let id = || "data".parse::<DeviceId>().unwrap();
         let refusal = |disks: &[&str]| {
             let disks = disks.iter().map(|id| id.parse().unwrap()).collect();
             DiskRefusal::Unknown { id: id(), disks }.to_string()

@@ -1,6 +1,6 @@
 //! Control: the socket on which the owner of a machine asks for its state and changes it. `docs/control.md` is the user's page.
 //!
-//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`memory`] what of RAM, [`balloon`] what of the balloon, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
+//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`nets`] what of network devices in use, [`limits`] what becomes of their limits, [`vsock`] what is told of the socket device, [`memory`] what of RAM, [`balloon`] what of the balloon, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
 
 pub mod balloon;
 pub mod client;
@@ -8,8 +8,10 @@ mod connection;
 mod current;
 pub mod devices;
 pub mod disks;
+pub mod limits;
 pub mod lines;
 pub mod memory;
+pub mod nets;
 pub mod operations;
 #[cfg(test)]
 mod page;
@@ -17,6 +19,7 @@ mod render;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 pub mod wire;
 
 use std::io;

@@ -12,10 +12,12 @@ use vmm_core::{VmEvent, VmEvents};
 
 use super::balloon::{BalloonRefusal, BalloonReport, BalloonRequest, ControlledBalloon};
 use super::current::{Current, Lease};
-use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, Removal};
+use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, NewDevice, Removal};
 use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
 use super::memory::{MemoryRefusal, MemoryStatus};
-use crate::config::{DiskConfig, MemorySize, StatsFormat};
+use super::nets::{ControlledNets, NetLimits, NetRefusal, NetRequest};
+use super::vsock::{NoVsock, VsockStatus};
+use crate::config::{MemorySize, StatsFormat};
 use crate::stats::Report;
 
 /// Who has asked, in the reason of a machine's end.
@@ -54,6 +56,8 @@ pub enum Operation {
     },
     /// A disk is changed.
     Disk(DiskRequest),
+    /// A network device is changed.
+    Net(NetRequest),
     /// How much memory is plugged.
     Memory {
         /// Bytes that the guest is to have plugged from now on; `None` leaves that as it is.
@@ -61,15 +65,14 @@ pub enum Operation {
     },
     /// Which devices there are.
     Devices,
-    /// The machine gets one more disk.
-    DeviceAdd {
-        /// What it is; its paths are absolute.
-        disk: Box<DiskConfig>,
-    },
+    /// The machine gets one more device.
+    DeviceAdd(NewDevice),
     /// The machine has a device no more.
     DeviceRemove(Removal),
     /// Something is asked of the balloon.
     Balloon(BalloonRequest),
+    /// How the socket device is.
+    Vsock,
 }
 
 impl Operation {
@@ -78,10 +81,10 @@ impl Operation {
     pub fn waits(&self) -> bool {
         match self {
             Self::Pause { .. } | Self::DirtyRate { .. } => true,
-            Self::DeviceAdd { .. } | Self::DeviceRemove(_) => true,
+            Self::DeviceAdd(_) | Self::DeviceRemove(_) => true,
             Self::Disk(request) => matches!(request.change, DiskChange::Resize(_)),
             Self::Status | Self::Resume | Self::PowerButton | Self::Devices => false,
-            Self::Memory { .. } | Self::Balloon(_) => false,
+            Self::Memory { .. } | Self::Balloon(_) | Self::Net(_) | Self::Vsock => false,
             Self::Reset | Self::Quit | Self::Stats { .. } => false,
         }
     }
@@ -141,6 +144,8 @@ pub enum Outcome {
     DirtyRate(DirtyRate),
     /// Of [`Operation::Disk`].
     Disk(DiskOutcome),
+    /// Of [`Operation::Net`].
+    Net(NetLimits),
     /// Of [`Operation::Memory`].
     Memory(MemoryStatus),
     /// Of [`Operation::Devices`].
@@ -152,6 +157,8 @@ pub enum Outcome {
     Added(Added),
     /// Of [`Operation::Balloon`].
     Balloon(Box<BalloonReport>),
+    /// Of [`Operation::Vsock`].
+    Vsock(Box<VsockStatus>),
     /// Of an operation that is done: what it has led to.
     Reached {
         /// The machine's state then.
@@ -202,6 +209,9 @@ pub enum OperationError {
     /// A disk is as it was.
     #[error(transparent)]
     Disk(#[from] DiskRefusal),
+    /// A network device is as it was.
+    #[error(transparent)]
+    Net(#[from] NetRefusal),
     /// The guest is asked for what it was before.
     #[error(transparent)]
     Memory(#[from] MemoryRefusal),
@@ -211,6 +221,9 @@ pub enum OperationError {
     /// The balloon is as it was.
     #[error(transparent)]
     Balloon(#[from] BalloonRefusal),
+    /// There is nothing to tell.
+    #[error(transparent)]
+    Vsock(#[from] NoVsock),
 }
 
 /// A machine as operations see it. Only [`pause`](Self::pause), [`dirty_rate`](Self::dirty_rate), another size of one of
@@ -242,6 +255,13 @@ pub trait Controlled: Send + Sync {
     fn balloon(&self) -> &dyn ControlledBalloon;
     /// Its disks.
     fn disks(&self) -> &dyn ControlledDisks;
+    /// Its network devices.
+    fn nets(&self) -> &dyn ControlledNets;
+    /// How its socket device is.
+    ///
+    /// # Errors
+    /// [`NoVsock`].
+    fn vsock(&self) -> Result<VsockStatus, NoVsock>;
     /// Asks its guest to have so many bytes of memory plugged, if any are said; what there is then.
     ///
     /// # Errors
@@ -301,13 +321,15 @@ impl Operations {
             }
             Operation::DirtyRate { time } => self.machine()?.dirty_rate(time).map(Outcome::DirtyRate),
             Operation::Disk(request) => request.execute(self.machine()?.disks()).map(Outcome::Disk),
+            Operation::Net(request) => Ok(Outcome::Net(self.machine()?.nets().limit(&request)?)),
+            Operation::Vsock => Ok(Outcome::Vsock(Box::new(self.machine()?.vsock()?))),
             Operation::Memory { requested } => Ok(Outcome::Memory(self.machine()?.memory(requested)?)),
             Operation::Balloon(request) => {
                 let report = request.execute(self.machine()?.balloon())?;
                 Ok(Outcome::Balloon(Box::new(report)))
             }
             Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
-            Operation::DeviceAdd { disk } => Ok(Outcome::Added(self.machine()?.devices().add_disk(&disk)?)),
+            Operation::DeviceAdd(device) => Ok(Outcome::Added(self.machine()?.devices().add(&device)?)),
             Operation::DeviceRemove(removal) => {
                 self.machine()?.devices().remove(&removal)?;
                 Ok(Outcome::Passed {})
@@ -355,159 +377,4 @@ impl Operations {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::DiskId;
-    use crate::control::testing::FakeMachine;
-
-    const PAUSE: Operation = Operation::Pause { limit: Duration::from_secs(1) };
-    const STATS: Operation = Operation::Stats { format: StatsFormat::Json };
-
-    struct Bench {
-        machine: Arc<FakeMachine>,
-        current: Arc<Current>,
-        asked: VmEvents,
-        operations: Operations,
-    }
-
-    fn bench() -> Bench {
-        let (machine, current) = (Arc::new(FakeMachine::default()), Arc::new(Current::default()));
-        let asked = VmEvents::new().unwrap();
-        let facts = Facts { vcpus: 2, memory: MemorySize::DEFAULT };
-        let operations = Operations::new(facts, Arc::clone(&current), asked.clone());
-        Bench { machine, current, asked, operations }
-    }
-
-    fn state(operations: &Operations) -> State {
-        match operations.execute(Operation::Status).unwrap() {
-            Outcome::Status(status) => status.state,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn without_a_machine_there_is_a_status_and_a_way_to_quit() {
-        let bench = bench();
-        assert_eq!(state(&bench.operations), State::Starting);
-        for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset, STATS] {
-            let refused = bench.operations.execute(operation.clone());
-            assert_eq!(refused, Err(OperationError::Starting), "{operation:?}");
-        }
-        assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
-        assert_eq!(bench.asked.get(), Some(&VmEvent::UserStop(ASKED_BY)));
-    }
-
-    #[test]
-    fn pause_and_resume_may_come_twice() {
-        let bench = bench();
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        for (operation, state) in [(PAUSE, State::Paused), (Operation::Resume, State::Running)] {
-            for _ in 0..2 {
-                assert_eq!(bench.operations.execute(operation.clone()), Ok(Outcome::Reached { state }));
-                assert_eq!(super::tests::state(&bench.operations), state);
-            }
-        }
-    }
-
-    #[test]
-    fn fault_d5_a_pause_that_a_vcpu_does_not_answer_names_it_and_stays_asked_for() {
-        let bench = bench();
-        bench.machine.answers_no_pause();
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        let operation = Operation::Pause { limit: Duration::ZERO };
-        let refused = OperationError::NoAnswer { vcpu: 1, limit: Duration::ZERO };
-        assert_eq!(bench.operations.execute(operation), Err(refused));
-        assert_eq!(state(&bench.operations), State::Pausing);
-        assert_eq!(
-            bench.operations.execute(Operation::Resume),
-            Ok(Outcome::Reached { state: State::Running })
-        );
-    }
-
-    #[test]
-    fn a_guest_that_does_not_listen_is_an_error() {
-        let bench = bench();
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        assert_eq!(bench.operations.execute(Operation::PowerButton), Err(OperationError::NotListening));
-        bench.machine.listens();
-        assert_eq!(bench.operations.execute(Operation::PowerButton), Ok(Outcome::Passed {}));
-    }
-
-    #[test]
-    fn after_its_end_a_machine_has_a_status_and_takes_nothing_else() {
-        let bench = bench();
-        let published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        assert_eq!(bench.operations.execute(Operation::Reset), Ok(Outcome::Passed {}));
-        for _ in 0..2 {
-            assert_eq!(state(&bench.operations), State::Stopping);
-            for operation in [PAUSE, Operation::Resume, Operation::PowerButton, Operation::Reset] {
-                assert_eq!(bench.operations.execute(operation), Err(OperationError::Stopping));
-            }
-            assert_eq!(bench.operations.execute(Operation::Quit), Ok(Outcome::Passed {}));
-        }
-        drop(published);
-        assert_eq!(state(&bench.operations), State::Stopping);
-    }
-
-    #[test]
-    fn statistics_come_for_programs_and_for_people() {
-        let bench = bench();
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        let Ok(Outcome::Statistics(report)) = bench.operations.execute(STATS) else { panic!() };
-        assert_eq!(report["vcpus"][1]["monitor"]["port_reads"], 2);
-        let people = Operation::Stats { format: StatsFormat::Table };
-        let Ok(Outcome::Table { table }) = bench.operations.execute(people) else { panic!() };
-        assert!(table.starts_with("vCPUs, counted by vmm-cli"), "{table}");
-    }
-
-    #[test]
-    fn devices_come_and_go_and_their_errors_are_passed_on() {
-        let bench = bench();
-        let execute = |operation| bench.operations.execute(operation);
-        let kept = || "kept".parse::<DiskId>().unwrap();
-        let disk = Box::new("id=kept,path=/x,format=raw".parse().unwrap());
-        let add = Operation::DeviceAdd { disk };
-        let remove = |force| {
-            let limit = Duration::from_secs(1);
-            Operation::DeviceRemove(Removal { id: kept(), limit, force })
-        };
-        assert_eq!(execute(add.clone()), Err(OperationError::Starting));
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        assert!(add.waits() && remove(false).waits() && !Operation::Devices.waits());
-        let Ok(Outcome::Added(Added { device, notified: true })) = execute(add.clone()) else { panic!() };
-        assert_eq!(execute(Operation::Devices), Ok(Outcome::Devices { devices: vec![device] }));
-        let taken = DeviceError::IdTaken { id: kept() };
-        assert_eq!(execute(add), Err(OperationError::Device(taken)));
-        let error = execute(remove(false)).unwrap_err().to_string();
-        assert!(
-            error.starts_with("the guest has not given kept back within 1s; it is still asked to"),
-            "{error}"
-        );
-        assert_eq!(execute(remove(true)), Ok(Outcome::Passed {}));
-        let unknown = DeviceError::UnknownId { id: kept() };
-        assert_eq!(execute(remove(true)), Err(OperationError::Device(unknown)));
-    }
-
-    #[test]
-    fn memory_is_asked_for_and_told_of() {
-        let bench = bench();
-        let execute = |requested| bench.operations.execute(Operation::Memory { requested });
-        assert_eq!(execute(None), Err(OperationError::Starting));
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        let status = MemoryStatus { plugged: 0, requested: 4096, size: 8192, block: 4096 };
-        assert_eq!(execute(Some(4096)), Ok(Outcome::Memory(status)));
-        let refused = MemoryRefusal::BadSize("8193 bytes are too many".into());
-        assert_eq!(execute(Some(8193)), Err(OperationError::Memory(refused)));
-        assert!(!Operation::Memory { requested: Some(0) }.waits());
-    }
-
-    #[test]
-    fn status_tells_what_was_configured_and_the_age_of_this_life() {
-        let bench = bench();
-        let _published = bench.current.publish(Arc::clone(&bench.machine) as _);
-        let Ok(Outcome::Status(status)) = bench.operations.execute(Operation::Status) else { panic!() };
-        assert_eq!((status.schema, status.vcpus, status.memory), (1, 2, MemorySize::DEFAULT));
-        assert_eq!((status.state, status.pid), (State::Running, std::process::id()));
-        assert!(status.uptime_ms.is_some());
-    }
-}
+mod tests;

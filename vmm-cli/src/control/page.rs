@@ -4,19 +4,21 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::config::{DiskId, StatsFormat};
+use crate::config::{DeviceId, StatsFormat};
 
 use super::balloon::{BalloonRefusal, BalloonReport};
 use super::devices::{Added, DeviceError};
 use super::disks::{DiskChange, DiskOutcome, DiskRefusal, SETTLE_LIMIT};
 use super::memory::{MemoryRefusal, MemoryStatus};
+use super::nets::{NetLimits, NetRefusal};
 use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
+use super::vsock::{NoVsock, VsockStatus};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use super::{connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 27] = [
+const CODES: [ErrorCode; 31] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -29,6 +31,8 @@ const CODES: [ErrorCode; 27] = [
     ErrorCode::NoSuchDisk,
     ErrorCode::DiskRefused,
     ErrorCode::DiskFailed,
+    ErrorCode::NoSuchNet,
+    ErrorCode::NetRefused,
     ErrorCode::NoHotplug,
     ErrorCode::BadSize,
     ErrorCode::Exhausted,
@@ -38,9 +42,11 @@ const CODES: [ErrorCode; 27] = [
     ErrorCode::UnknownId,
     ErrorCode::NotRemovable,
     ErrorCode::BadDisk,
+    ErrorCode::BadNet,
     ErrorCode::InUse,
     ErrorCode::NoBalloon,
     ErrorCode::BalloonRefused,
+    ErrorCode::NoVsock,
     ErrorCode::Forbidden,
     ErrorCode::Idle,
     ErrorCode::Evicted,
@@ -83,6 +89,12 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                     DiskChange::Resize(_) => DiskOutcome::Size(serde_json::from_value(value).unwrap()),
                     DiskChange::Limits(_) => DiskOutcome::Limits(serde_json::from_value(value).unwrap()),
                 })),
+                Operation::Net(_) => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<NetLimits>(value).unwrap()))
+                }
+                Operation::Vsock => {
+                    wire::line(&Answer::Ok(serde_json::from_value::<VsockStatus>(value).unwrap()))
+                }
                 Operation::Memory { .. } => {
                     wire::line(&Answer::Ok(serde_json::from_value::<MemoryStatus>(value).unwrap()))
                 }
@@ -94,7 +106,7 @@ fn each_request_is_taken_and_each_answer_is_what_the_code_writes() {
                     let devices = serde_json::from_value(value["devices"].clone()).unwrap();
                     wire::line(&Answer::Ok(Outcome::Devices { devices }))
                 }
-                Operation::DeviceAdd { .. } => {
+                Operation::DeviceAdd(_) => {
                     wire::line(&Answer::Ok(serde_json::from_value::<Added>(value).unwrap()))
                 }
                 Operation::Balloon(_) => {
@@ -129,11 +141,18 @@ fn the_errors_of_the_examples_have_the_words_of_the_code() {
         OperationError::NotListening.into(),
         OperationError::Tracking.into(),
         OperationError::from(DiskRefusal::Unknown {
-            id: DiskId::of_place(7),
-            disks: vec![DiskId::of_place(0)],
+            id: DeviceId::of_disk(7),
+            disks: vec![DeviceId::of_disk(0)],
         })
         .into(),
         OperationError::Device(not_ejected).into(),
+        OperationError::from(NetRefusal::Unknown {
+            id: DeviceId::of_net(7),
+            nets: vec![DeviceId::of_net(0)],
+        })
+        .into(),
+        OperationError::from(NetRefusal::NoLimits { id: DeviceId::of_net(1) }).into(),
+        OperationError::from(NoVsock).into(),
         OperationError::Memory(MemoryRefusal::None).into(),
         OperationError::from(BalloonRefusal::NoBalloon).into(),
     ];

@@ -7,7 +7,9 @@ use super::balloon::{self, BalloonReport};
 use super::devices::{self, Added};
 use super::disks::{DiskChange, DiskLimits, DiskRequest, DiskSize};
 use super::memory::MemoryStatus;
+use super::nets::NetLimits;
 use super::operations::{DirtyRate, Operation, State, Status};
+use super::vsock::{self, VsockStatus};
 use crate::memory::host::Bytes;
 
 /// What `operation` has come to, as whole lines.
@@ -22,11 +24,15 @@ pub(super) fn text(operation: &Operation, value: &Value) -> String {
         Operation::DirtyRate { .. } => serde_json::from_value(value.clone())
             .map_or_else(|_| format!("{value}\n"), |rate| dirty_rate(&rate)),
         Operation::Disk(request) => disk(request, value),
+        Operation::Net(_) => NetLimits::deserialize(value)
+            .map_or_else(|_| format!("{value}\n"), |limits| table(18, limits.rows())),
+        Operation::Vsock => VsockStatus::deserialize(value)
+            .map_or_else(|_| format!("{value}\n"), |status| vsock::table(&status)),
         Operation::Memory { .. } => MemoryStatus::deserialize(value)
             .map_or_else(|_| format!("{value}\n"), |memory| self::memory(&memory)),
         Operation::Devices => Vec::deserialize(&value["devices"])
             .map_or_else(|_| format!("{value}\n"), |devices| devices::table(&devices)),
-        Operation::DeviceAdd { .. } => {
+        Operation::DeviceAdd(_) => {
             Added::deserialize(value).map_or_else(|_| format!("{value}\n"), |added| self::added(&added))
         }
         Operation::Balloon(_) => BalloonReport::deserialize(value)
@@ -58,9 +64,13 @@ fn size(DiskSize { disk, bytes }: &DiskSize) -> String {
 }
 
 fn limits(DiskLimits { bandwidth, operations, .. }: &DiskLimits) -> String {
-    let rows = [("bandwidth", bandwidth), ("operations", operations)];
+    table(10, [("bandwidth", bandwidth), ("operations", operations)])
+}
+
+/// Limits with their names, which are at most so wide.
+fn table<const ROWS: usize>(width: usize, rows: [(&str, &Option<String>); ROWS]) -> String {
     let text = |limit: &Option<String>| limit.as_deref().map_or("unlimited".to_owned(), printable);
-    rows.iter().map(|(name, limit)| format!("{name:<10} {}\n", text(limit))).collect()
+    rows.iter().map(|(name, limit)| format!("{name:<width$} {}\n", text(limit))).collect()
 }
 
 fn memory(MemoryStatus { plugged, requested, size, block }: &MemoryStatus) -> String {
@@ -116,9 +126,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::{DiskId, StatsFormat};
-    use crate::control::devices::Removal;
-    use crate::control::disks::NewLimits;
+    use crate::config::{DeviceId, StatsFormat};
+    use crate::control::devices::{NewDevice, Removal};
+    use crate::control::limits::NewLimits;
+    use crate::control::nets::NetRequest;
 
     #[test]
     fn a_status_is_a_small_table() {
@@ -148,12 +159,25 @@ mod tests {
 
     #[test]
     fn a_disk_says_its_size_and_its_limits() {
-        let request = |change| Operation::Disk(DiskRequest { disk: DiskId::of_place(0), change });
+        let request = |change| Operation::Disk(DiskRequest { disk: DeviceId::of_disk(0), change });
         let resize = request(DiskChange::Resize(None));
         assert_eq!(text(&resize, &json!({ "disk": "disk0", "bytes": 512 })), "disk0 has 512 bytes\n");
         let limits = request(DiskChange::Limits(NewLimits::default()));
         let value = json!({ "disk": "disk0", "bandwidth": "1024/1s", "operations": null });
         assert_eq!(text(&limits, &value), "bandwidth  1024/1s\noperations unlimited\n");
+    }
+
+    #[test]
+    fn a_network_device_says_its_limits() {
+        let same = NewLimits::default();
+        let request = Operation::Net(NetRequest { net: DeviceId::of_net(0), receive: same, transmit: same });
+        let value = json!({
+            "net": "net0", "receive_bandwidth": "1024/1s", "receive_frames": null, "transmit_bandwidth": null,
+            "transmit_frames": "7/1s",
+        });
+        let expected = "receive_bandwidth  1024/1s\nreceive_frames     unlimited\n\
+                        transmit_bandwidth unlimited\ntransmit_frames    7/1s\n";
+        assert_eq!(text(&request, &value), expected);
     }
 
     #[test]
@@ -170,7 +194,8 @@ mod tests {
 
     #[test]
     fn devices_that_come_and_go_are_named() {
-        let operation = Operation::DeviceAdd { disk: Box::new("path=/x,format=raw".parse().unwrap()) };
+        let disk = Box::new("path=/x,format=raw".parse().unwrap());
+        let operation = Operation::DeviceAdd(NewDevice::Disk(disk));
         let mut value = json!({
             "id": "disk1", "device": "virtio-blk", "slot": "00:02.0", "state": "plugged", "removable": true,
             "path": "/x", "notified": true,
@@ -180,9 +205,12 @@ mod tests {
         let expected =
             "disk1 is at 00:02.0; the guest does not listen, and finds it when it looks at the bus\n";
         assert_eq!(text(&operation, &value), expected);
-        let removal = Removal { id: DiskId::of_place(1), limit: Duration::ZERO, force: false };
+        let removal = Removal { id: DeviceId::of_disk(1), limit: Duration::ZERO, force: false };
         assert_eq!(text(&Operation::DeviceRemove(removal), &json!({})), "disk1 is removed\n");
-        assert_eq!(text(&Operation::Devices, &json!({ "devices": [] })), "id  device  slot  state  image\n");
+        assert_eq!(
+            text(&Operation::Devices, &json!({ "devices": [] })),
+            "id  device  slot  state  on the host\n"
+        );
     }
 
     #[test]

@@ -4,14 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use vmm_devices::rate_limiter::Limits;
 use vmm_vcpu::Counters;
 
 use super::balloon::{BalloonRefusal, BalloonReport, BalloonSetting, ControlledBalloon};
-use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
-use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimit, NewLimits, NewSize};
+use super::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, NewDevice, Removal};
+use super::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewSize};
+use super::limits::{self, NewLimits};
 use super::memory::{MemoryRefusal, MemoryStatus};
+use super::nets::{ControlledNets, NetLimits, NetRefusal, NetRequest};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
-use crate::config::{DiskConfig, DiskId, Rate};
+use super::vsock::{NoVsock, VsockStatus};
+use crate::config::DeviceId;
 use crate::stats::{MachineCounters, Report};
 
 /// A machine of two vCPUs, whose second one may not answer.
@@ -46,8 +50,8 @@ impl FakeMachine {
         self.listens.store(true, Ordering::Relaxed);
     }
 
-    fn find(&self, id: &DiskId) -> Result<(), DiskRefusal> {
-        let disks = vec![DiskId::of_place(0)];
+    fn find(&self, id: &DeviceId) -> Result<(), DiskRefusal> {
+        let disks = vec![DeviceId::of_disk(0)];
         if disks.contains(id) { Ok(()) } else { Err(DiskRefusal::Unknown { id: id.clone(), disks }) }
     }
 
@@ -112,6 +116,14 @@ impl Controlled for FakeMachine {
         self
     }
 
+    fn nets(&self) -> &dyn ControlledNets {
+        self
+    }
+
+    fn vsock(&self) -> Result<VsockStatus, NoVsock> {
+        Err(NoVsock)
+    }
+
     fn devices(&self) -> &dyn DeviceControl {
         self
     }
@@ -140,38 +152,65 @@ impl ControlledBalloon for FakeMachine {
 
 /// A disk `disk0` of 512 bytes without limits.
 impl ControlledDisks for FakeMachine {
-    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
+    fn resize(&self, id: &DeviceId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
         self.find(id)?;
         Ok(DiskSize { disk: id.clone(), bytes: size.map_or(512, |size| size.bytes) })
     }
 
-    fn limit(&self, id: &DiskId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal> {
+    fn limit(&self, id: &DeviceId, limits: NewLimits) -> Result<DiskLimits, DiskRefusal> {
         self.find(id)?;
-        let text = |limit: NewLimit| limit.applied(None).map(|limit| Rate::from(limit).to_string());
-        let (bandwidth, operations) = (text(limits.bandwidth), text(limits.operations));
+        let limits = limits.applied(Limits::default());
+        let (bandwidth, operations) = (limits::text(limits.bytes), limits::text(limits.operations));
         Ok(DiskLimits { disk: id.clone(), bandwidth, operations })
     }
 }
 
-/// A machine whose guest gives every disk back at once, but for the one called `kept`.
+/// A network device `net0` without limits.
+impl ControlledNets for FakeMachine {
+    fn limit(&self, NetRequest { net, receive, transmit }: &NetRequest) -> Result<NetLimits, NetRefusal> {
+        let nets = vec![DeviceId::of_net(0)];
+        if !nets.contains(net) {
+            return Err(NetRefusal::Unknown { id: net.clone(), nets });
+        }
+        let [receive, transmit] = [receive, transmit].map(|way| way.applied(Limits::default()));
+        Ok(NetLimits {
+            net: net.clone(),
+            receive_bandwidth: limits::text(receive.bytes),
+            receive_frames: limits::text(receive.operations),
+            transmit_bandwidth: limits::text(transmit.bytes),
+            transmit_frames: limits::text(transmit.operations),
+        })
+    }
+}
+
+/// A machine whose guest gives every device back at once, but for the one called `kept`.
 impl DeviceControl for FakeMachine {
     fn list(&self) -> Vec<DeviceStatus> {
         self.devices.lock().unwrap().clone()
     }
 
-    fn add_disk(&self, disk: &DiskConfig) -> Result<Added, DeviceError> {
-        let id = disk.id(0);
+    fn add(&self, new: &NewDevice) -> Result<Added, DeviceError> {
+        let (id, name) = match new {
+            NewDevice::Disk(disk) => (disk.id(0), "virtio-blk"),
+            NewDevice::Net(net) => (net.id(0), "virtio-net"),
+        };
+        let (path, interface) = match new {
+            NewDevice::Disk(disk) => (Some(disk.path.clone()), None),
+            NewDevice::Net(net) => (None, net.tap.clone()),
+        };
         let mut devices = self.devices.lock().unwrap();
         if devices.iter().any(|device| device.id == id.as_str()) {
             return Err(DeviceError::IdTaken { id });
         }
         let device = DeviceStatus {
             id: id.to_string(),
-            device: "virtio-blk".into(),
+            device: name.into(),
             slot: Some("00:01.0".into()),
             state: DeviceState::Plugged,
             removable: true,
-            path: Some(disk.path.clone()),
+            path,
+            interface,
+            mac: None,
         };
         devices.push(device.clone());
         Ok(Added { device, notified: true })

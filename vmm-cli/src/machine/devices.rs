@@ -15,10 +15,8 @@ use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::balloon::{Balloon, BalloonSettings};
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::mem::Mem;
-use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::VirtioMmio;
-use vmm_devices::virtio::vsock::Vsock;
 use vmm_devices::{BusDevice, Pvpanic};
 use vmm_memory::AddressSpace;
 
@@ -28,17 +26,18 @@ use super::layout::{
     SELFTEST_LINE, SELFTEST_PORTS, SERIAL_LINE,
 };
 use super::pci::Pci;
-use super::plugged::{DISK, Device, Parts, Plugged, PluggedDisk};
+use super::plugged::{Backing, Behind, DISK, Device, NET, Parts, Plugged, PluggedDisk, PluggedNet};
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::balloon;
-use crate::config::{DiskId, VmConfig, disk_id};
+use crate::config::{VmConfig, device_id};
 use crate::console::Console;
-use crate::disks::{Disk, Disks};
+use crate::disks::Disk;
+use crate::kept::Named;
 use crate::memory::hotplug::Hotplug;
 use crate::nets::Nic;
 use crate::outcome::Failure;
-use crate::vsock::{Socket, SocketDevice};
+use crate::vsock::{Socket, SocketDevice, SocketPart};
 
 /// Ports, as on a PC.
 const I8042_DATA_PORT: u64 = 0x60;
@@ -47,8 +46,7 @@ const CMOS_PORTS: (u64, u64) = (0x70, 2);
 const DEBUG_CONSOLE_PORT: u64 = 0xe9;
 const DEBUG_EXIT_PORTS: (u64, u64) = (0xf4, 4);
 
-/// What network devices, the entropy device, the virtio console, the socket device, the memory device and the balloon are to a driver.
-const NET: &str = "virtio-net";
+/// What the entropy device, the virtio console, the socket device, the memory device and the balloon are to a driver.
 const RNG: &str = "virtio-rng";
 const CONSOLE: &str = "virtio-console";
 const VSOCK: &str = "virtio-vsock";
@@ -60,8 +58,6 @@ pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
     pub(super) pci: Option<Pci>,
-    /// Network devices, with what they are called.
-    pub(super) nets: Vec<(DiskId, Arc<Net>)>,
     router: IrqRouter,
     /// Until the slots have it.
     generic: Option<Arc<GenericEvents>>,
@@ -71,8 +67,8 @@ pub(super) struct Devices {
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        let (lines, nets, plugged) = (Vec::new(), Vec::new(), Vec::new());
-        Self { exits: Exits::new(), lines, pci: None, nets, router, generic: None, plugged }
+        let (lines, plugged) = (Vec::new(), Vec::new());
+        Self { exits: Exits::new(), lines, pci: None, router, generic: None, plugged }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -144,7 +140,7 @@ impl Devices {
     /// Adds the entropy device.
     pub(super) fn add_entropy(&mut self, virtio: &mut VirtioDevices) -> Result<(), Failure> {
         let device = Rng::new(virtio.worker()?);
-        self.add_virtio(virtio, (disk_id::ENTROPY, RNG), Arc::new(device), None)
+        self.add_virtio(virtio, (device_id::ENTROPY, RNG), Arc::new(device), None)
     }
 
     /// Adds the virtio console, whose other end `console` is.
@@ -155,24 +151,24 @@ impl Devices {
     ) -> Result<Arc<VirtioConsole>, Failure> {
         let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
         let device = Arc::new(device);
-        self.add_virtio(virtio, (disk_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
+        self.add_virtio(virtio, (device_id::CONSOLE, CONSOLE), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 
-    /// Adds the socket device, whose other end `socket` is; returns it if it is not the kernel's.
+    /// Adds the socket device, whose other end `socket` is.
     pub(super) fn add_vsock(
         &mut self,
         virtio: &mut VirtioDevices,
         socket: &Socket,
-    ) -> Result<Option<Arc<Vsock>>, Failure> {
+    ) -> Result<SocketPart, Failure> {
         let device = socket.device(&virtio.events, &virtio.vhost)?;
         let (device, by, own): (Arc<dyn VirtioDevice>, _, _) = match device {
             SocketDevice::Own(device) => (Arc::clone(&device) as _, TriggeredBy::UserSpace, Some(device)),
             SocketDevice::Kernel(device) => (device, TriggeredBy::Kernel, None),
         };
         let address = self.place_virtio(virtio, (VSOCK, by), device)?;
-        self.plugged.push(Device::new(disk_id::VSOCK.to_owned(), VSOCK, address, None));
-        Ok(own)
+        self.plugged.push(Device::new(device_id::VSOCK.to_owned(), VSOCK, address, None));
+        Ok(socket.part(own))
     }
 
     /// Adds the memory device, which plugs what `hotplug` says in `space`.
@@ -183,7 +179,7 @@ impl Devices {
         space: &Arc<AddressSpace>,
     ) -> Result<Arc<Mem>, Failure> {
         let device = Arc::new(hotplug.device(space, &virtio.events)?);
-        self.add_virtio(virtio, (disk_id::MEMORY, MEM), Arc::clone(&device) as _, None)?;
+        self.add_virtio(virtio, (device_id::MEMORY, MEM), Arc::clone(&device) as _, None)?;
         Ok(device)
     }
 
@@ -196,7 +192,7 @@ impl Devices {
     ) -> Result<Option<Arc<Balloon>>, Failure> {
         let Some(settings) = settings else { return Ok(None) };
         let device = Arc::new(balloon::device(config, settings, &virtio.memory, &virtio.events)?);
-        self.add_virtio(virtio, (disk_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
+        self.add_virtio(virtio, (device_id::BALLOON, BALLOON), Arc::clone(&device) as _, None)?;
         Ok(Some(device))
     }
 
@@ -204,15 +200,15 @@ impl Devices {
     pub(super) fn add_disk(&mut self, virtio: &mut VirtioDevices, disk: Arc<Disk>) -> Result<(), Failure> {
         let block = Arc::new(disk.device(&virtio.events)?);
         let (device, id) = (Arc::clone(&block) as _, disk.id().to_string());
-        self.add_virtio(virtio, (&id, DISK), device, Some(PluggedDisk { disk, block }))
+        self.add_virtio(virtio, (&id, DISK), device, Some(Behind::Disk(PluggedDisk { disk, block })))
     }
 
     /// Adds a network device.
-    pub(super) fn add_net(&mut self, virtio: &mut VirtioDevices, nic: &Nic) -> Result<(), Failure> {
+    pub(super) fn add_net(&mut self, virtio: &mut VirtioDevices, nic: Arc<Nic>) -> Result<(), Failure> {
         let net = Arc::new(nic.device(&virtio.events, &virtio.vhost)?);
         let address = self.place_virtio(virtio, (NET, nic.triggered_by()), Arc::clone(&net) as _)?;
-        self.plugged.push(Device::new(nic.id().to_string(), NET, address, None));
-        self.nets.push((nic.id().clone(), net));
+        let (id, behind) = (nic.id().to_string(), Behind::Net(PluggedNet { nic, net }));
+        self.plugged.push(Device::new(id, NET, address, Some(behind)));
         Ok(())
     }
 
@@ -220,7 +216,7 @@ impl Devices {
     pub(super) fn add_slots(
         &mut self,
         virtio: VirtioDevices,
-        disks: Arc<Disks>,
+        backing: Backing,
         config: &VmConfig,
     ) -> Result<Arc<Plugged>, Failure> {
         let parts = self.pci.as_ref().zip(self.generic.take()).map(|(pci, events)| Parts {
@@ -231,7 +227,7 @@ impl Devices {
             events,
             config: config.clone(),
         });
-        let plugged = Plugged::new(std::mem::take(&mut self.plugged), disks, parts);
+        let plugged = Plugged::new(std::mem::take(&mut self.plugged), backing, parts);
         if let Some(registers) = plugged.registers() {
             let ports = (u64::from(HOTPLUG_PORTS), HotplugSlots::LENGTH);
             self.port(ports, "acpi slots", Arc::clone(registers) as _)?;
@@ -245,7 +241,7 @@ impl Devices {
         virtio: &mut VirtioDevices,
         (id, name): (&str, &'static str),
         device: Arc<dyn VirtioDevice>,
-        behind: Option<PluggedDisk>,
+        behind: Option<Behind>,
     ) -> Result<(), Failure> {
         let address = self.place_virtio(virtio, (name, TriggeredBy::UserSpace), device)?;
         self.plugged.push(Device::new(id.to_owned(), name, address, behind));

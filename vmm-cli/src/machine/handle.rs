@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 use vmm_core::{VmEvent, VmEvents};
 use vmm_devices::virtio::balloon::Balloon;
 use vmm_devices::virtio::mem::Mem;
-use vmm_devices::virtio::net::Net;
-use vmm_devices::virtio::vsock::Vsock;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
 use super::exits::Exits;
 use super::plugged::Plugged;
-use crate::config::DiskId;
 use crate::control::balloon::{BalloonRefusal, BalloonReport, BalloonSetting, ControlledBalloon};
 use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
 use crate::control::memory::{MemoryRefusal, MemoryStatus};
+use crate::control::nets::ControlledNets;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
-use crate::stats::{KernelStats, MachineCounters, NetReport, Report};
+use crate::control::vsock::{NoVsock, VsockStatus};
+use crate::stats::{KernelStats, MachineCounters, Report};
+use crate::vsock::SocketPart;
 
 /// The vCPUs of a machine and what is beside them.
 pub(super) struct Handle {
@@ -30,10 +30,8 @@ pub(super) struct Handle {
     pub(super) kernel_stats: Option<KernelStats>,
     pub(super) power_button: PowerButton,
     pub(super) plugged: Arc<Plugged>,
-    /// With what they are called.
-    pub(super) nets: Vec<(DiskId, Arc<Net>)>,
     /// The socket device, if there is one.
-    pub(super) vsock: Option<Arc<Vsock>>,
+    pub(super) vsock: Option<SocketPart>,
     /// The memory device, if there is one.
     pub(super) mem: Option<Arc<Mem>>,
     /// The balloon, if there is one.
@@ -122,6 +120,14 @@ impl Controlled for Handle {
         &*self.plugged
     }
 
+    fn nets(&self) -> &dyn ControlledNets {
+        &*self.plugged
+    }
+
+    fn vsock(&self) -> Result<VsockStatus, NoVsock> {
+        self.vsock.as_ref().map(SocketPart::status).ok_or(NoVsock)
+    }
+
     fn devices(&self) -> &dyn DeviceControl {
         &*self.plugged
     }
@@ -144,12 +150,10 @@ impl Controlled for Handle {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
-        let net = |(id, net): &(DiskId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
-        let nets = self.nets.iter().map(net).collect();
-        let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
+        let vsock = self.vsock.as_ref().and_then(SocketPart::counts);
         let mem = self.mem.as_ref().map(|mem| mem.counts());
         let balloon = self.balloon.as_ref().map(|balloon| balloon.counts());
-        let report = report.with_disks(self.plugged.counts()).with_nets(nets);
+        let report = report.with_disks(self.plugged.disk_counts()).with_nets(self.plugged.net_counts());
         report.with_vsock(vsock).with_memory(mem).with_balloon(balloon)
     }
 }

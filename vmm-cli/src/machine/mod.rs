@@ -41,7 +41,7 @@ use crate::control::operations::Controlled;
 use crate::disks::Disks;
 use crate::memory::hotplug::{self, Hotplug};
 use crate::memory::{Ram, dirty_mechanism};
-use crate::nets::Nic;
+use crate::nets::Nets;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
@@ -50,6 +50,7 @@ use devices::Devices;
 use exits::Exits;
 use handle::Handle;
 use pci::Pci;
+use plugged::Backing;
 pub use power::PowerButton;
 use standstill::Standstill;
 use virtio::VirtioDevices;
@@ -74,7 +75,7 @@ pub struct Resources<'a> {
     pub(crate) processors: &'a Processors,
     pub(crate) ram: Ram,
     pub(crate) disks: &'a Arc<Disks>,
-    pub(crate) nets: &'a [Nic],
+    pub(crate) nets: &'a Arc<Nets>,
     pub(crate) vsock: Option<&'a Socket>,
     pub(crate) hotplug: Option<&'a Hotplug>,
     /// What the host sets of the balloon, if there is one.
@@ -130,7 +131,7 @@ impl Machine {
         for disk in disks.of_next_life() {
             devices.add_disk(&mut virtio, disk)?;
         }
-        for nic in nets {
+        for nic in nets.of_next_life() {
             devices.add_net(&mut virtio, nic)?;
         }
         let virtio_console = consoles.virtio.as_ref();
@@ -139,7 +140,7 @@ impl Machine {
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
-        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?.flatten();
+        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
         let mem = hotplug.map(|hotplug| devices.add_mem(&mut virtio, hotplug, &memory)).transpose()?;
         let balloon = devices.add_balloon(&mut virtio, config, balloon)?;
         let described = acpi::Described {
@@ -148,14 +149,15 @@ impl Machine {
             virtio: virtio.places(),
         };
         acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
-        let plugged = devices.add_slots(virtio, Arc::clone(disks), config)?;
+        let backing = Backing { disks: Arc::clone(disks), nets: Arc::clone(nets) };
+        let plugged = devices.add_slots(virtio, backing, config)?;
         memory
             .memory()
             .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, nets, .. } = devices;
+        let Devices { exits, lines, pci, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -166,19 +168,8 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty, mem_last) = (events.clone(), dirty.into(), mem.clone());
-        let handle = Handle {
-            vcpus,
-            kernel_stats,
-            power_button,
-            plugged,
-            nets,
-            vsock,
-            mem,
-            balloon,
-            exits,
-            events,
-            dirty,
-        };
+        let handle =
+            Handle { vcpus, kernel_stats, power_button, plugged, vsock, mem, balloon, exits, events, dirty };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _mem: mem_last, _lines: lines, _memory: memory })

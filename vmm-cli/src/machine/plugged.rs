@@ -5,44 +5,76 @@
 //! own, without the lock. A guest that gives a slot back posts that and sleeps until it is done.
 
 mod disks;
+mod nets;
 mod slots;
 mod state;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use vmm_core::irq::TriggeredBy;
 use vmm_devices::acpi::HotplugSlots;
 use vmm_devices::pci::PciAddress;
-use vmm_devices::virtio::block::ImageError;
+use vmm_devices::virtio::VirtioDevice;
 
-use crate::config::{DiskConfig, DiskId};
-use crate::control::devices::{Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, Removal};
-use crate::disks::{Disk, Disks, OpenError};
+use crate::config::DeviceId;
+use crate::control::devices::{
+    Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, NewDevice, Removal,
+};
+use crate::disks::{Disk, Disks};
+use crate::nets::{Card, Nets, Nic};
 pub(super) use slots::Parts;
 use slots::Slots;
-pub(super) use state::{Device, PluggedDisk};
+pub(super) use state::{Behind, Device, PluggedDisk, PluggedNet};
 use state::{Rest, State};
 
-/// What a disk is to a driver.
+/// What a disk is to a driver, and a network device.
 pub(super) const DISK: &str = "virtio-blk";
+pub(super) const NET: &str = "virtio-net";
+
+/// What is behind the devices of all lives of a machine that can be removed.
+pub(super) struct Backing {
+    pub(super) disks: Arc<Disks>,
+    pub(super) nets: Arc<Nets>,
+}
+
+impl Backing {
+    fn add(&self, behind: &Behind) {
+        match behind {
+            Behind::Disk(PluggedDisk { disk, .. }) => self.disks.add(Arc::clone(disk)),
+            Behind::Net(PluggedNet { nic, .. }) => self.nets.add(Arc::clone(nic)),
+        }
+    }
+
+    /// The guest is asked to give the device `id` back.
+    fn leaves(&self, id: &DeviceId) {
+        self.disks.leaves(id);
+        self.nets.leaves(id);
+    }
+
+    /// Keeps what is behind `id` no more. It goes when what is returned is dropped.
+    fn remove(&self, id: &DeviceId) -> (Option<Arc<Disk>>, Option<Arc<Nic>>) {
+        (self.disks.remove(id), self.nets.remove(id))
+    }
+}
 
 /// The devices of a machine.
 pub(super) struct Plugged {
     state: Mutex<State>,
     /// A device has gone, or is not held any more, or the machine ends.
     news: Condvar,
-    disks: Arc<Disks>,
+    backing: Backing,
     /// Absent without a PCI bus.
     slots: Option<Slots>,
 }
 
 impl Plugged {
     /// With `devices`; with a PCI bus, of whose machine these are `parts`.
-    pub(super) fn new(devices: Vec<Device>, disks: Arc<Disks>, parts: Option<Parts>) -> Arc<Self> {
+    pub(super) fn new(devices: Vec<Device>, backing: Backing, parts: Option<Parts>) -> Arc<Self> {
         Arc::new_cyclic(|plugged: &Weak<Self>| {
             let state = Mutex::new(State::new(devices));
             let slots = parts.map(|parts| Slots::new(parts, plugged.clone()));
-            Self { state, news: Condvar::new(), disks, slots }
+            Self { state, news: Condvar::new(), backing, slots }
         })
     }
 
@@ -65,21 +97,25 @@ impl Plugged {
         self.slots.as_ref().ok_or(DeviceError::NoBus)
     }
 
-    /// Keeps a name and a slot for a disk to come.
-    fn reserve(&self, slots: &Slots, disk: &DiskConfig) -> Result<Reserved<'_>, DeviceError> {
+    /// Keeps a name and a slot for a device to come.
+    fn reserve(&self, slots: &Slots, new: &NewDevice) -> Result<Reserved<'_>, DeviceError> {
+        let (name, id, of_place): (_, _, fn(_) -> _) = match new {
+            NewDevice::Disk(disk) => (DISK, &disk.id, DeviceId::of_disk),
+            NewDevice::Net(net) => (NET, &net.id, DeviceId::of_net),
+        };
         let free = slots.root.free_devices();
         let mut state = self.lock();
         if state.ended {
             return Err(DeviceError::Stopping);
         }
-        let id = match &disk.id {
+        let id = match id {
             Some(id) if state.device(id).is_some() => return Err(DeviceError::IdTaken { id: id.clone() }),
             Some(id) => id.clone(),
-            None => state.free_id(),
+            None => state.free_id(of_place),
         };
         let address = state.free_slot(free).ok_or(DeviceError::NoSlot)?;
         state.last = address.device();
-        let device = Device::new(id.to_string(), DISK, Some(address), None);
+        let device = Device::new(id.to_string(), name, Some(address), None);
         state.add(Device { state: DeviceState::Coming, ..device });
         Ok(Reserved { plugged: self, id, address })
     }
@@ -91,7 +127,7 @@ impl Plugged {
         let leaving = state.removable_in(slot).map(|device| {
             device.state = DeviceState::Leaving;
             // Absent: it is being taken apart.
-            (device.number, device.disk.as_ref().map(|behind| behind.disk.id().clone()))
+            (device.number, device.behind.as_ref().map(|behind| behind.id().clone()))
         });
         if leaving.is_none() && (state.is_taken(slot) || slot == 0) {
             return;
@@ -99,7 +135,7 @@ impl Plugged {
         drop(state);
         // Without a device there is nothing, or what is left of one that was taken away.
         let number = leaving.map(|(number, id)| {
-            id.iter().for_each(|id| self.disks.leaves(id));
+            id.iter().for_each(|id| self.backing.leaves(id));
             number
         });
         slots.take(self, address, number, done);
@@ -112,13 +148,13 @@ impl Plugged {
         let device = state.devices.iter_mut().find(|device| device.number == number);
         let behind = device.and_then(|device| {
             device.gone = Some(device.gone.map_or(rest, |before| before.min(rest)));
-            device.disk.take()
+            device.behind.take()
         });
         drop(state);
-        if let Some(PluggedDisk { disk, block }) = behind {
-            let kept = self.disks.remove(disk.id());
-            // Its threads end and its image is closed here, and not under the lock.
-            drop((block, disk, kept));
+        if let Some(behind) = behind {
+            let kept = self.backing.remove(behind.id());
+            // Its threads end, and its image or interface is closed here, and not under the lock.
+            drop((behind, kept));
         }
         self.finish(number);
     }
@@ -139,22 +175,32 @@ impl Plugged {
         self.news.notify_all();
     }
 
-    /// Takes what is behind the disk in `slot` away from a guest that has it. The guest is told when nothing of it is left; what
-    /// fails every request stays in the slot until it gives that back.
+    /// Takes what is behind the device in `slot` away from a guest that has it. The guest is told when nothing of it is left; what
+    /// fails every request, or has a link that is down, stays in the slot until it gives that back.
     fn take_away(&self, slots: &Slots, slot: u8) {
         let mut state = self.lock();
         // Absent: it goes already.
-        let behind = state.removable_in(slot).and_then(|device| Some((device.number, device.disk.take()?)));
+        let behind = state.removable_in(slot).and_then(|device| Some((device.number, device.behind.take()?)));
         drop(state);
-        let Some((number, PluggedDisk { disk, block })) = behind else { return };
-        let kept = self.disks.remove(disk.id());
-        drop((disk, kept));
+        let Some((number, behind)) = behind else { return };
+        let kept = self.backing.remove(behind.id());
         let plugged = slots.plugged.clone();
-        block.lose_storage(move || {
+        let gone = move || {
             if let Some(plugged) = plugged.upgrade() {
                 plugged.gone(number, Rest::Husk);
             }
-        });
+        };
+        match behind {
+            Behind::Disk(PluggedDisk { disk, block }) => {
+                drop((disk, kept));
+                block.lose_storage(gone);
+            }
+            Behind::Net(PluggedNet { nic, net }) => {
+                drop((nic, kept));
+                net.lose_link();
+                gone();
+            }
+        }
     }
 
     /// Waits until the device with this number has gone; returns whether it has within `limit`.
@@ -188,7 +234,7 @@ impl Plugged {
         device.state = DeviceState::Leaving;
         let number = device.number;
         drop(state);
-        self.disks.leaves(&removal.id);
+        self.backing.leaves(&removal.id);
         Ok((number, slot))
     }
 }
@@ -196,18 +242,27 @@ impl Plugged {
 /// A name and a slot. Dropped, they are free.
 struct Reserved<'a> {
     plugged: &'a Plugged,
-    id: DiskId,
+    id: DeviceId,
     address: PciAddress,
 }
 
 impl Reserved<'_> {
-    /// The disk has the slot now.
-    fn plug(self, behind: PluggedDisk) -> Option<DeviceStatus> {
-        self.plugged.disks.add(Arc::clone(&behind.disk));
+    /// Has the device known as that with this card, which nobody else has.
+    fn claim(&self, card: &Card) -> Result<(), DeviceError> {
+        let mut state = self.plugged.lock();
+        state.check_card(Some(&card.interface), Some(card.mac))?;
+        let own = state.devices.iter_mut().filter(|device| device.address == Some(self.address));
+        own.for_each(|device| device.card = Some(card.clone()));
+        Ok(())
+    }
+
+    /// The device has the slot now.
+    fn plug(self, behind: Behind) -> Option<DeviceStatus> {
+        self.plugged.backing.add(&behind);
         let mut state = self.plugged.lock();
         let at = state.devices.iter().position(|device| device.address == Some(self.address))?;
         let device = &mut state.devices[at];
-        (device.state, device.disk) = (DeviceState::Plugged, Some(behind));
+        (device.state, device.behind) = (DeviceState::Plugged, Some(behind));
         Some(state.status(&state.devices[at]))
     }
 }
@@ -226,17 +281,26 @@ impl DeviceControl for Plugged {
         state.devices.iter().map(|device| state.status(device)).collect()
     }
 
-    fn add_disk(&self, config: &DiskConfig) -> Result<Added, DeviceError> {
+    fn add(&self, new: &NewDevice) -> Result<Added, DeviceError> {
         let slots = self.slots()?;
-        let reserved = self.reserve(slots, config)?;
-        let bad_disk = |error: anyhow::Error| DeviceError::BadDisk { message: format!("{error:#}") };
-        slots.config.check_new_disk(config).map_err(|error| bad_disk(error.into()))?;
-        let backend = crate::disks::open(config).map_err(open_error)?;
-        let disk = Disk::new(backend, config, reserved.id.clone(), slots.config.cpu.count);
-        let disk = Arc::new(disk?);
+        let reserved = self.reserve(slots, new)?;
+        let (behind, device, named): (_, Arc<dyn VirtioDevice>, _) = match new {
+            NewDevice::Disk(config) => {
+                let disk = disks::open(config, &slots.config, &reserved)?;
+                let block = Arc::new(disk.device(&slots.virtio.events)?);
+                let plugged = PluggedDisk { disk, block: Arc::clone(&block) };
+                (Behind::Disk(plugged), block, (DISK, TriggeredBy::UserSpace))
+            }
+            NewDevice::Net(config) => {
+                let nic = nets::open(config, &reserved)?;
+                let net = Arc::new(nic.device(&slots.virtio.events, &slots.virtio.vhost)?);
+                let named = (NET, nic.triggered_by());
+                (Behind::Net(PluggedNet { nic, net: Arc::clone(&net) }), net, named)
+            }
+        };
         let address = reserved.address;
-        let block = slots.put(&disk, address)?;
-        let device = reserved.plug(PluggedDisk { disk, block }).ok_or(DeviceError::Stopping)?;
+        slots.put(device, named, address)?;
+        let device = reserved.plug(behind).ok_or(DeviceError::Stopping)?;
         slots.registers.added(address.device());
         Ok(Added { device, notified: slots.is_heard() })
     }
@@ -258,10 +322,4 @@ impl DeviceControl for Plugged {
             listens: slots.is_heard(),
         })
     }
-}
-
-fn open_error(error: OpenError) -> DeviceError {
-    let is_in_use = matches!(error, OpenError::Image(ImageError::InUse { .. }));
-    let message = format!("{:#}", anyhow::Error::new(error));
-    if is_in_use { DeviceError::InUse { message } } else { DeviceError::BadDisk { message } }
 }

@@ -12,7 +12,7 @@ use vmm_vcpu::Counters;
 
 use super::kernel::{KernelStats, Samples};
 use super::table;
-use crate::config::DiskId;
+use crate::config::DeviceId;
 
 /// Rises when a field changes its meaning or goes, not when one is added.
 const SCHEMA: u32 = 1;
@@ -75,7 +75,7 @@ pub(super) struct VcpuCounters {
 #[derive(Debug, Serialize)]
 pub struct DiskCounts {
     /// What it is called.
-    pub id: DiskId,
+    pub id: DeviceId,
     /// What this program has counted.
     pub monitor: BlockCounts,
 }
@@ -84,7 +84,7 @@ pub struct DiskCounts {
 #[derive(Debug, Serialize)]
 pub struct NetReport {
     /// What it is called.
-    pub id: DiskId,
+    pub id: DeviceId,
     /// What this program has counted.
     pub monitor: NetCounts,
 }
@@ -333,9 +333,9 @@ mod tests {
 
     #[test]
     fn the_page_describes_every_count_of_this_program() {
-        let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
+        let disk = DiskCounts { id: DeviceId::of_disk(0), monitor: BlockCounts::default() };
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
-        let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
+        let net = NetReport { id: DeviceId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
         let report =
             report.with_memory(Some(MemCounts::default())).with_balloon(Some(BalloonCounts::default()));

@@ -416,7 +416,7 @@ mod tests {
 
     use super::super::kernel::Samples;
     use super::*;
-    use crate::config::DiskId;
+    use crate::config::DeviceId;
 
     /// A histogram of nanoseconds.
     fn waits(values: &[u64]) -> Described {
@@ -539,8 +539,8 @@ machine, counted by KVM
     #[test]
     fn every_count_of_this_program_has_a_row() {
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
-        let disk = DiskCounts { id: DiskId::of_place(0), monitor: BlockCounts::default() };
-        let net = NetReport { id: DiskId::of_net(0), monitor: NetCounts::default() };
+        let disk = DiskCounts { id: DeviceId::of_disk(0), monitor: BlockCounts::default() };
+        let net = NetReport { id: DeviceId::of_net(0), monitor: NetCounts::default() };
         let report = report.with_disks(vec![disk]).with_nets(vec![net]);
         let report = report.with_vsock(Some(VsockCounts::default())).with_memory(Some(MemCounts::default()));
         let report = report.with_balloon(Some(BalloonCounts::default()));

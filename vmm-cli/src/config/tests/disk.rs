@@ -50,7 +50,7 @@ fn two_disks_have_two_names() {
     let flag = |path: &Path, id: &str| format!("--disk=path={},format=raw{id}", path.display());
     let config = load([flag(&image, ",id=data"), flag(&other, "")]).unwrap();
     let ids: Vec<_> = config.disk.iter().enumerate().map(|(place, disk)| disk.id(place)).collect();
-    assert_eq!(ids.iter().map(DiskId::as_str).collect::<Vec<_>>(), ["data", "disk1"]);
+    assert_eq!(ids.iter().map(DeviceId::as_str).collect::<Vec<_>>(), ["data", "disk1"]);
     for flags in
         [[flag(&image, ",id=data"), flag(&other, ",id=data")], [flag(&image, ",id=disk1"), flag(&other, "")]]
     {

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use vmm_devices::rate_limiter::{Limit, Limits};
-use vmm_devices::virtio::block::{Block, ResizeError};
+use vmm_devices::virtio::block::{Block, ImageError, ResizeError};
 
-use super::Plugged;
 use super::state::{Device, PluggedDisk};
-use crate::config::{DiskId, Rate};
-use crate::control::disks::{
-    ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewLimits, NewSize, SETTLE_LIMIT,
-};
+use super::{Plugged, Reserved};
+use crate::config::{DeviceId, DiskConfig, VmConfig};
+use crate::control::devices::DeviceError;
+use crate::control::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewSize, SETTLE_LIMIT};
+use crate::control::limits::{self, NewLimits};
+use crate::disks::{Disk, OpenError};
+use crate::kept::Named;
 use crate::stats::DiskCounts;
 
 /// A disk that somebody works on, without the lock. Who waits for its end waits for the drop of this too.
@@ -39,7 +40,7 @@ impl Drop for Holder<'_> {
 
 impl Plugged {
     /// What each disk has counted, in the order in which they were plugged.
-    pub(in crate::machine) fn counts(&self) -> Vec<DiskCounts> {
+    pub(in crate::machine) fn disk_counts(&self) -> Vec<DiskCounts> {
         let counts = |PluggedDisk { disk, block }: &PluggedDisk| DiskCounts {
             id: disk.id().clone(),
             monitor: block.counts(),
@@ -47,21 +48,21 @@ impl Plugged {
         self.lock().disks().map(counts).collect()
     }
 
-    fn hold(&self, id: &DiskId) -> Result<Held<'_>, DiskRefusal> {
+    fn hold(&self, id: &DeviceId) -> Result<Held<'_>, DiskRefusal> {
         let mut state = self.lock();
         let disks: Vec<_> = state.disks().map(|plugged| plugged.disk.id().clone()).collect();
         let found = state.devices.iter_mut().find(|device| device.id == id.as_str());
-        let Some(Device { number, disk: Some(plugged), holders, .. }) = found else {
-            return Err(DiskRefusal::Unknown { id: id.clone(), disks });
-        };
-        *holders += 1;
-        let holder = Holder { plugged: self, number: *number };
-        Ok(Held { block: Arc::clone(&plugged.block), _holder: holder })
+        let found = found.and_then(|Device { number, behind, holders, .. }| {
+            let block = Arc::clone(&behind.as_ref()?.disk()?.block);
+            *holders += 1;
+            Some(Held { block, _holder: Holder { plugged: self, number: *number } })
+        });
+        found.ok_or_else(|| DiskRefusal::Unknown { id: id.clone(), disks })
     }
 }
 
 impl ControlledDisks for Plugged {
-    fn resize(&self, id: &DiskId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
+    fn resize(&self, id: &DeviceId, size: Option<NewSize>) -> Result<DiskSize, DiskRefusal> {
         let Held { block, .. } = &self.hold(id)?;
         let resized = match size {
             None => block.rescan(),
@@ -70,15 +71,27 @@ impl ControlledDisks for Plugged {
         resized.map(|bytes| DiskSize { disk: id.clone(), bytes }).map_err(refusal)
     }
 
-    fn limit(&self, id: &DiskId, new: NewLimits) -> Result<DiskLimits, DiskRefusal> {
-        let limits = self.hold(id)?.block.change_limits(|before| Limits {
-            bytes: new.bandwidth.applied(before.bytes),
-            operations: new.operations.applied(before.operations),
-        });
-        let text = |limit: Option<Limit>| limit.map(|limit| Rate::from(limit).to_string());
-        let (bandwidth, operations) = (text(limits.bytes), text(limits.operations));
+    fn limit(&self, id: &DeviceId, new: NewLimits) -> Result<DiskLimits, DiskRefusal> {
+        let limits = self.hold(id)?.block.change_limits(|before| new.applied(before));
+        let (bandwidth, operations) = (limits::text(limits.bytes), limits::text(limits.operations));
         Ok(DiskLimits { disk: id.clone(), bandwidth, operations })
     }
+}
+
+/// Opens the image of a disk to come, beside all that `machine` says of other files.
+pub(super) fn open(
+    config: &DiskConfig,
+    machine: &VmConfig,
+    reserved: &Reserved<'_>,
+) -> Result<Arc<Disk>, DeviceError> {
+    let message = |error: anyhow::Error| format!("{error:#}");
+    let bad_disk = |error| DeviceError::BadDisk { message: message(error) };
+    machine.check_new_disk(config).map_err(|error| bad_disk(error.into()))?;
+    let backend = crate::disks::open(config).map_err(|error| match error {
+        OpenError::Image(ImageError::InUse { .. }) => DeviceError::InUse { message: message(error.into()) },
+        error => bad_disk(error.into()),
+    })?;
+    Ok(Arc::new(Disk::new(backend, config, reserved.id.clone(), machine.cpu.count)?))
 }
 
 /// By whose it is to mend.
@@ -99,12 +112,12 @@ mod tests {
     use vmm_devices::pci::PciAddress;
     use vmm_devices::virtio::block::{Image, ImageOptions};
 
-    use super::super::DISK;
-    use super::super::state::Rest;
+    use super::super::state::{Behind, Rest};
+    use super::super::{Backing, DISK};
     use super::*;
-    use crate::config::VmConfig;
     use crate::control::devices::DeviceControl;
     use crate::disks::Disks;
+    use crate::nets::Nets;
 
     #[test]
     fn a_disk_that_goes_is_known_until_nobody_works_on_it_any_more() {
@@ -117,15 +130,17 @@ mod tests {
         let id = disk.id().clone();
         let block = Arc::new(disk.device(&VmEvents::new().unwrap()).unwrap());
         let address = PciAddress::new(1, 0);
-        let device = Device::new(id.to_string(), DISK, address, Some(PluggedDisk { disk, block }));
-        let plugged = Plugged::new(vec![device], disks, None);
+        let device =
+            Device::new(id.to_string(), DISK, address, Some(Behind::Disk(PluggedDisk { disk, block })));
+        let backing = Backing { disks, nets: Arc::new(Nets::new([])) };
+        let plugged = Plugged::new(vec![device], backing, None);
         let is_free = || Image::open(file.path(), ImageOptions::default()).is_ok();
         assert_eq!(plugged.resize(&id, None).unwrap().bytes, 4096);
-        assert_eq!(plugged.counts().len(), 1);
+        assert_eq!(plugged.disk_counts().len(), 1);
 
         let held = plugged.hold(&id).unwrap();
         plugged.gone(0, Rest::Nothing);
-        assert!(plugged.counts().is_empty());
+        assert!(plugged.disk_counts().is_empty());
         let unknown = DiskRefusal::Unknown { id: id.clone(), disks: Vec::new() };
         assert_eq!(plugged.resize(&id, None), Err(unknown.clone()));
         assert_eq!(plugged.limit(&id, NewLimits::default()), Err(unknown));

@@ -7,13 +7,12 @@ use vmm_core::deferred;
 use vmm_core::irq::{IrqRouter, TriggeredBy};
 use vmm_devices::acpi::{GenericEvents, HotplugSlots};
 use vmm_devices::pci::{Host, PciAddress, PciRoot, RootError};
-use vmm_devices::virtio::block::Block;
+use vmm_devices::virtio::VirtioDevice;
 
+use super::Plugged;
 use super::state::Rest;
-use super::{DISK, Plugged};
 use crate::config::VmConfig;
 use crate::control::devices::DeviceError;
-use crate::disks::Disk;
 use crate::machine::layout::EVENTS_LINE;
 use crate::machine::virtio::VirtioDevices;
 
@@ -24,7 +23,7 @@ pub(super) struct Slots {
     pub(super) root: Arc<PciRoot>,
     host: Host,
     router: IrqRouter,
-    virtio: VirtioDevices,
+    pub(super) virtio: VirtioDevices,
     pub(super) config: VmConfig,
 }
 
@@ -65,22 +64,20 @@ impl Slots {
         })
     }
 
-    /// Puts the device of `disk` on the bus at `address`.
-    pub(super) fn put(&self, disk: &Disk, address: PciAddress) -> Result<Arc<Block>, DeviceError> {
-        let block = Arc::new(disk.device(&self.virtio.events)?);
-        let function = self.virtio.function(
-            (DISK, TriggeredBy::UserSpace),
-            Arc::clone(&block) as _,
-            &self.host,
-            &self.router,
-        )?;
+    /// Puts `device` on the bus at `address`, with what it is to a driver and who triggers its interrupts.
+    pub(super) fn put(
+        &self,
+        device: Arc<dyn VirtioDevice>,
+        named: (&'static str, TriggeredBy),
+        address: PciAddress,
+    ) -> Result<(), DeviceError> {
+        let function = self.virtio.function(named, device, &self.host, &self.router)?;
         let root = Arc::clone(&self.root);
         self.change(move || root.insert_at(address, function))?
             .recv()
             // Dropped: the machine ends.
             .map_err(|_| DeviceError::Stopping)?
-            .map_err(|error| DeviceError::Host { message: error.to_string() })?;
-        Ok(block)
+            .map_err(|error| DeviceError::Host { message: error.to_string() })
     }
 
     /// Has `change` made by the thread for changes; what it has come to is received.

@@ -130,6 +130,19 @@ impl Net {
         self.shared.counters.counts()
     }
 
+    /// Takes the link away from a guest that has the device: it is down for good, what the guest sends is dropped, and its commands are
+    /// answered. Nothing here has the interface any more then, but for a frame that is being read or written at the moment.
+    pub fn lose_link(&self) {
+        self.shared.take_away();
+        self.backend.iter().for_each(|backend| backend.stop_for_good());
+        for queue in self.shared.link.queues() {
+            if let Err(error) = queue.let_go() {
+                // It goes with the device.
+                tracing::error!(device = self.shared.options.name, %error, "the interface is kept");
+            }
+        }
+    }
+
     /// `struct virtio_net_config` (section 5.1.4).
     fn config(&self) -> [u8; CONFIG_LENGTH] {
         let up = if self.shared.is_lost() { 0 } else { VIRTIO_NET_S_LINK_UP };

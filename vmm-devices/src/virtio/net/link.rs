@@ -2,9 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::Offloads;
+use super::tap::replace;
 use crate::Wakeup;
 
 /// Where the frames of a device go, and come from.
@@ -52,6 +54,13 @@ impl LinkQueue {
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
         Self(fd)
+    }
+
+    /// Lets go of what it stands for. Whoever uses it then finds that nobody is at the other end.
+    pub(super) fn let_go(&self) -> io::Result<()> {
+        let (own, _) = UnixStream::pair()?;
+        own.set_nonblocking(true)?;
+        replace(self, own)
     }
 }
 

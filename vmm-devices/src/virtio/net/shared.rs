@@ -83,6 +83,8 @@ pub(super) struct Shared {
     left: AtomicU64,
     /// The interface is gone.
     lost: AtomicBool,
+    /// It was taken away, and does not come again.
+    taken: AtomicBool,
     /// Of a driver that is ready.
     status: Mutex<Option<DeviceStatus>>,
     errors: LogLimit,
@@ -102,6 +104,7 @@ impl Shared {
             used: AtomicUsize::new(0),
             left: AtomicU64::new(0),
             lost: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
             status: Mutex::default(),
             errors: LogLimit::default(),
         })
@@ -162,7 +165,7 @@ impl Shared {
 
     /// If the interface was gone and is there again: goes on with it, and tells the guest. Called on the worker of the first pair.
     pub(super) fn look_again(&self) {
-        if !self.is_lost() {
+        if !self.is_lost() || self.is_taken() {
             return;
         }
         let again = self.link.take_again().and_then(|is_there| {
@@ -207,7 +210,18 @@ impl Shared {
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+        self.lost.load(Ordering::Acquire) || self.is_taken()
+    }
+
+    fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// The interface is taken away for good: the guest is told, and what waits does not any more.
+    pub(super) fn take_away(&self) {
+        self.taken.store(true, Ordering::Release);
+        self.tell();
+        self.pairs.iter().flat_map(|pair| [&pair.receive, &pair.transmit]).for_each(|lane| lane.ring());
     }
 
     /// The link is up or down now: the guest is told.
@@ -219,6 +233,9 @@ impl Shared {
 
     /// The host has answered with an error. One that says that the interface is gone is the end of the link: the guest is told.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
+        if self.is_taken() {
+            return;
+        }
         add(&self.counters.host_errors, 1);
         let device = &self.options.name;
         if is_gone(error) {

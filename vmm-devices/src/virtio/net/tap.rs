@@ -17,6 +17,7 @@ use libc::{c_int, c_uint};
 use rustix::fs::OFlags;
 
 pub use error::TapError;
+pub(super) use ioctl::replace;
 use ioctl::{Interface, Request};
 use news::News;
 

@@ -24,6 +24,11 @@ const RINGS: usize = 2;
 #[error("an area of queue {0} is not in one region of guest RAM")]
 struct Scattered(usize);
 
+/// There is nothing to be served any more.
+#[derive(Debug, thiserror::Error)]
+#[error("what is behind the queues was taken away")]
+struct Over;
+
 /// The kernel's side of a device. Dropped, it serves nothing.
 pub struct Backend {
     fds: Vec<Arc<dyn VhostFd>>,
@@ -37,6 +42,8 @@ struct State {
     parts: Vec<Part>,
     /// The rings are to be served, where they are in memory.
     is_on: bool,
+    /// None is served any more.
+    is_over: bool,
 }
 
 /// The rings of one descriptor.
@@ -53,7 +60,7 @@ impl Backend {
     /// The kernel does not take the memory.
     pub fn new(fds: Vec<Arc<dyn VhostFd>>, memory: &VhostMemory) -> io::Result<Arc<Self>> {
         let parts = fds.iter().map(|_| Part::default()).collect();
-        let state = State { memory: Arc::default(), features: 0, parts, is_on: false };
+        let state = State { memory: Arc::default(), features: 0, parts, is_on: false, is_over: false };
         let backend = Arc::new(Self { fds, state: Mutex::new(state) });
         memory.join(&backend)?;
         Ok(backend)
@@ -86,10 +93,13 @@ impl Backend {
     /// Serves all rings from now on.
     ///
     /// # Errors
-    /// The kernel's, or a ring is not in one region of guest RAM; none is served then.
+    /// The kernel's, or a ring is not in one region of guest RAM, or it [has stopped for good](Self::stop_for_good); none is served then.
     pub(super) fn run(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         let state = &mut *state;
+        if state.is_over {
+            return Err(io::Error::other(Over));
+        }
         let queues = |part: &Part| part.rings.iter().map(|ring| ring.queue).collect::<Vec<_>>();
         let mut outside = state.parts.iter().flat_map(queues).filter(|queue| !is_in(&state.memory, queue));
         if let Some(queue) = outside.next() {
@@ -108,6 +118,13 @@ impl Backend {
     /// Serves none until [`run`](Self::run).
     pub(super) fn pause(&self) {
         self.stop_all(&mut lock(&self.state));
+    }
+
+    /// Serves none any more, whatever is asked of it.
+    pub(in crate::virtio) fn stop_for_good(&self) {
+        let mut state = lock(&self.state);
+        state.is_over = true;
+        self.stop_all(&mut state);
     }
 
     /// Serves none any more and forgets them; returns how far the queues have come.

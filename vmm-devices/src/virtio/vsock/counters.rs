@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Counted on the device's worker, read by anybody. Relaxed: the numbers are about different moments.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct Counters {
 }
 
 /// What was counted of a vsock device, at a moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct VsockCounts {
     /// Connections that there are now, those that are about to begin or to end included.

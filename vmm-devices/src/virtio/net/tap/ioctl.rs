@@ -142,6 +142,15 @@ pub(super) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// Has `fd` stand for what `by` stands for, which is closed as such, and not for what it stood for before.
+pub(in super::super) fn replace(fd: impl AsFd, by: impl Into<OwnedFd>) -> io::Result<()> {
+    let by = by.into();
+    // SAFETY:
+    // - the call touches no memory;
+    // - both are open descriptors, and both are after it: whoever owns `fd` closes it later, as before.
+    result(unsafe { libc::dup3(by.as_raw_fd(), fd.as_fd().as_raw_fd(), libc::O_CLOEXEC) })
+}
+
 fn result(status: c_int) -> io::Result<()> {
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

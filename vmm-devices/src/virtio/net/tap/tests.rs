@@ -96,6 +96,18 @@ fn a_tap_that_is_created_is_up_and_gone_with_the_last_who_has_it() {
 }
 
 #[test]
+fn a_tap_that_is_let_go_of_is_gone_though_its_descriptors_are_there() {
+    let name = &own_name(4);
+    let Some(tap) = created(name, 2, 1500) else { return };
+    tap.queues()[0].let_go().unwrap();
+    assert!(exists(name));
+    tap.queues()[1].let_go().unwrap();
+    assert!(!exists(name));
+    assert_eq!(rustix::io::read(&*tap.queues()[0], &mut [0; 100]), Ok(0));
+    assert!(!tap.take_again().unwrap(), "nothing has happened");
+}
+
+#[test]
 fn descriptors_that_are_handed_over_are_the_same_tap() {
     let name = &own_name(2);
     let Some(tap) = created(name, 2, 1500) else { return };

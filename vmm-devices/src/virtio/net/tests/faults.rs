@@ -186,3 +186,38 @@ fn fault_b6_a_reset_in_the_middle_of_frames_begins_anew() {
         }
     }
 }
+
+#[test]
+fn a_link_that_is_taken_away_is_down_for_good_and_nothing_waits_for_it() {
+    let mut bench = Bench::new();
+    let started = bench.start(0);
+    bench.options.transmit.change(|_| operations(1));
+    for text in [b"one", b"two"] {
+        bench.transmit.submit(&[&frame(text)], &[]);
+    }
+    started.doorbells[1].ring();
+    started.wait_used(&mut bench.transmit, 1);
+    assert_eq!(bench.next(), frame(b"one"));
+    while bench.net.counts().transmitted_throttled == 0 {
+        std::thread::yield_now();
+    }
+    bench.net.lose_link();
+    started.interrupts.wait_for_config();
+    let mut status = [0; 2];
+    bench.net.read_config(6, &mut status);
+    assert_eq!(status, [0, 0]);
+    // The host's end is the only one that is left, and what waited has come back.
+    assert_eq!(bench.host.read(&mut [0; 100]).unwrap(), 0);
+    started.wait_used(&mut bench.transmit, 1);
+    bench.transmit.submit(&[&frame(b"three")], &[]);
+    started.doorbells[1].ring();
+    started.wait_used(&mut bench.transmit, 1);
+    let counts = bench.net.counts();
+    assert_eq!((counts.transmitted_failed, counts.host_errors, counts.link_losses), (2, 0, 0));
+    assert!(!started.needs_reset());
+    assert_eq!(started.stop().len(), 2);
+    // Another driver finds the same.
+    let drivers = [&bench.receive, &bench.transmit];
+    let started = Started::new(&bench.net, &bench.memory, &drivers, 0).unwrap();
+    assert!(!started.needs_reset());
+}

@@ -140,3 +140,24 @@ fn fault_b11_a_driver_without_an_interface_is_served_when_there_is_one() {
     served.fds[0].wait_for_starts(1);
     assert_eq!((served.fds[0].starts(), started.needs_reset()), (1, false));
 }
+
+#[test]
+fn a_kernel_whose_interface_is_taken_away_serves_nothing_any_more_and_commands_are_answered() {
+    let mut served = Served::new();
+    let started = served.start(SEVERAL | MERGEABLE);
+    served.fds[0].wait_for_starts(1);
+    served.net.lose_link();
+    started.interrupts.wait_for_config();
+    assert!(served.fds.iter().all(|fd| fd.rings().is_empty()));
+    // News of an interface of that name are of another one.
+    served.link.news.write(1).unwrap();
+    let command = [VIRTIO_NET_CTRL_MQ as u8, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET as u8];
+    served.queues[4].submit(&[&command, &[2, 0]], &[1]);
+    started.doorbells[4].ring();
+    started.wait_used(&mut served.queues[4], 1);
+    assert_eq!(started.stop().len(), 5);
+    let again = served.start(MERGEABLE);
+    assert!(!again.needs_reset());
+    drop(again);
+    assert_eq!(served.fds[0].starts(), 1);
+}

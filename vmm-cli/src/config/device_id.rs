@@ -1,4 +1,4 @@
-//! `DiskId`: what a disk or a network device is called, by its user, its guest and whoever changes it while it is in use.
+//! `DeviceId`: what a device is called, by its user, its guest and whoever changes it while it is in use.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,24 +13,24 @@ pub(super) const EXPECTED: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ an
 /// Most bytes: as many as the identification of a virtio disk has (virtio 1.3, section 5.2.6).
 const LONGEST: usize = 20;
 
-/// What the devices of a machine are called that are no disks.
+/// What those devices of a machine are called of which there is one.
 pub(crate) const ENTROPY: &str = "entropy";
 pub(crate) const CONSOLE: &str = "console";
 pub(crate) const VSOCK: &str = "vsock";
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const BALLOON: &str = "balloon";
 
-pub(super) const EXPECTED_OF_DISK: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\", \"console\", \"vsock\", \"memory\" and \"balloon\"";
+pub(super) const EXPECTED_CHOSEN: &str = "1 to 20 of the characters a-z, A-Z, 0-9, _ and -, other than \"entropy\", \"console\", \"vsock\", \"memory\" and \"balloon\"";
 
-/// The name of a disk, or of a network device.
+/// The name of a device: no other one of its machine has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct DiskId(String);
+pub struct DeviceId(String);
 
-impl DiskId {
+impl DeviceId {
     /// What the disk at `place` is called that has no other name.
     #[must_use]
-    pub fn of_place(place: usize) -> Self {
+    pub fn of_disk(place: usize) -> Self {
         Self(format!("disk{place}"))
     }
 
@@ -47,7 +47,7 @@ impl DiskId {
     }
 }
 
-impl FromStr for DiskId {
+impl FromStr for DeviceId {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
@@ -60,7 +60,7 @@ impl FromStr for DiskId {
     }
 }
 
-impl TryFrom<String> for DiskId {
+impl TryFrom<String> for DeviceId {
     type Error = ValueError;
 
     fn try_from(text: String) -> Result<Self, ValueError> {
@@ -68,23 +68,23 @@ impl TryFrom<String> for DiskId {
     }
 }
 
-impl From<DiskId> for String {
-    fn from(id: DiskId) -> Self {
+impl From<DeviceId> for String {
+    fn from(id: DeviceId) -> Self {
         id.0
     }
 }
 
-impl fmt::Display for DiskId {
+impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// Reads what a disk is to be called: not as a device that is none.
-pub(super) fn of_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DiskId>, D::Error> {
+/// Reads what a user calls a device: not as those are called that have their names of themselves.
+pub(super) fn chosen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>, D::Error> {
     let text = String::deserialize(deserializer)?;
     if [ENTROPY, CONSOLE, VSOCK, MEMORY, BALLOON].contains(&text.as_str()) {
-        return Err(D::Error::custom(ValueError::Malformed { value: text, expected: EXPECTED_OF_DISK }));
+        return Err(D::Error::custom(ValueError::Malformed { value: text, expected: EXPECTED_CHOSEN }));
     }
     text.parse().map(Some).map_err(D::Error::custom)
 }
@@ -97,24 +97,24 @@ mod tests {
     #[test]
     fn an_id_is_short_and_plain() {
         for text in ["a", "root", "Data-2_x", "01234567890123456789"] {
-            assert_eq!(text.parse::<DiskId>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<DeviceId>().unwrap().to_string(), text);
         }
         for text in ["", "012345678901234567890", "a b", "a/b", "größe", "a.b", "a\0", "a,b"] {
-            let error = text.parse::<DiskId>().unwrap_err().to_string();
+            let error = text.parse::<DeviceId>().unwrap_err().to_string();
             assert!(error.ends_with(&format!(" is not {EXPECTED}")), "{error}");
         }
     }
 
     #[test]
-    fn no_disk_is_called_as_a_device_that_is_none() {
+    fn nothing_is_called_as_a_device_of_which_there_is_one() {
         for id in [ENTROPY, CONSOLE, VSOCK, MEMORY, BALLOON] {
             let error = format!("path=x,format=raw,id={id}").parse::<DiskConfig>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{id} is not {EXPECTED_OF_DISK}")), "{error}");
+            assert!(error.contains(&format!("{id} is not {EXPECTED_CHOSEN}")), "{error}");
         }
     }
 
     #[test]
     fn a_disk_without_an_id_is_called_after_its_place() {
-        assert_eq!(DiskId::of_place(3).as_str(), "disk3");
+        assert_eq!(DeviceId::of_disk(3).as_str(), "disk3");
     }
 }
