@@ -18,6 +18,7 @@ mod linux {
     pub mod net;
     pub mod shell;
     pub mod traffic;
+    pub mod vhost_user;
     pub mod vhost_vsock;
     pub mod virtio;
     pub mod vsock;
@@ -120,6 +121,7 @@ fn main() -> ExitCode {
         linux::memory_hotplug::trials(),
         linux::net::trials(),
         linux::traffic::trials(),
+        linux::vhost_user::trials(),
         linux::vhost_vsock::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),

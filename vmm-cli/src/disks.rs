@@ -44,7 +44,9 @@ impl Disks {
             let disk = Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)?;
             Ok(Entry { disk: Arc::new(disk), leaves: false })
         };
-        let entries: Result<_, Failure> = config.disk.iter().enumerate().map(open).collect();
+        // The others have a back end of their own.
+        let with_image = config.disk.iter().enumerate().filter(|(_, disk)| disk.vhost_user.is_none());
+        let entries: Result<_, Failure> = with_image.map(open).collect();
         Ok(Self(Mutex::new(entries?)))
     }
 
@@ -88,8 +90,10 @@ pub(crate) fn open(disk: &DiskConfig) -> Result<Backend, OpenError> {
         let options = ImageOptions { read_only, direct: disk.direct };
         Image::open(path, options).map(Arc::new)
     };
-    let image = open(&disk.path, disk.read_only)?;
-    if disk.format == DiskFormat::Raw {
+    // Validation has seen that both are there.
+    let path = disk.path.as_deref().unwrap_or(Path::new(""));
+    let image = open(path, disk.read_only)?;
+    if disk.format != Some(DiskFormat::Qcow2) {
         return Ok(Backend::Raw(image));
     }
     let backing = match (&disk.backing, disk.backing_format) {

@@ -28,7 +28,9 @@ pub(crate) struct Nic {
 /// # Errors
 /// The first one that cannot be had, by whose it is to mend.
 pub(crate) fn open(config: &VmConfig) -> Result<Vec<Nic>, Failure> {
-    config.net.iter().enumerate().map(|(place, net)| Nic::open(net, net.id(place))).collect()
+    // The others have a back end of their own.
+    let with_interface = config.net.iter().enumerate().filter(|(_, net)| net.vhost_user.is_none());
+    with_interface.map(|(place, net)| Nic::open(net, net.id(place))).collect()
 }
 
 impl Nic {
@@ -37,10 +39,7 @@ impl Nic {
         let tap = Tap::open(&options).map_err(|error| failure(&id, error))?;
         let vhost = config.vhost.then(|| open_vhost(&tap)).transpose();
         let vhost = vhost.with_context(|| context(&id)).map_err(Failure::host_cannot)?;
-        let mac = match config.mac {
-            Some(mac) => mac,
-            None => made_up().context("random bytes").map_err(Failure::host_cannot)?,
-        };
+        let mac = mac_address(config)?;
         tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
         let options = NetOptions {
             name: id.to_string(),
@@ -92,6 +91,17 @@ fn failure(id: &DiskId, error: TapError) -> Failure {
     let is_of_host = error.is_of_host();
     let error = anyhow::Error::new(error).context(context(id));
     if is_of_host { Failure::host_cannot(error) } else { Failure::bad_input(error) }
+}
+
+/// The address of a network device, made up if it is not configured.
+///
+/// # Errors
+/// The host has no random bytes.
+pub(crate) fn mac_address(config: &NetConfig) -> Result<MacAddress, Failure> {
+    match config.mac {
+        Some(mac) => Ok(mac),
+        None => made_up().context("random bytes").map_err(Failure::host_cannot),
+    }
 }
 
 fn made_up() -> io::Result<MacAddress> {

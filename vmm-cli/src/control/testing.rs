@@ -171,7 +171,7 @@ impl DeviceControl for FakeMachine {
             slot: Some("00:01.0".into()),
             state: DeviceState::Plugged,
             removable: true,
-            path: Some(disk.path.clone()),
+            path: disk.path.clone(),
         };
         devices.push(device.clone());
         Ok(Added { device, notified: true })

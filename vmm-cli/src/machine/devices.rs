@@ -18,6 +18,7 @@ use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::net::Net;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::VirtioMmio;
+use vmm_devices::virtio::vhost_user::VhostUser;
 use vmm_devices::virtio::vsock::Vsock;
 use vmm_devices::{BusDevice, Pvpanic};
 use vmm_memory::AddressSpace;
@@ -38,6 +39,7 @@ use crate::disks::{Disk, Disks};
 use crate::memory::hotplug::Hotplug;
 use crate::nets::Nic;
 use crate::outcome::Failure;
+use crate::vhost_user::BackEnd;
 use crate::vsock::{Socket, SocketDevice};
 
 /// Ports, as on a PC.
@@ -62,6 +64,8 @@ pub(super) struct Devices {
     pub(super) pci: Option<Pci>,
     /// Network devices, with what they are called.
     pub(super) nets: Vec<(DiskId, Arc<Net>)>,
+    /// Those that serve devices, with what these are called.
+    pub(super) back_ends: Vec<(DiskId, Arc<VhostUser>)>,
     router: IrqRouter,
     /// Until the slots have it.
     generic: Option<Arc<GenericEvents>>,
@@ -71,8 +75,8 @@ pub(super) struct Devices {
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        let (lines, nets, plugged) = (Vec::new(), Vec::new(), Vec::new());
-        Self { exits: Exits::new(), lines, pci: None, nets, router, generic: None, plugged }
+        let (lines, nets, back_ends, plugged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { exits: Exits::new(), lines, pci: None, nets, back_ends, router, generic: None, plugged }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -213,6 +217,20 @@ impl Devices {
         let address = self.place_virtio(virtio, (NET, nic.triggered_by()), Arc::clone(&net) as _)?;
         self.plugged.push(Device::new(nic.id().to_string(), NET, address, None));
         self.nets.push((nic.id().clone(), net));
+        Ok(())
+    }
+
+    /// Adds the device that a vhost-user back end serves.
+    pub(super) fn add_back_end(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        back_end: &BackEnd,
+    ) -> Result<(), Failure> {
+        let device = Arc::new(back_end.device(&virtio.events, &virtio.vhost)?);
+        let (id, name) = (back_end.id(), back_end.name());
+        let address = self.place_virtio(virtio, (name, TriggeredBy::Kernel), device)?;
+        self.plugged.push(Device::new(id.to_string(), name, address, None));
+        self.back_ends.push((id.clone(), back_end.user()));
         Ok(())
     }
 

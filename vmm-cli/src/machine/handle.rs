@@ -8,6 +8,7 @@ use vmm_core::{VmEvent, VmEvents};
 use vmm_devices::virtio::balloon::Balloon;
 use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::net::Net;
+use vmm_devices::virtio::vhost_user::VhostUser;
 use vmm_devices::virtio::vsock::Vsock;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
@@ -22,6 +23,7 @@ use crate::control::disks::ControlledDisks;
 use crate::control::memory::{MemoryRefusal, MemoryStatus};
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::stats::{KernelStats, MachineCounters, NetReport, Report};
+use crate::vhost_user::BackEndReport;
 
 /// The vCPUs of a machine and what is beside them.
 pub(super) struct Handle {
@@ -32,6 +34,8 @@ pub(super) struct Handle {
     pub(super) plugged: Arc<Plugged>,
     /// With what they are called.
     pub(super) nets: Vec<(DiskId, Arc<Net>)>,
+    /// Those that serve devices, with what these are called.
+    pub(super) back_ends: Vec<(DiskId, Arc<VhostUser>)>,
     /// The socket device, if there is one.
     pub(super) vsock: Option<Arc<Vsock>>,
     /// The memory device, if there is one.
@@ -146,10 +150,13 @@ impl Controlled for Handle {
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
         let net = |(id, net): &(DiskId, Arc<Net>)| NetReport { id: id.clone(), monitor: net.counts() };
         let nets = self.nets.iter().map(net).collect();
+        let back_end =
+            |(id, user): &(DiskId, Arc<VhostUser>)| BackEndReport { id: id.clone(), monitor: user.counts() };
+        let back_ends = self.back_ends.iter().map(back_end).collect();
         let vsock = self.vsock.as_ref().map(|vsock| vsock.counts());
         let mem = self.mem.as_ref().map(|mem| mem.counts());
         let balloon = self.balloon.as_ref().map(|balloon| balloon.counts());
-        let report = report.with_disks(self.plugged.counts()).with_nets(nets);
+        let report = report.with_disks(self.plugged.counts()).with_nets(nets).with_back_ends(back_ends);
         report.with_vsock(vsock).with_memory(mem).with_balloon(balloon)
     }
 }

@@ -45,6 +45,7 @@ use crate::nets::Nic;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
+use crate::vhost_user::BackEnd;
 use crate::vsock::Socket;
 use devices::Devices;
 use exits::Exits;
@@ -75,6 +76,7 @@ pub struct Resources<'a> {
     pub(crate) ram: Ram,
     pub(crate) disks: &'a Arc<Disks>,
     pub(crate) nets: &'a [Nic],
+    pub(crate) back_ends: &'a [BackEnd],
     pub(crate) vsock: Option<&'a Socket>,
     pub(crate) hotplug: Option<&'a Hotplug>,
     /// What the host sets of the balloon, if there is one.
@@ -94,7 +96,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets, vsock, hotplug, balloon } = resources;
+        let Resources { processors, ram, disks, nets, back_ends, vsock, hotplug, balloon } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -133,6 +135,9 @@ impl Machine {
         for nic in nets {
             devices.add_net(&mut virtio, nic)?;
         }
+        for back_end in back_ends {
+            devices.add_back_end(&mut virtio, back_end)?;
+        }
         let virtio_console = consoles.virtio.as_ref();
         let virtio_console =
             virtio_console.map(|console| devices.add_virtio_console(&mut virtio, console)).transpose()?;
@@ -155,7 +160,7 @@ impl Machine {
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, nets, .. } = devices;
+        let Devices { exits, lines, pci, nets, back_ends, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -172,6 +177,7 @@ impl Machine {
             power_button,
             plugged,
             nets,
+            back_ends,
             vsock,
             mem,
             balloon,

@@ -140,7 +140,7 @@ impl State {
             slot: device.address.map(|address| address.to_string()),
             state: device.state,
             removable: device.address.is_some_and(|address| self.is_removable(address.device())),
-            path: device.disk.as_ref().map(|plugged| plugged.disk.config().path.clone()),
+            path: device.disk.as_ref().and_then(|plugged| plugged.disk.config().path.clone()),
         }
     }
 }
