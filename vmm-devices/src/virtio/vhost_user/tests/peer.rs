@@ -1,13 +1,14 @@
 //! A back end that is a thread of the test: it does what the protocol says, unless the test has another idea.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::sync::lock;
 
@@ -233,8 +234,16 @@ fn read(socket: &UnixStream) -> Option<(Message, bool)> {
 fn fill(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<File>) -> Option<()> {
     let mut at = 0;
     while at < bytes.len() {
-        let (count, file) = socket.recv_with_fd(&mut bytes[at..]).ok().filter(|(count, _)| *count > 0)?;
-        files.extend(file);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut buffers = [IoSliceMut::new(&mut bytes[at..])];
+        let received = recvmsg(socket, &mut buffers, &mut control, RecvFlags::empty());
+        let count = received.ok().map(|received| received.bytes).filter(|count| *count > 0)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                files.extend(fds.map(File::from));
+            }
+        }
         at += count;
     }
     Some(())
