@@ -19,6 +19,7 @@ mod linux {
     pub mod net_hotplug;
     pub mod shell;
     pub mod traffic;
+    pub mod vhost_user;
     pub mod vhost_vsock;
     pub mod virtio;
     pub mod vsock;
@@ -122,6 +123,7 @@ fn main() -> ExitCode {
         linux::net::trials(),
         linux::net_hotplug::trials(),
         linux::traffic::trials(),
+        linux::vhost_user::trials(),
         linux::vhost_vsock::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),

@@ -11,8 +11,8 @@ use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
 use crate::config::{
-    Affinity, BalloonConfig, DirtyLogKind, DiskConfig, HugePages, Irqchip, Kick, LogFormat, LogLevel,
-    MemoryBacking, MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode,
+    Affinity, BalloonConfig, DirtyLogKind, DiskConfig, FsConfig, HugePages, Irqchip, Kick, LogFormat,
+    LogLevel, MemoryBacking, MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode,
     StatsFormat, StatsOutput, VsockConfig, cpu, duration, scheduler, value,
 };
 pub use ctl::{CtlArgs, CtlVerb};
@@ -232,13 +232,17 @@ pub struct VmArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub selftest: Option<bool>,
 
-    /// Disk, as path=PATH,format=raw (or qcow2) and more settings; may be repeated, and goes over those of the file [default: none]
+    /// Disk, as path=PATH,format=raw (or qcow2), or vhost_user=SOCKET, and more settings; may be repeated, and goes over those of the file [default: none]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub disk: Vec<DiskConfig>,
 
-    /// Network device, as tap=NAME and more settings; may be repeated, and goes over those of the file [default: none]
+    /// Network device, as tap=NAME or vhost_user=SOCKET and more settings; may be repeated, and goes over those of the file [default: none]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub net: Vec<NetConfig>,
+
+    /// File system of a vhost-user back end, as tag=NAME,socket=SOCKET; may be repeated, and goes over those of the file [default: none]
+    #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
+    pub fs: Vec<FsConfig>,
 
     /// Entropy device (virtio-rng): true or false; alone it means true [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Devices", hide_possible_values = true)]

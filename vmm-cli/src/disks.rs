@@ -38,7 +38,9 @@ impl Disks {
         let open = |(place, disk): (usize, &DiskConfig)| {
             Disk::new(self::open(disk)?, disk, disk.id(place), config.cpu.count)
         };
-        let disks: Result<Vec<_>, Failure> = config.disk.iter().enumerate().map(open).collect();
+        // The others have a back end of their own.
+        let with_image = config.disk.iter().enumerate().filter(|(_, disk)| disk.vhost_user.is_none());
+        let disks: Result<Vec<_>, Failure> = with_image.map(open).collect();
         Ok(Self::new(disks?))
     }
 }
@@ -52,8 +54,10 @@ pub(crate) fn open(disk: &DiskConfig) -> Result<Backend, OpenError> {
         let options = ImageOptions { read_only, direct: disk.direct };
         Image::open(path, options).map(Arc::new)
     };
-    let image = open(&disk.path, disk.read_only)?;
-    if disk.format == DiskFormat::Raw {
+    // Validation has seen that both are there.
+    let path = disk.path.as_deref().unwrap_or(Path::new(""));
+    let image = open(path, disk.read_only)?;
+    if disk.format != Some(DiskFormat::Qcow2) {
         return Ok(Backend::Raw(image));
     }
     let backing = match (&disk.backing, disk.backing_format) {

@@ -30,4 +30,5 @@ pub mod run;
 mod signals;
 mod sink;
 pub mod stats;
+mod vhost_user;
 mod vsock;

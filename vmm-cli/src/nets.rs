@@ -47,7 +47,9 @@ impl Nets {
             let id = net.id(place);
             self::open(net, id.clone()).map_err(|error| error.failure(&id))
         };
-        let nics: Result<Vec<_>, Failure> = config.net.iter().enumerate().map(open).collect();
+        // The others have a back end of their own.
+        let with_interface = config.net.iter().enumerate().filter(|(_, net)| net.vhost_user.is_none());
+        let nics: Result<Vec<_>, Failure> = with_interface.map(open).collect();
         Ok(Self::new(nics?))
     }
 }
@@ -63,10 +65,7 @@ pub(crate) fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
     let transmit = throttle(config.transmit_bandwidth, config.transmit_frames)?;
     let tap = Tap::open(&options)?;
     let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
-    let mac = match config.mac {
-        Some(mac) => mac,
-        None => made_up().map_err(OpenError::Random)?,
-    };
+    let mac = mac_address(config).map_err(OpenError::Random)?;
     tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
     let mtu = Some(config.mtu.unwrap_or(tap.mtu()));
     let options = NetOptions { name: id.to_string(), mac: mac.bytes(), mtu, receive, transmit };
@@ -169,6 +168,14 @@ fn open_vhost(tap: &Tap) -> Result<Vec<Arc<dyn VhostFd>>, VhostError> {
 
 fn context(id: &DeviceId) -> String {
     format!("the network device {id} (--net)")
+}
+
+/// The address of a network device, made up if it is not configured.
+///
+/// # Errors
+/// The host has no random bytes.
+pub(crate) fn mac_address(config: &NetConfig) -> io::Result<MacAddress> {
+    config.mac.map_or_else(made_up, Ok)
 }
 
 fn made_up() -> io::Result<MacAddress> {

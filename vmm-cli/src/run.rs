@@ -28,6 +28,7 @@ use crate::nets::Nets;
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::signals::Signals;
+use crate::vhost_user;
 use crate::vsock::Socket;
 use crate::{advice, balloon, default_guest, host, logging, messages, stats};
 
@@ -64,6 +65,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let hotplug = Hotplug::of(config);
     let disks = Arc::new(Disks::open(config)?);
     let nets = Arc::new(Nets::open(config)?);
+    let back_ends = vhost_user::open(config)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
     let mut report = None;
@@ -80,8 +82,16 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         };
         let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
         let (vsock, hotplug, balloon) = (vsock.as_ref(), hotplug.as_ref(), balloon.as_ref());
-        let resources =
-            Resources { processors: &processors, ram, disks: &disks, nets: &nets, vsock, hotplug, balloon };
+        let resources = Resources {
+            processors: &processors,
+            ram,
+            disks: &disks,
+            nets: &nets,
+            back_ends: &back_ends,
+            vsock,
+            hotplug,
+            balloon,
+        };
         let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
         // Before the driver looks.
         consoles.tell_sizes(&machine.ports());

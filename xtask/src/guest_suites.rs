@@ -310,7 +310,7 @@ impl Inside {
         environment.extend(self.args.full_environment());
         match self.binary.name.as_str() {
             LINUX => {
-                command.args(["--guest-kernels", &self.args.kernel_names()]);
+                command.args(["--guest-kernels", &self.args.kernel_names(), "--back-ends"]);
                 for module in LINUX_MODULES {
                     command.args(["--module", module]);
                 }

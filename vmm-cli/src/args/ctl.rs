@@ -282,7 +282,7 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!((disk.path, disk.backing), (here.join("x"), Some(here.join("y"))));
+        assert_eq!((disk.path, disk.backing), (Some(here.join("x")), Some(here.join("y"))));
         let net = parse(&["s", "device-add", "--net=tap=a,create"]).unwrap().verb.operation(false);
         assert_eq!(net, Operation::DeviceAdd(NewDevice::Net(Box::new("tap=a,create".parse().unwrap()))));
         let limits = parse(&["s", "net-limits", "net1", "--transmit-frames=none"]).unwrap();

@@ -40,6 +40,12 @@ impl DeviceId {
         Self(format!("net{place}"))
     }
 
+    /// What the file system at `place` is called.
+    #[must_use]
+    pub fn of_fs(place: usize) -> Self {
+        Self(format!("fs{place}"))
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {

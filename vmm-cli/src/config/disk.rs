@@ -24,6 +24,7 @@ const FLAG: &str = "--disk";
 /// The keys of its paths.
 pub(super) const PATH: &str = "disk.path";
 pub(super) const BACKING: &str = "disk.backing";
+pub(super) const VHOST_USER: &str = "disk.vhost_user";
 
 /// Most queues of one disk, as many as there are vCPUs.
 const MAX_QUEUES: u16 = 1024;
@@ -53,6 +54,7 @@ pub(super) const SECTION: Section = Section {
         key("queues", FLAG, Form::Integer, EXPECTED_QUEUES),
         key("bandwidth", FLAG, Form::Text, EXPECTED_BANDWIDTH),
         key("operations", FLAG, Form::Text, EXPECTED_OPERATIONS),
+        key("vhost_user", FLAG, Form::Text, value::EXPECTED_PATH),
     ],
 };
 
@@ -91,12 +93,12 @@ impl From<DiskEngine> for vmm_devices::virtio::block::EngineChoice {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// The image: a regular file or a block device.
-    #[serde(deserialize_with = "path")]
-    pub path: PathBuf,
-    /// What is in it.
-    #[serde(deserialize_with = "choice::deserialize")]
-    pub format: DiskFormat,
+    /// The image: a regular file or a block device; there unless a back end serves the disk.
+    #[serde(default, deserialize_with = "value::path")]
+    pub path: Option<PathBuf>,
+    /// What is in it; there exactly if it is.
+    #[serde(default, deserialize_with = "choice::deserialize_some")]
+    pub format: Option<DiskFormat>,
     /// What it is called; `None` leaves it to [`DiskConfig::id`].
     #[serde(default, deserialize_with = "device_id::chosen")]
     pub id: Option<DeviceId>,
@@ -124,6 +126,9 @@ pub struct DiskConfig {
     /// Requests that may pass in a time.
     #[serde(default, deserialize_with = "operations")]
     pub operations: Option<Rate>,
+    /// The socket of the vhost-user back end that serves it; `None`: it has an image.
+    #[serde(default, deserialize_with = "value::path")]
+    pub vhost_user: Option<PathBuf>,
 }
 
 impl DiskConfig {
@@ -147,10 +152,14 @@ impl DiskConfig {
 impl Serialize for DiskConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { path, format, id, backing, backing_format, .. } = self;
-        let Self { read_only, direct, engine, queues, bandwidth, operations, .. } = self;
+        let Self { read_only, direct, engine, queues, bandwidth, operations, vhost_user, .. } = self;
         let mut table = serializer.serialize_map(None)?;
-        table.serialize_entry("path", path)?;
-        table.serialize_entry("format", &choice::word(format))?;
+        if let Some(path) = path {
+            table.serialize_entry("path", path)?;
+        }
+        if let Some(format) = format {
+            table.serialize_entry("format", &choice::word(format))?;
+        }
         if let Some(id) = id {
             table.serialize_entry("id", id)?;
         }
@@ -173,6 +182,9 @@ impl Serialize for DiskConfig {
             if let Some(rate) = rate {
                 table.serialize_entry(key, &rate.to_string())?;
             }
+        }
+        if let Some(socket) = vhost_user {
+            table.serialize_entry("vhost_user", socket)?;
         }
         table.end()
     }
@@ -264,10 +276,6 @@ fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::
     queues.map(Some).ok_or_else(|| D::Error::custom(refusal()))
 }
 
-fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    value::parse_path(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
 /// Reads settings with commas between, which therefore cannot be in a path. A switch alone is true.
 impl FromStr for DiskConfig {
     type Err = SettingsError;
@@ -304,12 +312,25 @@ pub enum DiskError {
         "disk.direct ({FLAG}) = true: images in qcow2 format go through the host's page cache; leave it out"
     )]
     NotDirect,
+    #[error(
+        "disk.{missing} ({FLAG}) is missing: a disk has an image and its format, or a back end ({VHOST_USER})"
+    )]
+    NoImage { missing: &'static str },
+    #[error("disk.{key} ({FLAG}): the back end of {VHOST_USER} decides that for itself; leave it out")]
+    OfBackEnd { key: &'static str },
+    #[error("{VHOST_USER} ({FLAG}): a back end is connected when the monitor starts, and not later")]
+    NotWhileRunning,
 }
 
 impl DiskConfig {
     /// Checks that the settings go together, and that there is something at the paths; what it is, is checked when it is opened.
     pub(super) fn validate(&self) -> Result<(), DiskError> {
-        match (self.format, &self.backing, self.backing_format) {
+        if self.vhost_user.is_some() {
+            return self.first_of_back_end().map_or(Ok(()), |key| Err(DiskError::OfBackEnd { key }));
+        }
+        let image = self.path.as_ref().ok_or(DiskError::NoImage { missing: "path" })?;
+        let format = self.format.ok_or(DiskError::NoImage { missing: "format" })?;
+        match (format, &self.backing, self.backing_format) {
             (DiskFormat::Raw, None, None) | (DiskFormat::Qcow2, None, None) => {}
             (DiskFormat::Raw, ..) => return Err(DiskError::RawWithBacking),
             (DiskFormat::Qcow2, Some(_), Some(_)) => {}
@@ -320,14 +341,14 @@ impl DiskConfig {
                 return Err(DiskError::HalfBacking { given: "backing_format", missing: "backing" });
             }
         }
-        if self.format == DiskFormat::Qcow2 && self.engine == DiskEngine::IoUring {
+        if format == DiskFormat::Qcow2 && self.engine == DiskEngine::IoUring {
             return Err(DiskError::NeedsThreads);
         }
-        if self.format == DiskFormat::Qcow2 && self.direct {
+        if format == DiskFormat::Qcow2 && self.direct {
             return Err(DiskError::NotDirect);
         }
         for (key, path) in
-            std::iter::once((PATH, &self.path)).chain(self.backing.as_ref().map(|path| (BACKING, path)))
+            std::iter::once((PATH, image)).chain(self.backing.as_ref().map(|path| (BACKING, path)))
         {
             let look = |source| DiskError::Look { key, path: path.clone(), source };
             path.metadata().map_err(look)?;
@@ -335,9 +356,27 @@ impl DiskConfig {
         Ok(())
     }
 
+    /// The first setting that only a disk with an image has.
+    fn first_of_back_end(&self) -> Option<&'static str> {
+        let set = [
+            ("path", self.path.is_some()),
+            ("format", self.format.is_some()),
+            ("backing", self.backing.is_some()),
+            ("backing_format", self.backing_format.is_some()),
+            ("read_only", self.read_only),
+            ("direct", self.direct),
+            ("engine", self.engine != DiskEngine::default()),
+            ("bandwidth", self.bandwidth.is_some()),
+            ("operations", self.operations.is_some()),
+        ];
+        set.into_iter().find_map(|(key, is_set)| is_set.then_some(key))
+    }
+
     /// Its paths, with their keys.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
-        std::iter::once((PATH, &mut self.path)).chain(self.backing.as_mut().map(|path| (BACKING, path)))
+        let Self { path, backing, vhost_user, .. } = self;
+        let paths = [(PATH, path), (BACKING, backing), (VHOST_USER, vhost_user)];
+        paths.into_iter().filter_map(|(key, path)| path.as_mut().map(|path| (key, path)))
     }
 }
 
@@ -352,7 +391,7 @@ mod tests {
     #[test]
     fn a_flag_takes_what_a_table_takes() {
         let disk: DiskConfig = "path=a=b.img,format=raw".parse().unwrap();
-        assert_eq!((disk.path.to_str(), disk.engine), (Some("a=b.img"), DiskEngine::Auto));
+        assert_eq!((disk.path.clone(), disk.engine), (Some("a=b.img".into()), DiskEngine::Auto));
         assert!(!disk.read_only && !disk.direct);
         assert_eq!((disk.queues(3), disk.queues(200)), (3, 8));
         assert_eq!(disk.id(7).as_str(), "disk7");
@@ -372,9 +411,25 @@ mod tests {
 
     #[test]
     fn fault_c5_a_format_is_never_guessed() {
-        assert!(refusal("path=x").contains("missing field `format`"));
         assert!(refusal("path=x,format=vmdk").contains("vmdk is not one of raw, qcow2"));
-        assert!(refusal("format=raw").contains("missing field `path`"));
+        let refusal = |text: &str| text.parse::<DiskConfig>().unwrap().validate().unwrap_err().to_string();
+        assert!(refusal("path=x").starts_with("disk.format (--disk) is missing"));
+        assert!(refusal("format=raw").starts_with("disk.path (--disk) is missing"));
+    }
+
+    #[test]
+    fn a_disk_of_a_back_end_has_a_name_and_queues_and_nothing_else() {
+        let disk: DiskConfig = "vhost_user=/run/disk.sock,id=a,queues=2".parse().unwrap();
+        disk.validate().unwrap();
+        for more in ["path=x", "format=raw", "read_only", "direct", "engine=threads", "bandwidth=1/1s"] {
+            let disk: DiskConfig = format!("vhost_user=a,{more}").parse().unwrap();
+            let error = disk.validate().unwrap_err().to_string();
+            let key = more.split('=').next().unwrap();
+            assert!(
+                error.starts_with(&format!("disk.{key} (--disk): the back end of disk.vhost_user")),
+                "{error}"
+            );
+        }
     }
 
     #[test]
@@ -425,6 +480,7 @@ mod tests {
         for text in [
             "path=/x,format=raw",
             "path=/x,format=qcow2,backing=/base,backing_format=raw",
+            "vhost_user=/z,queues=2",
             "id=a,path=/y,format=raw,read_only,direct,engine=threads,queues=3,bandwidth=1M/1s+2M,operations=5/1s",
         ] {
             let disk: DiskConfig = text.parse().unwrap();

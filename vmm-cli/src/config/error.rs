@@ -11,6 +11,7 @@ use super::balloon::BalloonConfigError;
 use super::cpu::CpuError;
 use super::disk::DiskError;
 use super::file::{FileError, show};
+use super::fs::FsError;
 use super::keys::{self, Hint};
 use super::memory::MemoryError;
 use super::memory_hotplug::MemoryHotplugError;
@@ -49,6 +50,8 @@ pub enum ConfigError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error(transparent)]

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use super::value::{EXPECTED_CMDLINE, EXPECTED_CPUS, EXPECTED_PATH, EXPECTED_SWITCH};
 use super::{
-    affinity, balloon, cpu, disk, duration, memory, memory_hotplug, net, scheduler, serial, size, stats,
+    affinity, balloon, cpu, disk, duration, fs, memory, memory_hotplug, net, scheduler, serial, size, stats,
     vsock,
 };
 
@@ -149,7 +149,7 @@ impl Form {
 }
 
 /// The tables that a file may have several of.
-pub(super) const REPEATED: &[Section] = &[disk::SECTION, net::SECTION];
+pub(super) const REPEATED: &[Section] = &[disk::SECTION, net::SECTION, fs::SECTION];
 
 /// The table called `name` of which there may be several.
 pub(super) fn repeated(name: &str) -> Option<&'static Section> {
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, balloon, control, log, stats, disk, net"
+            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, balloon, control, log, stats, disk, net, fs"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

@@ -9,6 +9,7 @@ pub(crate) mod disk;
 pub(crate) mod duration;
 mod error;
 mod file;
+mod fs;
 mod keys;
 mod memory;
 mod memory_hotplug;
@@ -41,6 +42,7 @@ pub use device_id::DeviceId;
 pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFormat, Rate};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
+pub use fs::{FsConfig, FsError, Tag};
 pub use keys::Hint;
 pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
 pub use memory_hotplug::{MemoryHotplugConfig, MemoryHotplugError};
@@ -95,6 +97,8 @@ pub struct VmConfig {
     pub disk: Vec<DiskConfig>,
     /// Its network devices, in the order in which the guest has them.
     pub net: Vec<NetConfig>,
+    /// Its file systems of the host, in the order in which the guest has them.
+    pub fs: Vec<FsConfig>,
 }
 
 /// The section `[boot]`.
@@ -243,7 +247,7 @@ impl VmConfig {
     /// Whether there is a PCI bus: as configured, else where something is on it or may be added. A bus that nobody uses
     /// costs each boot the time to look for devices.
     pub fn has_pci(&self) -> bool {
-        let has_several = !self.disk.is_empty() || !self.net.is_empty();
+        let has_several = !self.disk.is_empty() || !self.net.is_empty() || !self.fs.is_empty();
         let has_one = self.entropy.device || self.console.virtio.is_some() || self.vsock.has_device();
         let has_devices = has_several || has_one || self.memory_hotplug.size.is_some() || self.balloon.device;
         self.machine.pci.unwrap_or(has_devices || self.control.socket.is_some())
@@ -309,6 +313,9 @@ impl VmConfig {
         if !args.net.is_empty() {
             self.net.clone_from(&args.net);
         }
+        if !args.fs.is_empty() {
+            self.fs.clone_from(&args.fs);
+        }
     }
 
     fn resolve_paths(&mut self) -> Result<(), ConfigError> {
@@ -341,6 +348,7 @@ impl VmConfig {
         self.balloon.validate(self.memory.size)?;
         self.validate_disk_ids()?;
         net::validate(&self.net, &self.disk)?;
+        fs::validate(self)?;
         self.validate_consoles()?;
         self.validate_files(&images)?;
         self.validate_sockets()
@@ -351,6 +359,9 @@ impl VmConfig {
     /// # Errors
     /// [`ConfigError`] as [`VmConfig::load`]. Whether a disk of the machine has the same image, its lock says.
     pub(crate) fn check_new_disk(&self, disk: &DiskConfig) -> Result<(), ConfigError> {
+        if disk.vhost_user.is_some() {
+            return Err(DiskError::NotWhileRunning.into());
+        }
         let beside = Self { disk: vec![disk.clone()], ..self.clone() };
         beside.validate_files(&beside.boot_images())
     }
@@ -368,7 +379,7 @@ impl VmConfig {
     fn validate_files(&self, images: &[(&'static str, Option<&PathBuf>)]) -> Result<(), ConfigError> {
         self.disk.iter().try_for_each(DiskConfig::validate)?;
         let read_only =
-            self.disk.iter().filter(|disk| disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
+            self.disk.iter().filter(|disk| disk.read_only).map(|disk| (disk::PATH, disk.path.as_ref()));
         let backing = self.disk.iter().map(|disk| (disk::BACKING, disk.backing.as_ref()));
         let images: Vec<_> = images.iter().copied().chain(read_only).chain(backing).collect();
         self.validate_outputs(&images)
@@ -397,7 +408,8 @@ impl VmConfig {
             (vsock::PATH, self.vsock.path.as_ref(), vsock::MAX_PATH),
             ("control.socket", self.control.socket.as_ref(), MAX_SOCKET_PATH),
         ];
-        for (key, socket, limit) in sockets {
+        let back_ends = self.back_ends().map(|(key, socket)| (key, Some(socket), MAX_SOCKET_PATH));
+        for (key, socket, limit) in sockets.into_iter().chain(back_ends) {
             let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > limit {
@@ -432,7 +444,7 @@ impl VmConfig {
             ("stats.output", stats),
         ];
         let disks =
-            self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (disk::PATH, Some(&disk.path)));
+            self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (disk::PATH, disk.path.as_ref()));
         let outputs = outputs.into_iter().chain(disks);
         let outputs: Vec<_> = outputs.filter_map(|(key, path)| Some((key, path?))).collect();
         for (index, &(key, path)) in outputs.iter().enumerate() {
@@ -463,7 +475,18 @@ impl VmConfig {
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
         let disks = self.disk.iter_mut().flat_map(DiskConfig::paths_mut);
-        paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path))).chain(disks)
+        let nets = self.net.iter_mut().filter_map(|net| Some((net::VHOST_USER, net.vhost_user.as_mut()?)));
+        let fs = self.fs.iter_mut().map(|fs| (fs::SOCKET, &mut fs.socket));
+        let single = paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)));
+        single.chain(disks).chain(nets).chain(fs)
+    }
+
+    /// The sockets of vhost-user back ends, with their keys.
+    fn back_ends(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let disks = self.disk.iter().filter_map(|disk| Some((disk::VHOST_USER, disk.vhost_user.as_ref()?)));
+        let nets = self.net.iter().filter_map(|net| Some((net::VHOST_USER, net.vhost_user.as_ref()?)));
+        let fs = self.fs.iter().map(|fs| (fs::SOCKET, &fs.socket));
+        disks.chain(nets).chain(fs)
     }
 }
 

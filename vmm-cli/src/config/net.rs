@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::de::{Deserializer, Error as _, Visitor};
@@ -19,6 +20,9 @@ use super::{DeviceId, DiskConfig, device_id};
 
 /// The flag that stands for a whole table.
 const FLAG: &str = "--net";
+
+/// The key of the socket of a back end.
+pub(super) const VHOST_USER: &str = "net.vhost_user";
 
 /// Most queues of one device, pairs of which each has a thread.
 const MAX_QUEUES: u16 = 64;
@@ -51,6 +55,7 @@ pub(super) const SECTION: Section = Section {
         key("receive_frames", FLAG, Form::Text, disk::EXPECTED_OPERATIONS),
         key("transmit_bandwidth", FLAG, Form::Text, disk::EXPECTED_BANDWIDTH),
         key("transmit_frames", FLAG, Form::Text, disk::EXPECTED_OPERATIONS),
+        key("vhost_user", FLAG, Form::Text, value::EXPECTED_PATH),
     ],
 };
 
@@ -148,6 +153,9 @@ pub struct NetConfig {
     pub queues: Option<u16>,
     /// Whether the host's kernel moves the frames.
     pub vhost: bool,
+    /// The socket of the vhost-user back end that moves them, in the place of an interface.
+    #[serde(deserialize_with = "value::path")]
+    pub vhost_user: Option<PathBuf>,
     /// Bytes that may reach the guest in a time.
     #[serde(deserialize_with = "disk::bandwidth")]
     pub receive_bandwidth: Option<Rate>,
@@ -184,11 +192,27 @@ impl NetConfig {
         self.rates().into_iter().find_map(|(key, rate)| rate.map(|_| key))
     }
 
+    /// Checks what is said of a device that a back end serves.
+    fn check_back_end(&self) -> Result<(), NetError> {
+        let set = [
+            ("tap", self.tap.is_some()),
+            ("create", self.create),
+            ("fd", self.fd.is_some()),
+            ("queues", self.queues.is_some()),
+            ("vhost", self.vhost),
+        ];
+        let key = set.into_iter().find_map(|(key, is_set)| is_set.then_some(key)).or(self.first_rate());
+        key.map_or(Ok(()), |key| Err(NetError::OfBackEnd { key }))
+    }
+
     /// The interface behind it.
     ///
     /// # Errors
     /// [`NetError`]: none is named, or two are, or it cannot be as it is wanted.
     pub fn tap_options(&self) -> Result<TapOptions, NetError> {
+        if self.vhost_user.is_some() {
+            return Err(NetError::NotWhileRunning);
+        }
         let source = match (&self.tap, &self.fd) {
             (Some(name), None) if self.create => TapSource::Created(name.clone()),
             (Some(name), None) => TapSource::Existing(name.clone()),
@@ -265,6 +289,10 @@ pub enum NetError {
          interface on the host (`tc`)"
     )]
     RateWithVhost { key: &'static str },
+    #[error("net.{key} ({FLAG}): the back end of {VHOST_USER} decides that for itself; leave it out")]
+    OfBackEnd { key: &'static str },
+    #[error("{VHOST_USER} ({FLAG}): a back end is connected when the monitor starts, and not later")]
+    NotWhileRunning,
     #[error("net.tap ({FLAG}): two devices have the interface {name}; each needs its own")]
     SameTap { name: String },
     #[error("net.fd ({FLAG}): two devices have the descriptor {number}; each needs its own")]
@@ -283,7 +311,10 @@ pub(super) fn validate(nets: &[NetConfig], disks: &[DiskConfig]) -> Result<(), N
     let mut ids: HashSet<_> = disks.iter().enumerate().map(|(place, disk)| disk.id(place)).collect();
     let (mut taps, mut numbers, mut addresses) = (HashSet::new(), HashSet::new(), HashSet::new());
     for (place, net) in nets.iter().enumerate() {
-        net.tap_options()?;
+        match &net.vhost_user {
+            Some(_) => net.check_back_end()?,
+            None => net.tap_options().map(drop)?,
+        }
         let id = net.id(place);
         if !ids.insert(id.clone()) {
             return Err(NetError::SameId { id });
@@ -418,6 +449,20 @@ mod tests {
             error("tap=a,vhost,transmit_frames=5/1s"),
             NetError::RateWithVhost { key: "transmit_frames" }
         );
+    }
+
+    #[test]
+    fn a_device_of_a_back_end_has_nothing_of_an_interface() {
+        let check = |text: &str| validate(&[text.parse::<NetConfig>().unwrap()], &[]);
+        check("vhost_user=/run/net.sock,id=lan,mac=02:00:00:00:00:01,mtu=9000").unwrap();
+        for more in ["tap=a", "fd=3", "queues=2", "vhost", "receive_frames=1/1s"] {
+            let key = more.split('=').next().unwrap();
+            let error = check(&format!("vhost_user=x,{more}")).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("net.{key} (--net): the back end of net.vhost_user")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use toml::Value;
 use vmm_core::DisabledExits;
 
 use super::{
-    Affinity, CpuConfig, DiskConfig, MemoryConfig, MemoryHotplugConfig, MemorySize, NetConfig, Rate,
-    VmConfig, balloon, choice, duration, scheduler,
+    Affinity, CpuConfig, DiskConfig, FsConfig, MemoryConfig, MemoryHotplugConfig, MemorySize, NetConfig,
+    Rate, VmConfig, balloon, choice, duration, scheduler,
 };
 
 impl VmConfig {
@@ -99,6 +99,7 @@ impl VmConfig {
         }
         self.disk.iter().enumerate().for_each(|(place, disk)| out.disk(place, disk));
         self.net.iter().enumerate().for_each(|(place, net)| out.net(place, net));
+        self.fs.iter().for_each(|fs| out.fs(fs));
         out.0
     }
 }
@@ -181,8 +182,11 @@ impl Writer {
 
     fn disk(&mut self, place: usize, disk: &DiskConfig) {
         self.0 += "\n[[disk]]\n";
-        self.text("path", &disk.path.to_string_lossy());
-        self.text("format", &choice::word(&disk.format));
+        self.path("path", disk.path.as_deref(), "a back end serves the disk");
+        match &disk.format {
+            Some(format) => self.text("format", &choice::word(format)),
+            None => self.unset("format", "a back end serves the disk"),
+        }
         match &disk.id {
             Some(id) => self.text("id", id.as_str()),
             None => self.unset("id", disk.id(place).as_str()),
@@ -200,13 +204,14 @@ impl Writer {
             None => self.unset("queues", "one for each vCPU, at most 8"),
         }
         self.rates([("bandwidth", disk.bandwidth), ("operations", disk.operations)]);
+        self.path("vhost_user", disk.vhost_user.as_deref(), "the disk has an image");
     }
 
     fn net(&mut self, place: usize, net: &NetConfig) {
         self.0 += "\n[[net]]\n";
         match &net.tap {
             Some(name) => self.text("tap", name),
-            None => self.unset("tap", "the descriptors say which interface it is"),
+            None => self.unset("tap", "the descriptors or the back end say which interface it is"),
         }
         self.set("create", net.create);
         match &net.fd {
@@ -236,6 +241,13 @@ impl Writer {
             ("transmit_bandwidth", net.transmit_bandwidth),
             ("transmit_frames", net.transmit_frames),
         ]);
+        self.path("vhost_user", net.vhost_user.as_deref(), "an interface of the host moves the frames");
+    }
+
+    fn fs(&mut self, fs: &FsConfig) {
+        self.0 += "\n[[fs]]\n";
+        self.text("tag", fs.tag.as_str());
+        self.text("socket", &fs.socket.to_string_lossy());
     }
 
     fn rates<const COUNT: usize>(&mut self, rates: [(&str, Option<Rate>); COUNT]) {
@@ -360,8 +372,8 @@ mod tests {
 
     prop_compose! {
         fn disk()(
-            path in absolute_path(),
-            (format, backing, backing_format) in (word(), optional_path(), prop::option::of(word())),
+            (path, vhost_user) in (optional_path(), optional_path()),
+            (format, backing, backing_format) in (prop::option::of(word()), optional_path(), prop::option::of(word())),
             id in prop::option::of("[a-zA-Z0-9_-]{1,20}"),
             (read_only, direct) in (any::<bool>(), any::<bool>()),
             engine in word(),
@@ -373,7 +385,7 @@ mod tests {
             });
             let [bandwidth, operations] = rates.map(rate);
             let id = id.map(|id| id.parse().unwrap());
-            DiskConfig { path, format, id, backing, backing_format, read_only, direct, engine, queues, bandwidth, operations }
+            DiskConfig { path, format, id, backing, backing_format, read_only, direct, engine, queues, bandwidth, operations, vhost_user }
         }
     }
 
@@ -383,6 +395,7 @@ mod tests {
             id in prop::option::of("[a-zA-Z0-9_-]{10,20}"),
             mac in prop::option::of(any::<[u8; 5]>().prop_map(MacAddress::made_up)),
             (mtu, queues, vhost) in (prop::option::of(68..=65521_u16), prop::option::of(1..=64_u16), any::<bool>()),
+            vhost_user in optional_path(),
             rates in prop::array::uniform4(prop::option::of((1..u64::MAX, 1..3_600_000_u64, any::<u64>()))),
         ) -> NetConfig {
             let rate = |rate: Option<(u64, u64, u64)>| rate.map(|(amount, milliseconds, burst)| {
@@ -391,10 +404,15 @@ mod tests {
             let [receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames] = rates.map(rate);
             let (id, fd) = (id.map(|id| id.parse().unwrap()), fd.map(|fd| fd.parse().unwrap()));
             NetConfig {
-                tap, create, fd, id, mac, mtu, queues, vhost,
+                tap, create, fd, id, mac, mtu, queues, vhost, vhost_user,
                 receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames,
             }
         }
+    }
+
+    fn fs() -> impl Strategy<Value = FsConfig> {
+        ("[a-z]{1,36}", absolute_path())
+            .prop_map(|(tag, socket)| FsConfig { tag: tag.parse().unwrap(), socket })
     }
 
     fn balloon() -> impl Strategy<Value = BalloonConfig> {
@@ -432,6 +450,7 @@ mod tests {
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
             disk in prop::collection::vec(disk(), 0..3),
             net in prop::collection::vec(net(), 0..3),
+            fs in prop::collection::vec(fs(), 0..3),
         ) -> VmConfig {
             VmConfig {
                 boot: BootConfig { kernel, initrd, cmdline },
@@ -456,6 +475,7 @@ mod tests {
                 stats,
                 disk,
                 net,
+                fs,
             }
         }
     }

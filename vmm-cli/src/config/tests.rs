@@ -203,6 +203,7 @@ fn every_key_arrives_in_its_field() {
         },
         disk: Vec::new(),
         net: Vec::new(),
+        fs: Vec::new(),
     };
     assert_eq!(config, expected);
     let default = VmConfig::default();

@@ -195,7 +195,7 @@ impl DeviceControl for FakeMachine {
             NewDevice::Net(net) => (net.id(0), "virtio-net"),
         };
         let (path, interface) = match new {
-            NewDevice::Disk(disk) => (Some(disk.path.clone()), None),
+            NewDevice::Disk(disk) => (disk.path.clone(), None),
             NewDevice::Net(net) => (None, net.tap.clone()),
         };
         let mut devices = self.devices.lock().unwrap();

@@ -17,6 +17,7 @@ use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::rng::Rng;
 use vmm_devices::virtio::transport::VirtioMmio;
+use vmm_devices::virtio::vhost_user::VhostUser;
 use vmm_devices::{BusDevice, Pvpanic};
 use vmm_memory::AddressSpace;
 
@@ -30,13 +31,14 @@ use super::plugged::{Backing, Behind, DISK, Device, NET, Parts, Plugged, Plugged
 use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::balloon;
-use crate::config::{VmConfig, device_id};
+use crate::config::{DeviceId, VmConfig, device_id};
 use crate::console::Console;
 use crate::disks::Disk;
 use crate::kept::Named;
 use crate::memory::hotplug::Hotplug;
 use crate::nets::Nic;
 use crate::outcome::Failure;
+use crate::vhost_user::BackEnd;
 use crate::vsock::{Socket, SocketDevice, SocketPart};
 
 /// Ports, as on a PC.
@@ -58,6 +60,8 @@ pub(super) struct Devices {
     pub(super) exits: Exits,
     pub(super) lines: Vec<IrqLine>,
     pub(super) pci: Option<Pci>,
+    /// Those that serve devices, with what these are called.
+    pub(super) back_ends: Vec<(DeviceId, Arc<VhostUser>)>,
     router: IrqRouter,
     /// Until the slots have it.
     generic: Option<Arc<GenericEvents>>,
@@ -67,8 +71,8 @@ pub(super) struct Devices {
 impl Devices {
     /// Empty buses; lines come from `router`.
     pub(super) fn new(router: IrqRouter) -> Self {
-        let (lines, plugged) = (Vec::new(), Vec::new());
-        Self { exits: Exits::new(), lines, pci: None, router, generic: None, plugged }
+        let (lines, back_ends, plugged) = (Vec::new(), Vec::new(), Vec::new());
+        Self { exits: Exits::new(), lines, pci: None, back_ends, router, generic: None, plugged }
     }
 
     /// Adds the I/O APIC of a machine whose KVM has none.
@@ -209,6 +213,20 @@ impl Devices {
         let address = self.place_virtio(virtio, (NET, nic.triggered_by()), Arc::clone(&net) as _)?;
         let (id, behind) = (nic.id().to_string(), Behind::Net(PluggedNet { nic, net }));
         self.plugged.push(Device::new(id, NET, address, Some(behind)));
+        Ok(())
+    }
+
+    /// Adds the device that a vhost-user back end serves.
+    pub(super) fn add_back_end(
+        &mut self,
+        virtio: &mut VirtioDevices,
+        back_end: &BackEnd,
+    ) -> Result<(), Failure> {
+        let device = Arc::new(back_end.device(&virtio.events, &virtio.vhost)?);
+        let (id, name) = (back_end.id(), back_end.name());
+        let address = self.place_virtio(virtio, (name, TriggeredBy::Kernel), device)?;
+        self.plugged.push(Device::new(id.to_string(), name, address, None));
+        self.back_ends.push((id.clone(), back_end.user()));
         Ok(())
     }
 

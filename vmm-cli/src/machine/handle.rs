@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use vmm_core::{VmEvent, VmEvents};
 use vmm_devices::virtio::balloon::Balloon;
 use vmm_devices::virtio::mem::Mem;
+use vmm_devices::virtio::vhost_user::VhostUser;
 use vmm_memory::{DirtyError, DirtyPages, DirtyTracker};
 use vmm_vcpu::{PauseError, RunState, Vcpus};
 
 use super::PowerButton;
 use super::exits::Exits;
 use super::plugged::Plugged;
+use crate::config::DeviceId;
 use crate::control::balloon::{BalloonRefusal, BalloonReport, BalloonSetting, ControlledBalloon};
 use crate::control::devices::DeviceControl;
 use crate::control::disks::ControlledDisks;
@@ -21,6 +23,7 @@ use crate::control::nets::ControlledNets;
 use crate::control::operations::{ASKED_BY, Controlled, DirtyRate, OperationError, State};
 use crate::control::vsock::{NoVsock, VsockStatus};
 use crate::stats::{KernelStats, MachineCounters, Report};
+use crate::vhost_user::BackEndReport;
 use crate::vsock::SocketPart;
 
 /// The vCPUs of a machine and what is beside them.
@@ -30,6 +33,8 @@ pub(super) struct Handle {
     pub(super) kernel_stats: Option<KernelStats>,
     pub(super) power_button: PowerButton,
     pub(super) plugged: Arc<Plugged>,
+    /// Those that serve devices, with what these are called.
+    pub(super) back_ends: Vec<(DeviceId, Arc<VhostUser>)>,
     /// The socket device, if there is one.
     pub(super) vsock: Option<SocketPart>,
     /// The memory device, if there is one.
@@ -150,10 +155,16 @@ impl Controlled for Handle {
         let (unclaimed_ports, unclaimed_mmio) = (self.exits.pio.unclaimed(), self.exits.mmio.unclaimed());
         let counters = MachineCounters { unclaimed_ports, unclaimed_mmio };
         let report = Report::take(counters, self.vcpus.counters(), self.kernel_stats.as_ref());
+        let back_end = |(id, user): &(DeviceId, Arc<VhostUser>)| BackEndReport {
+            id: id.clone(),
+            monitor: user.counts(),
+        };
+        let back_ends = self.back_ends.iter().map(back_end).collect();
         let vsock = self.vsock.as_ref().and_then(SocketPart::counts);
         let mem = self.mem.as_ref().map(|mem| mem.counts());
         let balloon = self.balloon.as_ref().map(|balloon| balloon.counts());
         let report = report.with_disks(self.plugged.disk_counts()).with_nets(self.plugged.net_counts());
+        let report = report.with_back_ends(back_ends);
         report.with_vsock(vsock).with_memory(mem).with_balloon(balloon)
     }
 }

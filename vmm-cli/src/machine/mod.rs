@@ -45,6 +45,7 @@ use crate::nets::Nets;
 use crate::outcome::Failure;
 use crate::processors::Processors;
 use crate::stats::{KernelStats, Report};
+use crate::vhost_user::BackEnd;
 use crate::vsock::Socket;
 use devices::Devices;
 use exits::Exits;
@@ -76,6 +77,7 @@ pub struct Resources<'a> {
     pub(crate) ram: Ram,
     pub(crate) disks: &'a Arc<Disks>,
     pub(crate) nets: &'a Arc<Nets>,
+    pub(crate) back_ends: &'a [BackEnd],
     pub(crate) vsock: Option<&'a Socket>,
     pub(crate) hotplug: Option<&'a Hotplug>,
     /// What the host sets of the balloon, if there is one.
@@ -95,7 +97,7 @@ impl Machine {
         consoles: &Consoles,
         events: &VmEvents,
     ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets, vsock, hotplug, balloon } = resources;
+        let Resources { processors, ram, disks, nets, back_ends, vsock, hotplug, balloon } = resources;
         let mut cpuid = cpuid(kvm, config)?;
         processors.describe(&mut cpuid);
         let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
@@ -134,6 +136,9 @@ impl Machine {
         for nic in nets.of_next_life() {
             devices.add_net(&mut virtio, nic)?;
         }
+        for back_end in back_ends {
+            devices.add_back_end(&mut virtio, back_end)?;
+        }
         let virtio_console = consoles.virtio.as_ref();
         let virtio_console =
             virtio_console.map(|console| devices.add_virtio_console(&mut virtio, console)).transpose()?;
@@ -157,7 +162,7 @@ impl Machine {
             .map_err(Failure::internal)?;
         let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
         let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
-        let Devices { exits, lines, pci, .. } = devices;
+        let Devices { exits, lines, pci, back_ends, .. } = devices;
         let exits = Arc::new(exits);
         let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
         let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
@@ -168,8 +173,19 @@ impl Machine {
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
         let (events, dirty, mem_last) = (events.clone(), dirty.into(), mem.clone());
-        let handle =
-            Handle { vcpus, kernel_stats, power_button, plugged, vsock, mem, balloon, exits, events, dirty };
+        let handle = Handle {
+            vcpus,
+            kernel_stats,
+            power_button,
+            plugged,
+            back_ends,
+            vsock,
+            mem,
+            balloon,
+            exits,
+            events,
+            dirty,
+        };
         let handle = Arc::new(handle);
         memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
         Ok(Self { handle, serial, virtio_console, _pci: pci, _mem: mem_last, _lines: lines, _memory: memory })

@@ -13,6 +13,7 @@ use vmm_vcpu::Counters;
 use super::kernel::{KernelStats, Samples};
 use super::table;
 use crate::config::DeviceId;
+use crate::vhost_user::BackEndReport;
 
 /// Rises when a field changes its meaning or goes, not when one is added.
 const SCHEMA: u32 = 1;
@@ -29,6 +30,8 @@ pub struct Report {
     pub(super) disks: Vec<DiskCounts>,
     /// In the order in which the guest has them.
     pub(super) nets: Vec<NetReport>,
+    /// Of those that serve devices in the place of this program.
+    pub(super) vhost_user: Vec<BackEndReport>,
     /// Of the socket device; `None`: there is none.
     pub(super) vsock: Option<DeviceCounts<VsockCounts>>,
     /// Of the memory device; `None`: there is none.
@@ -159,6 +162,7 @@ impl Report {
             machine: MachineCounts { monitor: machine, kernel: of_machine },
             disks: Vec::new(),
             nets: Vec::new(),
+            vhost_user: Vec::new(),
             vsock: None,
             memory: None,
             balloon: None,
@@ -175,6 +179,12 @@ impl Report {
     /// The same report, with what was counted of network devices.
     pub(crate) fn with_nets(mut self, nets: Vec<NetReport>) -> Self {
         self.nets = nets;
+        self
+    }
+
+    /// The same report, with what was counted of vhost-user back ends.
+    pub(crate) fn with_back_ends(mut self, back_ends: Vec<BackEndReport>) -> Self {
+        self.vhost_user = back_ends;
         self
     }
 
@@ -269,6 +279,7 @@ impl Definition {
 mod tests {
     use serde_json::json;
     use vmm_core::stats::{Blob, Described};
+    use vmm_devices::virtio::vhost_user::VhostUserCounts;
 
     use super::*;
 
@@ -336,7 +347,8 @@ mod tests {
         let disk = DiskCounts { id: DeviceId::of_disk(0), monitor: BlockCounts::default() };
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
         let net = NetReport { id: DeviceId::of_net(0), monitor: NetCounts::default() };
-        let report = report.with_disks(vec![disk]).with_nets(vec![net]);
+        let back_end = BackEndReport { id: DeviceId::of_fs(0), monitor: VhostUserCounts::default() };
+        let report = report.with_disks(vec![disk]).with_nets(vec![net]).with_back_ends(vec![back_end]);
         let report =
             report.with_memory(Some(MemCounts::default())).with_balloon(Some(BalloonCounts::default()));
         let json = json(&report.with_vsock(Some(VsockCounts::default())));
@@ -344,7 +356,7 @@ mod tests {
         let of = |list: &str| &json[list][0]["monitor"];
         let one = |device: &str| &json[device]["monitor"];
         let ones = ["machine", "vsock", "memory", "balloon"].map(one);
-        for counts in ["vcpus", "disks", "nets"].map(of).into_iter().chain(ones) {
+        for counts in ["vcpus", "disks", "nets", "vhost_user"].map(of).into_iter().chain(ones) {
             for name in counts.as_object().unwrap().keys() {
                 assert!(page.contains(&format!("| `{name}` |")), "{name} is not in docs/stats.md");
             }

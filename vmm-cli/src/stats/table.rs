@@ -7,10 +7,12 @@ use vmm_devices::virtio::balloon::BalloonCounts;
 use vmm_devices::virtio::block::{BlockCounts, LATENCY_CLASSES, Latency};
 use vmm_devices::virtio::mem::MemCounts;
 use vmm_devices::virtio::net::NetCounts;
+use vmm_devices::virtio::vhost_user::VhostUserCounts;
 use vmm_devices::virtio::vsock::VsockCounts;
 use vmm_vcpu::Counters;
 
 use super::report::{DiskCounts, MachineCounters, NetReport, Report, Values, VcpuCounts};
+use crate::vhost_user::BackEndReport;
 
 /// Most vCPUs, disks or network devices that have a column each; of more there are the least and the greatest value.
 const MOST_COLUMNS: usize = 4;
@@ -34,6 +36,13 @@ const VCPU_COUNTERS: [Counter<Counters>; 15] = [
     ("pauses", |counters| counters.pauses),
     ("paused_ns", |counters| counters.paused_ns),
     ("deferred", |counters| counters.deferred),
+];
+
+const BACK_END_COUNTERS: [Counter<VhostUserCounts>; 4] = [
+    ("connected", |counts| counts.connected),
+    ("connections", |counts| counts.connections),
+    ("losses", |counts| counts.losses),
+    ("failed_requests", |counts| counts.failed_requests),
 ];
 
 const VSOCK_COUNTERS: [Counter<VsockCounts>; 12] = [
@@ -168,6 +177,9 @@ pub(super) fn text(report: &Report) -> String {
     if !report.nets.is_empty() {
         append(&nets_by_monitor(&report.nets));
     }
+    if !report.vhost_user.is_empty() {
+        append(&back_ends_by_monitor(&report.vhost_user));
+    }
     if let Some(vsock) = &report.vsock {
         append(&vsock_by_monitor(&vsock.monitor));
     }
@@ -227,6 +239,16 @@ fn nets_by_monitor(nets: &[NetReport]) -> Section {
     let mut section = Section::new("network devices, counted by vmm-cli", columns_of(names));
     for (name, value) in NET_COUNTERS {
         let values: Vec<u64> = nets.iter().map(|net| value(&net.monitor)).collect();
+        section.add(name.into(), String::new(), spread(&values, total));
+    }
+    section
+}
+
+fn back_ends_by_monitor(back_ends: &[BackEndReport]) -> Section {
+    let names = back_ends.iter().map(|back_end| back_end.id.to_string()).collect();
+    let mut section = Section::new("vhost-user back ends, counted by vmm-cli", columns_of(names));
+    for (name, value) in BACK_END_COUNTERS {
+        let values: Vec<u64> = back_ends.iter().map(|back_end| value(&back_end.monitor)).collect();
         section.add(name.into(), String::new(), spread(&values, total));
     }
     section
@@ -541,7 +563,8 @@ machine, counted by KVM
         let report = Report::new(MachineCounters::default(), vec![Counters::default()], None);
         let disk = DiskCounts { id: DeviceId::of_disk(0), monitor: BlockCounts::default() };
         let net = NetReport { id: DeviceId::of_net(0), monitor: NetCounts::default() };
-        let report = report.with_disks(vec![disk]).with_nets(vec![net]);
+        let back_end = BackEndReport { id: DeviceId::of_fs(0), monitor: VhostUserCounts::default() };
+        let report = report.with_disks(vec![disk]).with_nets(vec![net]).with_back_ends(vec![back_end]);
         let report = report.with_vsock(Some(VsockCounts::default())).with_memory(Some(MemCounts::default()));
         let report = report.with_balloon(Some(BalloonCounts::default()));
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
@@ -563,5 +586,7 @@ machine, counted by KVM
         assert_eq!(keys(&json["disks"][0]["monitor"]), names.collect());
         let names = NET_COUNTERS.map(|(name, _)| name.to_owned());
         assert_eq!(keys(&json["nets"][0]["monitor"]), names.into());
+        let names = BACK_END_COUNTERS.map(|(name, _)| name.to_owned());
+        assert_eq!(keys(&json["vhost_user"][0]["monitor"]), names.into());
     }
 }

@@ -20,6 +20,11 @@ pub trait VirtioDevice: Send + Sync {
     /// bits of rings and transports are the transport's.
     fn features(&self) -> u64;
 
+    /// The features of its rings that it offers, of [`OF_RINGS`](super::features::OF_RINGS): less only where who serves them has less.
+    fn ring_features(&self) -> u64 {
+        super::features::OF_RINGS
+    }
+
     /// The largest size of each queue, a power of two each.
     fn queue_sizes(&self) -> &[u16];
 

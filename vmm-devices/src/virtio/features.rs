@@ -12,8 +12,11 @@ pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 /// The driver may reset one queue (section 2.6.1). Offered by a device whose [`Running`](super::Running) can.
 pub const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
-/// What the transports offer of every device.
-pub(super) const OF_TRANSPORT: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
+/// What every queue here can.
+pub const OF_RINGS: u64 = INDIRECT_DESC | EVENT_IDX;
+
+/// What the transports offer of a device whose queues are served here.
+pub(super) const OF_TRANSPORT: u64 = OF_RINGS | VERSION_1;
 
 /// The bits that are a device's to offer: those of its type (0 to 23, 50 to 63) and [`RING_RESET`].
 pub(super) const OF_DEVICE: u64 = ((1 << 24) - 1) | !((1 << 50) - 1) | RING_RESET;

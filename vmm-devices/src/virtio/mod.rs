@@ -25,6 +25,7 @@ pub mod testing;
 mod throttle;
 pub mod transport;
 pub mod vhost;
+pub mod vhost_user;
 pub mod vsock;
 
 pub use config::read_config;

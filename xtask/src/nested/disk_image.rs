@@ -110,6 +110,17 @@ pub enum Tool {
     Fio,
     /// `/sbin/mke2fs`, which makes what busybox's does not.
     Mke2fs,
+    /// `/usr/bin/qemu-storage-daemon`.
+    StorageDaemon,
+    /// `/usr/lib/qemu/virtiofsd`.
+    Virtiofsd,
+}
+
+impl Tool {
+    /// Whether it is among the back ends, and not among the tools of guests.
+    pub fn is_back_end(self) -> bool {
+        matches!(self, Self::StorageDaemon | Self::Virtiofsd)
+    }
 }
 
 /// A program of the unpacked packages in `tools`, its loader and its libraries, by their paths in a file system that is to have them.
@@ -117,8 +128,46 @@ pub fn tool(tools: &Path, tool: Tool) -> Result<Vec<(PathBuf, PathBuf)>> {
     let program = match tool {
         Tool::Fio => FIO,
         Tool::Mke2fs => MKE2FS,
+        Tool::StorageDaemon => "usr/bin/qemu-storage-daemon",
+        Tool::Virtiofsd => "usr/lib/qemu/virtiofsd",
     };
     with_libraries(&std::path::absolute(tools)?, program)
+}
+
+/// What of the back ends' packages is a C compiler that makes programs, files and directories.
+const COMPILER: [&str; 9] = [
+    "usr/include",
+    "usr/lib/x86_64-linux-gnu/crt1.o",
+    "usr/lib/x86_64-linux-gnu/crti.o",
+    "usr/lib/x86_64-linux-gnu/crtn.o",
+    "usr/lib/x86_64-linux-gnu/libc.so",
+    "usr/lib/x86_64-linux-gnu/libc_nonshared.a",
+    "usr/lib/x86_64-linux-gnu/tcc",
+    "lib/x86_64-linux-gnu/libc.so.6",
+    "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+];
+
+/// A C compiler of the unpacked packages in `root` with all that it needs, by the paths in a file system of its own.
+pub fn compiler(root: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let root = std::path::absolute(root)?;
+    let mut files = with_libraries(&root, "usr/bin/tcc")?;
+    for path in COMPILER {
+        add(&root, Path::new(path), &mut files)?;
+    }
+    Ok(files)
+}
+
+/// Adds a file, or all below a directory.
+fn add(root: &Path, path: &Path, files: &mut Vec<(PathBuf, PathBuf)>) -> Result<()> {
+    let file = root.join(path);
+    if !file.is_dir() {
+        files.push((path.into(), file));
+        return Ok(());
+    }
+    for entry in fs::read_dir(&file).with_context(|| format!("cannot read {}", file.display()))? {
+        add(root, &path.join(entry?.file_name()), files)?;
+    }
+    Ok(())
 }
 
 /// A program below `tools`, an absolute path, its loader and its libraries.

@@ -33,8 +33,8 @@ const GUEST_INIT: &str = "tests/linux/init";
 /// fio's jobs of the block benchmark.
 const GUEST_JOBS: &str = "tests/linux/block.fio";
 /// What a Linux guest loads: the power button, how it is told of it, the way it tells of a panic, the drivers of virtio
-/// devices, and the file system of its disk with the sums that this asks for by name.
-const GUEST_MODULES: [&str; 14] = [
+/// devices and of file systems of the host, and the file system of its disk with the sums that this asks for by name.
+const GUEST_MODULES: [&str; 15] = [
     "button",
     "evdev",
     "pvpanic-mmio",
@@ -46,6 +46,7 @@ const GUEST_MODULES: [&str; 14] = [
     "virtio_net",
     "virtio_pci",
     "virtio-rng",
+    "virtiofs",
     "vmw_vsock_virtio_transport",
     "crc32c_generic",
     "ext4",
@@ -144,7 +145,15 @@ pub fn guest_disk() -> Result<PathBuf> {
 pub fn tool(tool: Tool) -> Result<Vec<(PathBuf, PathBuf)>> {
     need_all(&[&RUNNERS[..], &MAKERS].concat())?;
     let (_lock, packages) = lock()?;
-    disk_image::tool(&packages.tools()?, tool)
+    let root = if tool.is_back_end() { packages.back_ends() } else { packages.tools() };
+    disk_image::tool(&root?, tool)
+}
+
+/// A small C compiler, by the paths that its files are to have in a file system of their own.
+pub fn compiler() -> Result<Vec<(PathBuf, PathBuf)>> {
+    need_all(&[&RUNNERS[..], &MAKERS].concat())?;
+    let (_lock, packages) = lock()?;
+    disk_image::compiler(&packages.back_ends()?)
 }
 
 /// The cache, which nobody else changes while the file is held.

@@ -55,6 +55,9 @@ pub struct NestedArgs {
     /// Carry in fio, to /usr/bin/fio.
     #[arg(long)]
     fio: bool,
+    /// Carry in QEMU's vhost-user back ends, and what a guest compiles with, to /guests/share.
+    #[arg(long)]
+    back_ends: bool,
     /// A variable of the command's environment; any number of times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
@@ -108,10 +111,19 @@ fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
     if !args.guest_kernels.is_empty() {
         carried.push(Carried::new(images::guest_disk()?, "/guests/linux/disk.ext4"));
     }
-    let tools = [(args.fio, Tool::Fio), (args.machine.ext4.is_some(), Tool::Mke2fs)];
+    let tools = [
+        (args.fio, Tool::Fio),
+        (args.machine.ext4.is_some(), Tool::Mke2fs),
+        (args.back_ends, Tool::StorageDaemon),
+        (args.back_ends, Tool::Virtiofsd),
+    ];
     for (_, tool) in tools.into_iter().filter(|(is_wanted, _)| *is_wanted) {
         let inside = |(path, file)| Carried::alone(file, Path::new("/").join::<PathBuf>(path));
         carried.extend(images::tool(tool)?.into_iter().map(inside));
+    }
+    if args.back_ends {
+        let share = |(path, file)| Carried::alone(file, Path::new("/guests/share").join::<PathBuf>(path));
+        carried.extend(images::compiler()?.into_iter().map(share));
     }
     carried.extend(args.files.iter().cloned());
     carried.extend(program(&args.command, caller)?);

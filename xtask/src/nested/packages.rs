@@ -17,6 +17,9 @@ pub const DIRECTORY_VARIABLE: &str = "VMM_NESTED_PACKAGES";
 /// The packages of [`Packages::tools`].
 const TOOLS: [&str; 3] = ["e2fsprogs", "fio", "socat"];
 
+/// The packages of [`Packages::back_ends`].
+const BACK_ENDS: [&str; 3] = ["libc6-dev", "qemu-system-common", "tcc"];
+
 /// A kernel series that there is a package of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Version {
@@ -77,12 +80,22 @@ impl Packages {
     /// Programs for file systems, disks and sockets, with all that they need.
     pub fn tools(&self) -> Result<PathBuf> {
         // By another name than with fewer of them: what is there is not renewed.
-        self.unpacked_by("guest-tools", |scratch, root| {
-            eprintln!("fetching {}", TOOLS.join(", "));
+        self.complete("guest-tools", &TOOLS)
+    }
+
+    /// Vhost-user back ends, and a small C compiler with the library's headers, with all that they need.
+    pub fn back_ends(&self) -> Result<PathBuf> {
+        self.complete("back-ends", &BACK_ENDS)
+    }
+
+    /// The directory `name` with these packages and all that they need.
+    fn complete(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+        self.unpacked_by(name, |scratch, root| {
+            eprintln!("fetching {}", packages.join(", "));
             let apt = Apt::new(scratch)?.with_nothing_installed()?;
-            apt.unpack(&TOOLS, root).or_else(|_| {
+            apt.unpack(packages, root).or_else(|_| {
                 update()?;
-                apt.unpack(&TOOLS, root)
+                apt.unpack(packages, root)
             })
         })
     }

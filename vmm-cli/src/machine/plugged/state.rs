@@ -209,7 +209,7 @@ impl State {
             slot: device.address.map(|address| address.to_string()),
             state: device.state,
             removable: device.address.is_some_and(|address| self.is_removable(address.device())),
-            path: disk.map(|plugged| plugged.disk.config().path.clone()),
+            path: disk.and_then(|plugged| plugged.disk.config().path.clone()),
             interface: device.card.as_ref().map(|card| card.interface.clone()),
             mac: device.card.as_ref().map(|card| card.mac.to_string()),
         }

@@ -82,7 +82,8 @@ impl Control {
         interrupts: Arc<dyn Interrupts>,
     ) -> Self {
         debug_assert_eq!(doorbells.len(), device.queue_sizes().len(), "a doorbell for each queue");
-        let registers = Registers::new(device.features(), device.queue_sizes());
+        let registers =
+            Registers::new(device.features(), device.queue_sizes()).with_rings(device.ring_features());
         let status = DeviceStatus::new(name, Arc::clone(&interrupts));
         let state = Mutex::new(State { registers, waiting: Vec::new(), stopped: false, draining: false });
         let shared = Arc::new(Shared { status, state });

@@ -122,6 +122,13 @@ impl Registers {
         }
     }
 
+    /// The same of a device whose rings have these features alone.
+    #[must_use]
+    pub fn with_rings(self, features: u64) -> Self {
+        let rings = features & features::OF_RINGS;
+        Self { offered: self.offered & !features::OF_RINGS | rings, ..self }
+    }
+
     /// The status, without NEEDS_RESET.
     #[must_use]
     pub fn status(&self) -> u8 {

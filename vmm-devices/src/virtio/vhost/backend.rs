@@ -1,6 +1,6 @@
 //! `Backend`: the descriptors of vhost that a device has, and which of its rings they serve at the moment.
 //!
-//! Two queues a descriptor: queue 2n is ring 0 of the descriptor n, queue 2n + 1 its ring 1.
+//! Each descriptor has as many rings: with two, as the kernel's have, queue 2n is ring 0 of the descriptor n, queue 2n + 1 its ring 1.
 //!
 //! The kernel reads and writes rings by addresses of this process, which it does not look up again. Before a region leaves in which
 //! rings are, these are stopped; they go on where they are mapped again.
@@ -16,7 +16,7 @@ use super::{VhostFd, VhostMemory, VhostRing};
 use crate::sync::lock;
 use crate::virtio::queue::QueueState;
 
-/// Rings of a descriptor.
+/// Rings of a descriptor of the kernel's.
 const RINGS: usize = 2;
 
 /// A ring is not in guest RAM in one piece.
@@ -32,6 +32,8 @@ struct Over;
 /// The kernel's side of a device. Dropped, it serves nothing.
 pub struct Backend {
     fds: Vec<Arc<dyn VhostFd>>,
+    /// Of each descriptor; at least one.
+    rings: usize,
     state: Mutex<State>,
 }
 
@@ -59,9 +61,21 @@ impl Backend {
     /// # Errors
     /// The kernel does not take the memory.
     pub fn new(fds: Vec<Arc<dyn VhostFd>>, memory: &VhostMemory) -> io::Result<Arc<Self>> {
+        Self::with_rings(fds, RINGS, memory)
+    }
+
+    /// The same with `rings` rings of each descriptor.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    pub fn with_rings(
+        fds: Vec<Arc<dyn VhostFd>>,
+        rings: usize,
+        memory: &VhostMemory,
+    ) -> io::Result<Arc<Self>> {
         let parts = fds.iter().map(|_| Part::default()).collect();
         let state = State { memory: Arc::default(), features: 0, parts, is_on: false, is_over: false };
-        let backend = Arc::new(Self { fds, state: Mutex::new(state) });
+        let backend = Arc::new(Self { fds, rings: rings.max(1), state: Mutex::new(state) });
         memory.join(&backend)?;
         Ok(backend)
     }
@@ -75,7 +89,7 @@ impl Backend {
     /// How many queues it can serve, the first ones of a device.
     #[must_use]
     pub fn queues(&self) -> usize {
-        self.fds.len().saturating_mul(RINGS)
+        self.fds.len().saturating_mul(self.rings)
     }
 
     /// Takes rings, each with the number of its queue in the place of the descriptor's, and does not serve them yet.
@@ -83,7 +97,7 @@ impl Backend {
         let mut state = lock(&self.state);
         state.features = features;
         for ring in rings {
-            let (part, index) = (ring.index / RINGS, ring.index % RINGS);
+            let (part, index) = self.place(ring.index);
             if let Some(part) = state.parts.get_mut(part) {
                 part.rings.push(VhostRing { index, ..ring });
             }
@@ -138,12 +152,17 @@ impl Backend {
     /// Signals `call` for the driver of `queue`, which was signalled by another eventfd so far.
     pub(super) fn set_call(&self, queue: usize, call: Arc<EventFd>) -> io::Result<()> {
         let mut state = lock(&self.state);
-        let (part, index) = (queue / RINGS, queue % RINGS);
+        let (part, index) = self.place(queue);
         let found = state.parts.get_mut(part).zip(self.fds.get(part));
         let Some((part, fd)) = found else { return Ok(()) };
         let Some(ring) = part.rings.iter_mut().find(|ring| ring.index == index) else { return Ok(()) };
         ring.call = call;
         if part.runs { fd.set_call(index, &ring.call) } else { Ok(()) }
+    }
+
+    /// The descriptor of a queue, and its ring there.
+    fn place(&self, queue: usize) -> (usize, usize) {
+        (queue.checked_div(self.rings).unwrap_or(queue), queue.checked_rem(self.rings).unwrap_or(0))
     }
 
     /// Goes over to other memory: rings that are not in it are stopped, those that are in it again go on.
@@ -161,7 +180,7 @@ impl Backend {
     /// Stops the rings that are elsewhere in `new`, and has all descriptors know of that, or none.
     fn tell(&self, state: &mut State, new: &GuestMemory) -> io::Result<()> {
         for (part, fd) in state.parts.iter_mut().zip(&self.fds) {
-            if !part.stays(&state.memory, new) {
+            if fd.has_to_rest(new) || !part.stays(&state.memory, new) {
                 part.stop(&**fd)?;
             }
         }
@@ -244,7 +263,7 @@ impl Part {
 }
 
 /// Address and length of each area of a queue (virtio 1.3, section 2.7).
-fn areas(queue: &QueueState) -> [(u64, usize); 3] {
+pub(in crate::virtio) fn areas(queue: &QueueState) -> [(u64, usize); 3] {
     let size = usize::from(queue.size);
     let ring = |element: usize| size.saturating_mul(element).saturating_add(6);
     [
@@ -259,7 +278,7 @@ fn is_in(memory: &GuestMemory, queue: &QueueState) -> bool {
 }
 
 /// Where an area is in this process, if it is in one region.
-fn place(memory: &GuestMemory, (address, length): (u64, usize)) -> Option<usize> {
+pub(in crate::virtio) fn place(memory: &GuestMemory, (address, length): (u64, usize)) -> Option<usize> {
     let slice = memory.get_slice(GuestAddress(address), length).ok()?;
     Some(slice.ptr_guard().as_ptr() as usize)
 }

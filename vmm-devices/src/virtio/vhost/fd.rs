@@ -49,6 +49,12 @@ pub trait VhostFd: Send + Sync {
     /// The kernel's; it goes on with what it had.
     fn set_memory(&self, memory: &GuestMemory) -> io::Result<()>;
 
+    /// Whether its rings have to be stopped before it goes over to this memory, wherever they are.
+    fn has_to_rest(&self, memory: &GuestMemory) -> bool {
+        let _ = memory;
+        false
+    }
+
     /// Serves `rings`, which are in `memory`, with these features. None is served so far.
     ///
     /// # Errors

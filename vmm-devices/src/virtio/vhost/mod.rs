@@ -24,8 +24,9 @@ pub(super) mod testing;
 mod tests;
 
 pub use backend::Backend;
+pub(super) use backend::{areas, place};
 pub use error::VhostError;
 pub use fd::{VhostFd, VhostRing};
 pub use kernel::{VhostNet, VhostVsock};
 pub use memory::VhostMemory;
-pub(super) use serve::{Attend, KernelQueues, Unattended};
+pub(super) use serve::{Attend, KernelQueues, Servers, Unattended};

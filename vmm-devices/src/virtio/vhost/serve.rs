@@ -5,14 +5,16 @@
 //! worker, which interrupts.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
+use vm_memory::{Address, Bytes, GuestAddress};
+use vmm_memory::{GuestMemory, MemoryReader};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Backend, VhostRing};
-use crate::sync::lock;
+use crate::sync::{Ordering, lock};
 use crate::virtio::ending::{AllStopped, Panicked};
-use crate::virtio::queue::QueueState;
+use crate::virtio::queue::{Queue, QueueState};
 use crate::virtio::serve::{QueueWorkers, ServeQueue};
 use crate::virtio::{ActivateError, Activation, ActiveQueue, DeviceStatus, QueueInterrupt, Running, Stopped};
 use crate::{Handler, Progress, Wakeup, Worker};
@@ -27,7 +29,21 @@ pub(crate) trait Attend: Send {
 
     /// What wakes it.
     fn wakeups(&self) -> Vec<Arc<dyn Wakeup>>;
+
+    /// Why nobody serves the rings any more, if it is so, until the device is reset. Asked when something has woken the device, and
+    /// when the rings were not served.
+    fn is_lost(&mut self) -> Option<Box<dyn Error + Send + Sync>> {
+        None
+    }
+
+    /// Who serves the queues when it is so; `None`: nobody.
+    fn after_loss(&self) -> Option<Servers> {
+        None
+    }
 }
+
+/// What makes who serves a queue, for its index.
+pub(crate) type Servers = Box<dyn Fn(usize) -> Box<dyn ServeQueue> + Send>;
 
 /// Behind the rings there is always the kernel.
 pub(crate) struct Unattended;
@@ -45,6 +61,9 @@ impl Attend for Unattended {
         Vec::new()
     }
 }
+
+/// Where the index of a used ring is (virtio 1.3, section 2.7.8).
+const USED_INDEX: u64 = 2;
 
 /// The kernel has found a ring broken.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +114,7 @@ impl KernelQueues {
         let refused = |source: Box<dyn Error + Send + Sync>| ActivateError { device, source };
         let (own, others) = queues.into_iter().partition(|queue| queue.index < served);
         let parts = Parts::new(own).map_err(|error| refused(error.into()))?;
+        let rest = Rest { worker: Arc::downgrade(worker), features, memory: memory.clone() };
         let others = Activation { features, memory, queues: others, status: status.clone() };
         let others = QueueWorkers::start(worker, others, servers)?;
         let (bell, error) = (Arc::clone(&parts.bell), Arc::clone(&parts.error));
@@ -109,6 +129,8 @@ impl KernelQueues {
             leaving: Arc::clone(&leaving),
             begun: false,
             broken: false,
+            rest,
+            afterwards: None,
         };
         let task = Arc::new(Mutex::new(task));
         let mut handlers = Vec::with_capacity(wakeups.len());
@@ -179,6 +201,24 @@ impl KernelQueue {
         Ok(Self { index, state: queue.state(), doorbell, interrupt, relay })
     }
 
+    /// The queue for whoever serves it here, behind what was used last.
+    fn again(
+        &self,
+        state: &QueueState,
+        features: u64,
+        memory: &GuestMemory,
+    ) -> Result<ActiveQueue, Box<dyn Error>> {
+        let used = GuestAddress(state.used_ring).checked_add(USED_INDEX).ok_or("no address")?;
+        let used = u16::from_le(memory.load(used, Ordering::Acquire)?);
+        let state = QueueState { next_available: used, next_used: used, ..*state };
+        Ok(ActiveQueue {
+            index: self.index,
+            queue: Queue::new(&state, features, memory)?,
+            doorbell: Arc::clone(&self.doorbell),
+            interrupt: self.interrupt.clone(),
+        })
+    }
+
     /// What the kernel is to signal.
     fn call(&self) -> Arc<EventFd> {
         self.interrupt.eventfd().map_or_else(|| Arc::clone(&self.relay), Arc::new)
@@ -236,6 +276,17 @@ struct Task {
     leaving: Arc<Mutex<Leaving>>,
     begun: bool,
     broken: bool,
+    rest: Rest,
+    /// The queues that are served here after a loss.
+    afterwards: Option<QueueWorkers>,
+}
+
+/// What it takes to serve queues here.
+struct Rest {
+    /// Which has the task.
+    worker: Weak<Worker>,
+    features: u64,
+    memory: MemoryReader,
 }
 
 impl Task {
@@ -262,13 +313,17 @@ impl Task {
                 self.parts.queues.get(place).iter().for_each(|queue| queue.interrupt.trigger());
             }
             Reason::Bell | Reason::Error | Reason::Interrupt(_) => {}
-            Reason::Other => {
-                if self.attend.is_there_again() {
-                    // What the kernel knew of it is of the one that is gone.
-                    self.backend.pause();
-                    self.begin();
-                }
-            }
+            Reason::Other => self.look_around(),
+        }
+    }
+
+    fn look_around(&mut self) {
+        if let Some(loss) = self.attend.is_lost() {
+            self.fail(&*loss);
+        } else if self.attend.is_there_again() {
+            // What the kernel knew of it is of the one that is gone.
+            self.backend.pause();
+            self.begin();
         }
     }
 
@@ -294,6 +349,33 @@ impl Task {
         self.broken = true;
         self.backend.pause();
         self.status.set_needs_reset(reason);
+        if self.attend.is_lost().is_some()
+            && let Err(error) = self.serve_afterwards()
+        {
+            tracing::error!(%error, "requests that were not served stay so");
+        }
+    }
+
+    /// Has the queues served here that nobody serves any more, from the last request on that was answered.
+    fn serve_afterwards(&mut self) -> Result<(), Box<dyn Error>> {
+        let Some((worker, servers)) = self.rest.worker.upgrade().zip(self.attend.after_loss()) else {
+            return Ok(());
+        };
+        let Rest { features, memory, .. } = &self.rest;
+        let snapshot = memory.load();
+        let states = self.backend.end();
+        let queues = states.iter().filter_map(|state| {
+            let queue = self.parts.queues.iter().find(|queue| queue.index == state.index)?;
+            Some(queue.again(state, *features, &snapshot))
+        });
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        drop(snapshot);
+        // Once for what was notified of before.
+        queues.iter().for_each(|queue| ring(&queue.doorbell));
+        let status = self.status.clone();
+        let activation = Activation { features: *features, memory: memory.clone(), queues, status };
+        self.afterwards = Some(QueueWorkers::start(&worker, activation, servers)?);
+        Ok(())
     }
 }
 
@@ -304,6 +386,9 @@ impl Drop for Task {
         let all = lock(&self.leaving).all.take();
         for (all, state) in all.iter().flat_map(|all| states.iter().map(move |state| (all, *state))) {
             all.one()(state);
+        }
+        if let (Some(all), Some(queues)) = (all, self.afterwards.take()) {
+            queues.stop_with(&all);
         }
     }
 }

@@ -1,0 +1,218 @@
+//! `VhostUser`: the back end at the other end of a socket. When it is lost, its device does without until its driver begins anew;
+//! then it is looked for again.
+//!
+//! Lock order: `state`, in it nothing. It is held while the back end is waited for, which has its limit; what a vCPU reads is not
+//! under it.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use vmm_core::LogLimit;
+use vmm_memory::GuestMemory;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::class::Class;
+use super::connection::Connection;
+use super::counters::{Counters, VhostUserCounts, count};
+use super::hang_up::HangUp;
+use super::{VhostUserError, table};
+use crate::sync::lock;
+use crate::virtio::vhost::{VhostFd, VhostRing};
+
+/// A back end that was there at the beginning.
+pub struct VhostUser {
+    path: PathBuf,
+    pub(super) class: Class,
+    /// Those that are offered.
+    features: u64,
+    /// Queues of the device.
+    pub(super) queues: usize,
+    state: Mutex<State>,
+    config: Mutex<Vec<u8>>,
+    is_connected: AtomicBool,
+    pub(super) hang_up: Arc<HangUp>,
+    pub(super) counters: Counters,
+    log: LogLimit,
+}
+
+struct State {
+    /// It stays where it is when it is lost: whoever watches it is to see that.
+    connection: Connection,
+    loss: Option<Arc<VhostUserError>>,
+}
+
+/// Why a device has no back end at the moment.
+#[derive(Debug, thiserror::Error)]
+#[error("the vhost-user back end is lost")]
+pub(super) struct Lost(#[source] Arc<VhostUserError>);
+
+impl VhostUser {
+    /// Connects to the back end that listens at `path`, of a device of `class`.
+    ///
+    /// # Errors
+    /// [`VhostUserError`] says what is missing, and what mends it.
+    pub fn open(path: &Path, class: Class) -> Result<Self, VhostUserError> {
+        let connection = Connection::open(path, class.wanted())?;
+        Self::over(path, class, connection)
+    }
+
+    /// The same over a connection that there is; `path` is where to look for another.
+    pub(super) fn over(path: &Path, class: Class, connection: Connection) -> Result<Self, VhostUserError> {
+        let queues = class.queues(connection.rings)?;
+        let hang_up = HangUp::new().map_err(VhostUserError::Own)?;
+        hang_up.watch(&connection).map_err(VhostUserError::Own)?;
+        let counters = Counters::default();
+        count(&counters.connections);
+        Ok(Self {
+            path: path.into(),
+            features: connection.features,
+            queues,
+            config: Mutex::new(class.config(&connection.config, queues)),
+            class,
+            state: Mutex::new(State { connection, loss: None }),
+            is_connected: AtomicBool::new(true),
+            hang_up: Arc::new(hang_up),
+            counters,
+            log: LogLimit::default(),
+        })
+    }
+
+    /// What has become of it so far.
+    #[must_use]
+    pub fn counts(&self) -> VhostUserCounts {
+        self.counters.counts(self.is_connected())
+    }
+
+    /// How many queues its device has.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Acquire)
+    }
+
+    /// Has `read` read the configuration of the device.
+    pub(super) fn with_config(&self, read: impl FnOnce(&[u8])) {
+        read(&lock(&self.config));
+    }
+
+    /// Why it is lost, if it is. What the connection is like at the moment is looked at.
+    pub(super) fn loss(&self) -> Option<Lost> {
+        let mut state = lock(&self.state);
+        self.is_lost(&mut state);
+        state.loss.clone().map(Lost)
+    }
+
+    fn is_lost(&self, state: &mut State) -> bool {
+        if state.loss.is_none() && state.connection.is_closed() {
+            self.lose(state, VhostUserError::Closed);
+        }
+        state.loss.is_some()
+    }
+
+    /// Has the back end do something. One that does not is lost.
+    fn ask<T>(
+        &self,
+        state: &mut State,
+        ask: impl FnOnce(&mut Connection) -> Result<T, VhostUserError>,
+    ) -> Result<T, Lost> {
+        if let Some(loss) = &state.loss {
+            return Err(Lost(Arc::clone(loss)));
+        }
+        ask(&mut state.connection).map_err(|error| self.lose(state, error))
+    }
+
+    fn lose(&self, state: &mut State, error: VhostUserError) -> Lost {
+        state.connection.shut_down();
+        let loss = Arc::new(error);
+        state.loss = Some(Arc::clone(&loss));
+        self.is_connected.store(false, Ordering::Release);
+        count(&self.counters.losses);
+        if let Some(left_out) = self.log.permit() {
+            let source = loss.source().map(ToString::to_string);
+            let path = self.path.display();
+            tracing::warn!(%path, reason = %loss, source, left_out, "a vhost-user back end is lost");
+        }
+        Lost(loss)
+    }
+
+    /// Looks for the back end again, if it is lost, with `memory` as what it is to know.
+    fn reconnect(&self, state: &mut State, memory: &GuestMemory) -> Result<(), VhostUserError> {
+        if !self.is_lost(state) {
+            return Ok(());
+        }
+        let mut connection = Connection::open(&self.path, self.class.wanted())?;
+        match self.features & !connection.features {
+            0 => {}
+            missing => return Err(VhostUserError::Features { missing }),
+        }
+        self.class.enough(connection.rings, self.queues)?;
+        let change = connection.plan(memory)?;
+        connection.set_memory(change)?;
+        self.hang_up.watch(&connection).map_err(VhostUserError::Own)?;
+        *lock(&self.config) = self.class.config(&connection.config, self.queues);
+        *state = State { connection, loss: None };
+        self.is_connected.store(true, Ordering::Release);
+        count(&self.counters.connections);
+        tracing::info!(path = %self.path.display(), "a vhost-user back end is there again");
+        Ok(())
+    }
+}
+
+impl VhostFd for VhostUser {
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// A back end that is lost is told of it when it is found again.
+    fn set_memory(&self, memory: &GuestMemory) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let change = match state.loss {
+            // What nobody could be told of is refused all the same.
+            Some(_) => return table::runs(memory).map(drop).map_err(io::Error::other),
+            None => state.connection.plan(memory).map_err(io::Error::other)?,
+        };
+        // The loss of a back end is no reason to refuse memory to all others.
+        let _ = self.ask(&mut state, |connection| connection.set_memory(change));
+        Ok(())
+    }
+
+    fn has_to_rest(&self, memory: &GuestMemory) -> bool {
+        let state = lock(&self.state);
+        state.loss.is_none() && state.connection.plan(memory).is_ok_and(|change| change.interrupts())
+    }
+
+    fn start(&self, features: u64, rings: &[VhostRing], memory: &GuestMemory) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        self.reconnect(&mut state, memory).map_err(io::Error::other)?;
+        let started = self.ask(&mut state, |connection| connection.start(features, rings, memory));
+        started.map_err(io::Error::other)
+    }
+
+    fn stop(&self, rings: &[VhostRing]) -> io::Result<Vec<u16>> {
+        let mut state = lock(&self.state);
+        let stopped = self.ask(&mut state, |connection| connection.stop(rings));
+        Ok(stopped.unwrap_or_else(|_| rings.iter().map(|ring| ring.queue.next_available).collect()))
+    }
+
+    fn set_call(&self, ring: usize, call: &EventFd) -> io::Result<()> {
+        // The loss is found by whoever watches the connection.
+        let _ = self.ask(&mut lock(&self.state), |connection| connection.set_call(ring, call));
+        Ok(())
+    }
+}
+
+impl fmt::Debug for VhostUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhostUser")
+            .field("path", &self.path)
+            .field("class", &self.class)
+            .finish_non_exhaustive()
+    }
+}
