@@ -12,7 +12,7 @@ use crate::process::capture;
 const ROUNDS: u32 = 3;
 /// Seconds that the nested host may take for itself, and for a round.
 const START: u32 = 300;
-const ROUND: u32 = 900;
+const ROUND: u32 = 1500;
 
 /// Runs the measuring program in a nested host, and gives the JSON of the report.
 pub fn measure(args: &BenchArgs) -> Result<String> {
@@ -41,7 +41,7 @@ mod tests {
     fn a_round_more_has_more_time() {
         let args = parsed(&["memory-hotplug", "--rounds", "2", "--kernel", "6.1"]).unwrap();
         let text = words(&command(&args).unwrap());
-        assert!(text.contains("--guest-kernels 6.1 --timeout 2100 "), "{text}");
+        assert!(text.contains("--guest-kernels 6.1 --timeout 3300 "), "{text}");
         assert!(text.ends_with("bench_memory_hotplug --rounds 2"), "{text}");
     }
 }
