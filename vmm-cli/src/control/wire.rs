@@ -151,6 +151,9 @@ struct DeviceRemove {
 /// A disk as in a configuration, but the monitor has no directory from which a path could start.
 fn new_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskConfig, D::Error> {
     let mut disk = DiskConfig::deserialize(deserializer)?;
+    if let Some(field) = disk.missing() {
+        return Err(D::Error::missing_field(field));
+    }
     if let Some((_, path)) = disk.paths_mut().find(|(_, path)| !path.is_absolute()) {
         let path = cut(&path.to_string_lossy(), LONGEST_NAME);
         return Err(D::Error::custom(format!("the path `{path}` is relative; write it from the root on")));
@@ -634,7 +637,7 @@ mod tests {
                 42,
                 "invalid type: integer `1`, expected a boolean",
             ),
-            (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 41, "missing field `format`"),
+            (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 42, "missing field `format`"),
             (r#"{"verb":"device-add","disk":{"path":"x","format":"raw"}}"#, 56, "the path `x` is relative"),
             (
                 r#"{"verb":"device-add","disk":{"path":"/x","format":"qcow2","backing":"y"}}"#,
