@@ -112,6 +112,7 @@ fn least(section: &str) -> &'static str {
     match section {
         "disk" => disk::LEAST,
         "net" => "[[net]]\ntap = 'tap0'\n",
+        "fs" => "[[fs]]\ntag = 'share'\nsocket = 'fs.sock'\n",
         _ => panic!("{section}"),
     }
 }

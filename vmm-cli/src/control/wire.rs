@@ -160,6 +160,9 @@ struct DeviceRemove {
 /// A disk as in a configuration, but the monitor has no directory from which a path could start.
 fn new_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DiskConfig>, D::Error> {
     let mut disk = DiskConfig::deserialize(deserializer)?;
+    if let Some(field) = disk.missing() {
+        return Err(D::Error::missing_field(field));
+    }
     if let Some((_, path)) = disk.paths_mut().find(|(_, path)| !path.is_absolute()) {
         let path = cut(&path.to_string_lossy(), LONGEST_NAME);
         return Err(D::Error::custom(format!("the path `{path}` is relative; write it from the root on")));

@@ -61,7 +61,9 @@ fn two_disks_have_two_names() {
 
 #[test]
 fn fault_c5_a_disk_without_a_format_is_refused() {
-    let error = message(load(["--disk=path=disk.img"]).unwrap_err());
+    let scratch = Scratch::new();
+    let file = scratch.file("vm.toml", "[[disk]]\npath = 'disk.img'\n");
+    let error = message(load([&file]).unwrap_err());
     assert!(error.contains("disk.format (--disk) is missing"), "{error}");
     let error = message(parse("[[disk]]\npath = 'x'\nformat = 'vmdk'\n").unwrap_err());
     assert!(error.contains(":3:10: disk.format = vmdk is not one of raw"), "{error}");

@@ -146,7 +146,7 @@ fn fault_c10_what_is_no_request_is_refused_with_its_place() {
             42,
             "invalid type: integer `1`, expected a boolean",
         ),
-        (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 41, "missing field `format`"),
+        (r#"{"verb":"device-add","disk":{"path":"/x"}}"#, 42, "missing field `format`"),
         (r#"{"verb":"device-add"}"#, 21, "expected one device to add, `disk` or `net`"),
         (
             r#"{"verb":"device-add","net":{},"disk":{"path":"/x","format":"raw"}}"#,

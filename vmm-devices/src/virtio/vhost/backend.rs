@@ -222,6 +222,12 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.stop_all(&mut lock(&self.state));
+        // What serves the next life of the machine does not keep this one's memory.
+        for fd in &self.fds {
+            if let Err(error) = fd.set_memory(&GuestMemory::new()) {
+                tracing::error!(%error, "vhost keeps guest RAM");
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! vhost: queues that the host's kernel serves in the place of a worker (Documentation of the ioctls: `linux/vhost.h`).
 //!
-//! * [`VhostFd`]: one descriptor of vhost; behind it is the kernel, [`VhostNet`] or [`VhostVsock`], or a test;
+//! * [`VhostFd`]: one descriptor of vhost; behind it is the kernel, [`VhostNet`] or [`VhostVsock`], another process
+//!   ([`VhostUser`](super::vhost_user::VhostUser)), or a test;
 //! * [`VhostMemory`]: what of guest RAM the kernel has a map of, which follows the address space;
 //! * [`Backend`]: the descriptors of one device, and which of its rings they serve at the moment;
 //! * `serve`: a device whose driver is ready, some of its queues with the kernel and the others on a worker.

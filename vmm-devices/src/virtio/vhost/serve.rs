@@ -307,6 +307,9 @@ impl Task {
         } else if reason == Reason::Bell {
             self.look_at_interrupts();
         }
+        if self.broken {
+            return;
+        }
         match reason {
             Reason::Error if rings > 0 => self.fail(&RingFault),
             Reason::Interrupt(place) if rings > 0 => {
