@@ -1,6 +1,6 @@
 //! Network devices that come and go, and whose limits change, while a stock guest runs and uses them.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -68,6 +68,8 @@ impl Bench {
         let mut vm = place.start(guest.vm("net-hotplug", "").deadline(deadline))?;
         vm.wait_for_output("vmm: ready=net-hotplug")?;
         let (giver, taker) = (TcpListener::bind("0.0.0.0:5001")?, TcpListener::bind("0.0.0.0:5002")?);
+        giver.set_nonblocking(true)?;
+        taker.set_nonblocking(true)?;
         let others = place.ask("devices")?;
         Ok(Self { vm, place, others, giver, taker })
     }
@@ -76,6 +78,9 @@ impl Bench {
     fn round(&mut self, round: u64, how: &str) -> Result<()> {
         let vhost = round.is_multiple_of(2);
         self.plug(vhost)?;
+        if round == 1 {
+            self.refuses_another()?;
+        }
         self.exchange(round)?;
         match (vhost, round) {
             (true, _) => {
@@ -96,21 +101,26 @@ impl Bench {
         let add = format!("device-add --net {settings}");
         let added = self.place.ctl(&add)?.ensure_code(0)?.text();
         ensure!(added.starts_with("hot is at 00:") && !added.contains("not listen"), "{added:?}");
-        // A second one of the same is refused, and takes nothing along.
+        command(&format!("ip addr add 10.0.2.1/24 dev {TAP}"))
+    }
+
+    /// A second one of the same is refused, and takes nothing along.
+    fn refuses_another(&self) -> Result<()> {
+        let add = format!("device-add --net tap={TAP},create,id=hot");
         self.place.ctl(&add)?.ensure_code(1)?.ensure_message(&["there is a device hot already"])?;
         let other = format!("device-add --net tap={TAP}");
         self.place.ctl(&other)?.ensure_code(1)?.ensure_message(&["hot of this machine has the interface"])?;
         let address = "device-add --net tap=vmmtap10,create,mac=02:00:00:00:00:2a";
         self.place.ctl(address)?.ensure_code(1)?.ensure_message(&["hot of this machine has the address"])?;
         ensure!(!is_there("vmmtap10"), "what was refused has left an interface");
-        command(&format!("ip addr add 10.0.2.1/24 dev {TAP}"))
+        Ok(())
     }
 
     /// The guest gets bytes over one connection and gives them back over another one.
     fn exchange(&mut self, round: u64) -> Result<()> {
         let bytes = noise(1 << 18);
-        give(self.giver.accept()?.0, &bytes)?;
-        take(self.taker.accept()?.0, &bytes)?;
+        give(accept(&self.giver)?, &bytes)?;
+        take(accept(&self.taker)?, &bytes)?;
         self.vm.wait_for_output(&format!("vmm: passed={round}\r\n"))
     }
 
@@ -151,6 +161,15 @@ impl Bench {
         ensure!(statistics["ok"]["nets"] == Value::Array(Vec::new()), "{statistics}");
         self.vm.wait_for_output(&format!("vmm: gone={round}\r\n"))
     }
+}
+
+/// The next connection, if there is one in time; it blocks, but not for ever.
+fn accept(listener: &TcpListener) -> Result<TcpStream> {
+    let (stream, _) = until(Instant::now() + PATIENCE, "a connection", || Ok(listener.accept().ok()))?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn is_there(interface: &str) -> bool {
