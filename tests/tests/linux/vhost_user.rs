@@ -142,11 +142,10 @@ fn a_back_end_that_is_not_there_is_named(guest: &LinuxGuest) -> Result<()> {
 
 /// Whether the monitor has noticed that the back end of the device `id` is gone, and answers.
 fn counts_a_loss(place: &ControlSocket, id: &str) -> Result<()> {
-    let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
-    let statistics: serde_json::Value = serde_json::from_str(&statistics)?;
-    let back_end = &statistics["vhost_user"][0];
-    ensure!(back_end["id"] == id && back_end["monitor"]["losses"] == 1, "{back_end}");
-    ensure!(back_end["monitor"]["failed_requests"].as_u64().is_some_and(|count| count > 0), "{back_end}");
+    let statistics = place.ask("stats")?;
+    let back_end = &statistics["ok"]["vhost_user"][0];
+    ensure!(back_end["id"] == id && back_end["monitor"]["losses"] == 1, "{statistics}");
+    ensure!(back_end["monitor"]["failed_requests"].as_u64().is_some_and(|count| count > 0), "{statistics}");
     Ok(())
 }
 
