@@ -154,7 +154,10 @@ impl Bench {
     /// Removes the device; then nothing of it is left on the host, and soon nothing in the guest.
     fn unplug(&mut self, round: u64, how: &str) -> Result<()> {
         self.place.ctl(&format!("device-remove hot --limit 1m {how}"))?.ensure_code(0)?;
-        ensure!(!is_there(TAP), "the interface is left");
+        // Who reads a frame at that moment has it a little longer.
+        let has_gone = || Ok((!is_there(TAP)).then_some(()));
+        until(Instant::now() + PATIENCE, "the interface goes", has_gone)
+            .with_context(|| format!("round {round}"))?;
         let devices = self.place.ask("devices")?;
         ensure!(devices == self.others, "{devices}");
         let statistics = self.place.ask("stats")?;
