@@ -162,7 +162,7 @@ impl OpenError {
 
 /// One descriptor for each queue of `tap`.
 fn open_vhost(tap: &Tap) -> Result<Vec<Arc<dyn VhostFd>>, VhostError> {
-    let open = |queue: &Arc<_>| VhostNet::open(&**queue).map(|fd| Arc::new(fd) as _);
+    let open = |queue| VhostNet::open(queue).map(|fd| Arc::new(fd) as _);
     tap.queues().iter().map(open).collect()
 }
 

@@ -104,11 +104,11 @@ impl Backend {
         }
     }
 
-    /// Serves all rings from now on.
+    /// Serves all rings from now on, for a driver that begins. Returns whether somebody else serves them than did before.
     ///
     /// # Errors
     /// The kernel's, or a ring is not in one region of guest RAM, or it [has stopped for good](Self::stop_for_good); none is served then.
-    pub(super) fn run(&self) -> io::Result<()> {
+    pub(super) fn run(&self) -> io::Result<bool> {
         let mut state = lock(&self.state);
         let state = &mut *state;
         if state.is_over {
@@ -119,6 +119,10 @@ impl Backend {
         if let Some(queue) = outside.next() {
             return Err(io::Error::other(Scattered(queue.index)));
         }
+        let mut is_another = false;
+        for fd in &self.fds {
+            is_another |= fd.find(&state.memory)?;
+        }
         state.is_on = true;
         for (part, fd) in state.parts.iter_mut().zip(&self.fds) {
             if let Err(error) = part.start(&**fd, state.features, &state.memory) {
@@ -126,7 +130,7 @@ impl Backend {
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(is_another)
     }
 
     /// Serves none until [`run`](Self::run).

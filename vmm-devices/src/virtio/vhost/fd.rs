@@ -55,6 +55,16 @@ pub trait VhostFd: Send + Sync {
         false
     }
 
+    /// A driver begins: looks for who serves it, where that can be lost, with `memory` as what it is to know. Returns whether it is another
+    /// one than before.
+    ///
+    /// # Errors
+    /// There is none.
+    fn find(&self, memory: &GuestMemory) -> io::Result<bool> {
+        let _ = memory;
+        Ok(false)
+    }
+
     /// Serves `rings`, which are in `memory`, with these features. None is served so far.
     ///
     /// # Errors

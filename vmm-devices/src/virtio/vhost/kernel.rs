@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{VhostError, VhostFd, VhostRing};
 use crate::virtio::features;
+use crate::virtio::net::LinkQueue;
 
 const NET: &str = "/dev/vhost-net";
 const NET_MODULE: &str = "vhost_net";
@@ -29,8 +30,8 @@ type NoMemory = Arc<GuestMemory>;
 /// `/dev/vhost-net` with one queue pair of an interface behind it: ring 0 receives, ring 1 transmits.
 pub struct VhostNet {
     fd: Net<NoMemory>,
-    /// The same open file as that of the link's queue.
-    link: File,
+    /// The link's queue: nothing here keeps its interface when that lets go of it.
+    link: Arc<LinkQueue>,
     features: u64,
 }
 
@@ -39,13 +40,11 @@ impl VhostNet {
     ///
     /// # Errors
     /// [`VhostError`] says what is missing, and what mends it.
-    pub fn open(link: impl AsFd) -> Result<Self, VhostError> {
+    pub fn open(link: &Arc<LinkQueue>) -> Result<Self, VhostError> {
         let fd = Net::new(NoMemory::default());
         let fd = fd.map_err(|error| missing(NET, NET_MODULE, error))?;
         let features = set_up(NET, &fd)?;
-        let link = link.as_fd().try_clone_to_owned();
-        let link = link.map_err(|source| VhostError::SetUp { path: NET, step: "its interface", source })?;
-        Ok(Self { fd, link: link.into(), features })
+        Ok(Self { fd, link: Arc::clone(link), features })
     }
 
     fn set_backends(&self, rings: &[VhostRing], link: Option<&File>) -> io::Result<()> {
@@ -64,7 +63,9 @@ impl VhostFd for VhostNet {
 
     fn start(&self, features: u64, rings: &[VhostRing], memory: &GuestMemory) -> io::Result<()> {
         set_rings(&self.fd, features & self.features, rings, memory)?;
-        self.set_backends(rings, Some(&self.link))
+        // Of this call alone.
+        let link = self.link.as_fd().try_clone_to_owned()?.into();
+        self.set_backends(rings, Some(&link))
     }
 
     fn stop(&self, rings: &[VhostRing]) -> io::Result<Vec<u16>> {

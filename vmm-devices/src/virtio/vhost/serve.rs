@@ -311,7 +311,10 @@ impl Task {
             return;
         }
         match reason {
-            Reason::Error if rings > 0 => self.fail(&RingFault),
+            Reason::Error if rings > 0 => match self.attend.is_lost() {
+                Some(loss) => self.fail(&*loss),
+                None => self.fail(&RingFault),
+            },
             Reason::Interrupt(place) if rings > 0 => {
                 self.parts.queues.get(place).iter().for_each(|queue| queue.interrupt.trigger());
             }
@@ -331,11 +334,15 @@ impl Task {
     }
 
     fn begin(&mut self) {
-        if self.attend.is_there()
-            && let Err(error) = self.backend.run()
-            && self.attend.is_there()
-        {
-            self.fail(&NotServed(error));
+        if !self.attend.is_there() {
+            return;
+        }
+        match self.backend.run() {
+            Ok(false) => {}
+            // The driver has looked already, at what the one before had said.
+            Ok(true) => self.status.config_changed(),
+            Err(error) if self.attend.is_there() => self.fail(&NotServed(error)),
+            Err(_) => {}
         }
     }
 
@@ -378,6 +385,8 @@ impl Task {
         let status = self.status.clone();
         let activation = Activation { features: *features, memory: memory.clone(), queues, status };
         self.afterwards = Some(QueueWorkers::start(&worker, activation, servers)?);
+        // Once for what was used and not told of.
+        self.parts.queues.iter().for_each(|queue| queue.interrupt.trigger());
         Ok(())
     }
 }

@@ -105,7 +105,11 @@ impl Attend for BackEnd {
         self.0.loss().map(|loss| Box::new(loss) as _)
     }
 
+    /// Nobody, while the back end may still use the rings.
     fn after_loss(&self) -> Option<Servers> {
+        if !self.0.has_ended() {
+            return None;
+        }
         let user = Arc::clone(&self.0);
         Some(Box::new(move |index| Box::new(Remains::new(Arc::clone(&user), index)) as Box<dyn ServeQueue>))
     }

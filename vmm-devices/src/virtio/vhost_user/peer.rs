@@ -1,7 +1,7 @@
 //! `VhostUser`: the back end at the other end of a socket. When it is lost, its device does without until its driver begins anew;
 //! then it is looked for again.
 //!
-//! Lock order: `state`, in it nothing. It is held while the back end is waited for, which has its limit; what a vCPU reads is not
+//! Lock order: `state`, in it `config`. It is held while the back end is waited for, which has its limit; what a vCPU reads is not
 //! under it.
 
 use std::error::Error;
@@ -84,6 +84,10 @@ impl VhostUser {
     /// What has become of it so far.
     #[must_use]
     pub fn counts(&self) -> VhostUserCounts {
+        // Without a driver nobody else looks. Whoever has the lock finds out for himself.
+        if let Ok(mut state) = self.state.try_lock() {
+            self.is_lost(&mut state);
+        }
         self.counters.counts(self.is_connected())
     }
 
@@ -107,6 +111,12 @@ impl VhostUser {
         let mut state = lock(&self.state);
         self.is_lost(&mut state);
         state.loss.clone().map(Lost)
+    }
+
+    /// Whether it has ended, and with it all that it had under way; one that was given up may go on with what it has taken.
+    pub(super) fn has_ended(&self) -> bool {
+        let loss = &lock(&self.state).loss;
+        loss.as_deref().is_some_and(|loss| matches!(loss, VhostUserError::Closed))
     }
 
     fn is_lost(&self, state: &mut State) -> bool {
@@ -142,10 +152,10 @@ impl VhostUser {
         Lost(loss)
     }
 
-    /// Looks for the back end again, if it is lost, with `memory` as what it is to know.
-    fn reconnect(&self, state: &mut State, memory: &GuestMemory) -> Result<(), VhostUserError> {
+    /// Looks for the back end again, if it is lost, with `memory` as what it is to know. Whether it was.
+    fn reconnect(&self, state: &mut State, memory: &GuestMemory) -> Result<bool, VhostUserError> {
         if !self.is_lost(state) {
-            return Ok(());
+            return Ok(false);
         }
         let mut connection = Connection::open(&self.path, self.class.wanted())?;
         match self.features & !connection.features {
@@ -160,8 +170,10 @@ impl VhostUser {
         *state = State { connection, loss: None };
         self.is_connected.store(true, Ordering::Release);
         count(&self.counters.connections);
-        tracing::info!(path = %self.path.display(), "a vhost-user back end is there again");
-        Ok(())
+        if let Some(left_out) = self.log.permit() {
+            tracing::info!(path = %self.path.display(), left_out, "a vhost-user back end is there again");
+        }
+        Ok(true)
     }
 }
 
@@ -188,9 +200,12 @@ impl VhostFd for VhostUser {
         state.loss.is_none() && state.connection.plan(memory).is_ok_and(|change| change.interrupts())
     }
 
+    fn find(&self, memory: &GuestMemory) -> io::Result<bool> {
+        self.reconnect(&mut lock(&self.state), memory).map_err(io::Error::other)
+    }
+
     fn start(&self, features: u64, rings: &[VhostRing], memory: &GuestMemory) -> io::Result<()> {
         let mut state = lock(&self.state);
-        self.reconnect(&mut state, memory).map_err(io::Error::other)?;
         let started = self.ask(&mut state, |connection| connection.start(features, rings, memory));
         started.map_err(io::Error::other)
     }

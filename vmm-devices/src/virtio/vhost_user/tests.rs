@@ -266,6 +266,8 @@ fn the_next_driver_finds_a_back_end_that_is_there_again() {
     let again = Peer::listen(&path, Has { config: 9, ..Has::default() });
     let started = bench.start(1);
     again.wait_for(SET_VRING_KICK, 1);
+    // It has read what the other one had said.
+    started.interrupts.wait_for_config();
     assert_eq!(again.wait_for(ADD_MEM_REG, 3).len(), 3);
     assert_eq!(bench.config(0, 1), [9]);
     let counts = bench.user.counts();
