@@ -20,6 +20,7 @@ mod reconfigure;
 pub mod selftest;
 mod sync;
 mod timer;
+mod unix;
 pub mod virtio;
 mod worker;
 

@@ -183,8 +183,7 @@ impl Guest {
         let mut client = self.place.client()?;
         let before = stopped(&mut client)?;
         let start = Instant::now();
-        client.send(format!("{}\n", self.way.request(bytes)).as_bytes())?;
-        let answer = client.receive()?;
+        let answer = client.ask(&self.way.request(bytes))?;
         ensure!(answer["ok"].is_object(), "{answer}");
         while self.way.present(&mut client)? != Some(bytes) {
             ensure!(start.elapsed() < DEADLINE, "the guest does not follow: {}", self.vm.stdout());

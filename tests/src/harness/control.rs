@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -69,6 +69,17 @@ impl ControlSocket {
     /// There is no answer.
     pub fn ask(&self, verb: &str) -> Result<Value> {
         self.client()?.ask_for(verb)
+    }
+
+    /// Asks with `request`, whose refusal has this code; what it says.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer, or it is another one.
+    pub fn ensure_refused(&self, request: &Value, code: &str) -> Result<String> {
+        let answer = self.client()?.ask(request)?;
+        ensure!(answer["error"]["code"] == code, "{answer} instead of {code}");
+        Ok(answer["error"]["message"].as_str().unwrap_or_default().to_owned())
     }
 
     /// The state that the status tells.
@@ -141,7 +152,16 @@ impl ControlClient {
     ///
     /// It cannot be sent, or there is no answer.
     pub fn ask_for(&mut self, verb: &str) -> Result<Value> {
-        self.send(format!("{}\n", json!({ "verb": verb })).as_bytes())?;
+        self.ask(&json!({ "verb": verb }))
+    }
+
+    /// Asks with `request`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent, or there is no answer.
+    pub fn ask(&mut self, request: &Value) -> Result<Value> {
+        self.send(format!("{request}\n").as_bytes())?;
         self.receive()
     }
 }

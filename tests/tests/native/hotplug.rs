@@ -48,15 +48,6 @@ fn devices(place: &ControlSocket) -> Result<Vec<Value>> {
     answer["ok"]["devices"].as_array().cloned().with_context(|| answer.to_string())
 }
 
-/// Asks with `request`, whose refusal has this code.
-fn ensure_refused(place: &ControlSocket, request: &Value, code: &str) -> Result<String> {
-    let mut client = place.client()?;
-    client.send(format!("{request}\n").as_bytes())?;
-    let answer = client.receive()?;
-    ensure!(answer["error"]["code"] == code, "{answer} instead of {code}");
-    Ok(answer["error"]["message"].as_str().unwrap_or_default().to_owned())
-}
-
 /// Whether somebody has the image.
 fn is_free(image: &Path) -> bool {
     Image::open(image, ImageOptions::default()).is_ok()
@@ -170,22 +161,22 @@ fn what_cannot_be_added_or_removed_says_why() -> Result<()> {
     let before = devices(&place)?;
     let add = |path: &Path, id: &str| json!({ "verb": "device-add", "disk": { "path": path, "format": "raw", "id": id } });
     let remove = |id: &str| json!({ "verb": "device-remove", "id": id, "limit": "0s" });
-    ensure_refused(&place, &add(other.path(), "root"), "id-taken")?;
-    ensure_refused(&place, &add(other.path(), "a b"), "bad-request")?;
-    ensure_refused(&place, &add(Path::new("data.img"), "a"), "bad-request")?;
-    let missing = ensure_refused(&place, &add(Path::new("/nowhere/x"), "a"), "bad-disk")?;
+    place.ensure_refused(&add(other.path(), "root"), "id-taken")?;
+    place.ensure_refused(&add(other.path(), "a b"), "bad-request")?;
+    place.ensure_refused(&add(Path::new("data.img"), "a"), "bad-request")?;
+    let missing = place.ensure_refused(&add(Path::new("/nowhere/x"), "a"), "bad-disk")?;
     ensure!(missing.contains("/nowhere/x"), "{missing}");
-    ensure_refused(&place, &add(Path::new("/dev/null"), "a"), "bad-disk")?;
-    ensure_refused(&place, &add(Path::new("/"), "a"), "bad-disk")?;
+    place.ensure_refused(&add(Path::new("/dev/null"), "a"), "bad-disk")?;
+    place.ensure_refused(&add(Path::new("/"), "a"), "bad-disk")?;
     // The disk of this machine, and one that is ours.
-    ensure_refused(&place, &add(image.path(), "a"), "in-use")?;
+    place.ensure_refused(&add(image.path(), "a"), "in-use")?;
     let ours = Image::open(other.path(), ImageOptions::default())?;
-    let held = ensure_refused(&place, &add(other.path(), "a"), "in-use")?;
+    let held = place.ensure_refused(&add(other.path(), "a"), "in-use")?;
     ensure!(held.contains(&format!("is in use by process {} (", std::process::id())), "{held}");
     drop(ours);
-    ensure_refused(&place, &remove("nobody"), "unknown-id")?;
-    ensure_refused(&place, &remove("entropy"), "not-removable")?;
-    let silent = ensure_refused(&place, &remove("root"), "no-answer")?;
+    place.ensure_refused(&remove("nobody"), "unknown-id")?;
+    place.ensure_refused(&remove("entropy"), "not-removable")?;
+    let silent = place.ensure_refused(&remove("root"), "no-answer")?;
     ensure!(silent.contains("does not listen"), "{silent}");
     ensure!(devices(&place)?.len() == before.len(), "something has changed");
     place.ctl("quit")?.ensure_code(0)?;
@@ -193,8 +184,8 @@ fn what_cannot_be_added_or_removed_says_why() -> Result<()> {
 
     let place = ControlSocket::new()?;
     let vm = start(&place, "bench_halt", "--pci=false --entropy")?;
-    ensure_refused(&place, &add(image.path(), "a"), "no-bus")?;
-    ensure_refused(&place, &remove("entropy"), "no-bus")?;
+    place.ensure_refused(&add(image.path(), "a"), "no-bus")?;
+    place.ensure_refused(&remove("entropy"), "no-bus")?;
     ensure!(devices(&place)?[0]["slot"].is_null(), "{:?}", devices(&place)?);
     place.ctl("quit")?.ensure_code(0)?;
     vm.wait()?.ensure_code(0)?;
@@ -269,7 +260,7 @@ fn a_disk_that_was_added_changes_and_is_counted_until_it_is_removed() -> Result<
         ensure!(is_free(image.path()), "the image is somebody's after its disk");
         ensure!(names(&counted(&place)?) == ["root"], "counted after its end");
         for verb in ["disk-resize", "disk-limits"] {
-            let message = ensure_refused(&place, &json!({ "verb": verb, "disk": "hot" }), "no-such-disk")?;
+            let message = place.ensure_refused(&json!({ "verb": verb, "disk": "hot" }), "no-such-disk")?;
             ensure!(message == "there is no disk hot; the disks are: root", "{message}");
         }
         place.ctl("disk-resize root")?.ensure_code(0)?;
@@ -288,19 +279,19 @@ fn a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said() -> 
     let vm = start(&place, "bench_halt", "")?;
     let add = |disk: Value| json!({ "verb": "device-add", "disk": disk });
     let unsaid = json!({ "path": path("backed"), "format": "qcow2" });
-    let message = ensure_refused(&place, &add(unsaid), "bad-disk")?;
+    let message = place.ensure_refused(&add(unsaid), "bad-disk")?;
     ensure!(message.contains("is used only if the configuration names it too"), "{message}");
     let other = json!({ "path": path("raw"), "format": "qcow2" });
-    let message = ensure_refused(&place, &add(other), "bad-disk")?;
+    let message = place.ensure_refused(&add(other), "bad-disk")?;
     ensure!(message.contains("it does not begin as a qcow2 image does"), "{message}");
     let half = json!({ "path": path("backed"), "format": "qcow2", "backing": path("raw") });
-    ensure_refused(&place, &add(half), "bad-disk")?;
+    place.ensure_refused(&add(half), "bad-disk")?;
     let relative =
         json!({ "path": path("backed"), "format": "qcow2", "backing": "raw", "backing_format": "raw" });
-    let message = ensure_refused(&place, &add(relative), "bad-request")?;
+    let message = place.ensure_refused(&add(relative), "bad-request")?;
     ensure!(message.contains("the path `raw` is relative"), "{message}");
     let console = json!({ "path": path("raw"), "format": "raw", "id": "console" });
-    ensure_refused(&place, &add(console), "bad-request")?;
+    place.ensure_refused(&add(console), "bad-request")?;
     ensure!(devices(&place)?.is_empty(), "a disk that was refused is kept");
 
     let [image, base] = ["backed", "raw"].map(path);
@@ -308,9 +299,9 @@ fn a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said() -> 
     place.ctl(&format!("device-add --disk {disk},backing_format=raw"))?.ensure_code(0)?;
     place.ctl("disk-resize disk0")?.ensure_code(0)?.ensure_output("disk0 has 3145728 bytes\n")?;
     let again = json!({ "path": image, "format": "raw" });
-    ensure_refused(&place, &add(again), "in-use")?;
+    place.ensure_refused(&add(again), "in-use")?;
     let under = json!({ "path": base, "format": "raw" });
-    ensure_refused(&place, &add(under), "in-use")?;
+    place.ensure_refused(&add(under), "in-use")?;
     place.ctl("device-remove disk0 --force")?.ensure_code(0)?;
     ensure!(is_free(&image) && is_free(&base), "an image is somebody's after its disk");
     place.ctl("quit")?.ensure_code(0)?;

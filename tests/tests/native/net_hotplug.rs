@@ -23,15 +23,6 @@ fn start(place: &ControlSocket, args: &str) -> Result<RunningVm> {
     Ok(vm)
 }
 
-/// Asks with `request`, whose refusal has this code.
-fn ensure_refused(place: &ControlSocket, request: &Value, code: &str) -> Result<String> {
-    let mut client = place.client()?;
-    client.send(format!("{request}\n").as_bytes())?;
-    let answer = client.receive()?;
-    ensure!(answer["error"]["code"] == code, "{answer} instead of {code}");
-    Ok(answer["error"]["message"].as_str().unwrap_or_default().to_owned())
-}
-
 /// What the devices are called.
 fn names(place: &ControlSocket) -> Result<Vec<String>> {
     let answer = place.ask("devices")?;
@@ -57,7 +48,7 @@ fn a_network_that_cannot_be_had_says_why_and_leaves_nothing() -> Result<()> {
 
     let place = ControlSocket::new()?;
     let vm = start(&place, "--pci=false")?;
-    ensure_refused(&place, &add(&json!({ "tap": "vmmnosuchtap" })), "no-bus")?;
+    place.ensure_refused(&add(&json!({ "tap": "vmmnosuchtap" })), "no-bus")?;
     place.ctl("quit")?.ensure_code(0)?;
     vm.wait()?.ensure_code(0)?;
     Ok(())
@@ -65,23 +56,23 @@ fn a_network_that_cannot_be_had_says_why_and_leaves_nothing() -> Result<()> {
 
 /// Asks for networks that cannot be had, and for what a machine without one does not have.
 fn refuse_each(place: &ControlSocket) -> Result<()> {
-    let missing = ensure_refused(place, &add(&json!({ "tap": "vmmnosuchtap" })), "bad-net")?;
+    let missing = place.ensure_refused(&add(&json!({ "tap": "vmmnosuchtap" })), "bad-net")?;
     ensure!(missing.starts_with("there is no interface vmmnosuchtap: make it"), "{missing}");
-    ensure_refused(place, &add(&json!({})), "bad-net")?;
-    ensure_refused(place, &add(&json!({ "tap": "lo" })), "bad-net")?;
+    place.ensure_refused(&add(&json!({})), "bad-net")?;
+    place.ensure_refused(&add(&json!({ "tap": "lo" })), "bad-net")?;
     let rate = json!({ "tap": "lo", "vhost": true, "receive_frames": "1/1s" });
-    let rate = ensure_refused(place, &add(&rate), "bad-net")?;
+    let rate = place.ensure_refused(&add(&rate), "bad-net")?;
     ensure!(rate.contains("knows no rates"), "{rate}");
-    let back_end = ensure_refused(place, &add(&json!({ "vhost_user": "/nobody" })), "bad-net")?;
+    let back_end = place.ensure_refused(&add(&json!({ "vhost_user": "/nobody" })), "bad-net")?;
     ensure!(back_end.contains("when the monitor starts"), "{back_end}");
-    ensure_refused(place, &add(&json!({ "tap": "lo", "fd": 3 })), "bad-request")?;
-    ensure_refused(place, &add(&json!({ "tap": "lo", "mac": "no" })), "bad-request")?;
-    ensure_refused(place, &add(&json!({ "tap": "lo", "id": "vsock" })), "bad-request")?;
-    ensure_refused(place, &add(&json!({ "tap": "lo", "id": "entropy" })), "bad-request")?;
+    place.ensure_refused(&add(&json!({ "tap": "lo", "fd": 3 })), "bad-request")?;
+    place.ensure_refused(&add(&json!({ "tap": "lo", "mac": "no" })), "bad-request")?;
+    place.ensure_refused(&add(&json!({ "tap": "lo", "id": "vsock" })), "bad-request")?;
+    place.ensure_refused(&add(&json!({ "tap": "lo", "id": "entropy" })), "bad-request")?;
     let limits = json!({ "verb": "net-limits", "net": "net0" });
-    let unknown = ensure_refused(place, &limits, "no-such-net")?;
+    let unknown = place.ensure_refused(&limits, "no-such-net")?;
     ensure!(unknown == "there is no network device net0; the machine has none", "{unknown}");
-    ensure_refused(place, &json!({ "verb": "vsock" }), "no-vsock").map(drop)
+    place.ensure_refused(&json!({ "verb": "vsock" }), "no-vsock").map(drop)
 }
 
 /// Where the host does not let one be made there is nothing to be seen.

@@ -8,9 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -22,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::VhostUserError;
 use super::deadline::Deadline;
 use super::table::{self, Change, Run};
+use crate::unix;
 use crate::virtio::features;
 use crate::virtio::queue::QueueState;
 use crate::virtio::vhost::{VhostRing, areas, place};
@@ -302,16 +301,7 @@ fn config(queue: &QueueState, memory: &GuestMemory) -> Result<VringConfigData, V
 
 /// Connects without waiting for who does not accept; the socket blocks then.
 fn connected(path: &Path) -> io::Result<UnixStream> {
-    let address = UnixAddr::new(path)?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    loop {
-        match connect(fd.as_raw_fd(), &address) {
-            Err(Errno::EINTR) => {}
-            result => break result?,
-        }
-    }
-    let stream = UnixStream::from(fd);
+    let stream = unix::connect(path)?;
     stream.set_nonblocking(false)?;
     Ok(stream)
 }

@@ -8,10 +8,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use nix::sys::socket::{MsgFlags, recv, send};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::line::{LONGEST, Line, Said};
+use crate::unix;
 use crate::worker::Wakeup;
 
 /// What is told of one turn at most.
@@ -105,16 +106,7 @@ pub(super) fn path_of_port(path: &Path, port: u32) -> PathBuf {
 
 /// Connects to `path`. `WouldBlock`: there are too many already who wait to be accepted.
 pub(super) fn connect_to(path: &Path) -> io::Result<Stream> {
-    let address = UnixAddr::new(path)?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    loop {
-        match connect(fd.as_raw_fd(), &address) {
-            Err(Errno::EINTR) => {}
-            result => break result?,
-        }
-    }
-    Ok(Stream::new(UnixStream::from(fd)))
+    unix::connect(path).map(Stream::new)
 }
 
 /// What a read has come to.
