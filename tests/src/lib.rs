@@ -15,3 +15,4 @@ pub mod small_machine;
 pub mod standstill;
 pub mod sweep;
 pub mod traffic;
+pub mod vhost_user_net;

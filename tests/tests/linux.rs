@@ -20,6 +20,7 @@ mod linux {
     pub mod shell;
     pub mod traffic;
     pub mod vhost_user;
+    pub mod vhost_user_net;
     pub mod vhost_vsock;
     pub mod virtio;
     pub mod vsock;
@@ -102,10 +103,14 @@ macro_rules! trials {
 pub(crate) use trials;
 
 fn main() -> ExitCode {
-    if let [_, serve, at, endpoint] = &env::args().collect::<Vec<_>>()[..]
-        && (serve.as_str(), at.as_str()) == ("serve", "--at")
-    {
-        return serve_in_guest(endpoint);
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["serve", "--at", endpoint] => return ended(serve_in_guest(endpoint)),
+        [linux::vhost_user_net::SERVE, socket, interface, pairs] => {
+            return ended(linux::vhost_user_net::serve(socket, interface, pairs));
+        }
+        _ => {}
     }
     let arguments = Arguments::from_args();
     let small = [
@@ -124,6 +129,7 @@ fn main() -> ExitCode {
         linux::net_hotplug::trials(),
         linux::traffic::trials(),
         linux::vhost_user::trials(),
+        linux::vhost_user_net::trials(),
         linux::vhost_vsock::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),
@@ -141,10 +147,14 @@ fn main() -> ExitCode {
 }
 
 /// What this program does in a guest that has it on a disk.
-fn serve_in_guest(at: &str) -> ExitCode {
-    let served = at.parse().map_err(anyhow::Error::from).and_then(|at| traffic::serve_at(&at));
+fn serve_in_guest(at: &str) -> Result<()> {
+    traffic::serve_at(&at.parse()?)
+}
+
+/// How it ends where it is another program than the suite.
+fn ended(served: Result<()>) -> ExitCode {
     if let Err(error) = served {
-        // On the guest's console, where somebody looks for it.
+        // On the guest's console, or with what the suite says, where somebody looks for it.
         let _ = writeln!(io::stderr(), "{error:#}");
         return ExitCode::FAILURE;
     }
