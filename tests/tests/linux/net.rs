@@ -34,7 +34,7 @@ pub(super) const MIB: usize = 1 << 20;
 
 /// How often the monitor's thread may go to sleep when the kernel moves the frames, for commands of the guest and news of interfaces. For frames it
 /// would be thousands of times.
-const MOST_SLEEPS: u64 = 200;
+pub(super) const MOST_SLEEPS: u64 = 200;
 
 /// Connections for each direction: one alone, and four at a time.
 pub(super) const STREAMS: usize = 5;

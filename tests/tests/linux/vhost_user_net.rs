@@ -11,14 +11,16 @@ use libtest_mimic::Trial;
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport, TestVm, is_full};
 use vmm_tests::vhost_user_net;
 
-use super::net::{HOST, MIB, Peer, STREAMS, address, noise};
+use super::net::{HOST, MIB, MOST_SLEEPS, Peer, STREAMS, address, noise};
 use super::vhost_user::BackEnd;
 use crate::Shape;
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
-    const ONE: Shape = Shape::with_memory(KernelFormat::BzImage, 1, 512);
+    const TWO: Shape = Shape::with_memory(KernelFormat::BzImage, 2, 512);
+    const ONE: Shape = Shape::with_memory(KernelFormat::Vmlinux, 1, 512);
     crate::trials![
+        a_back_end_moves_the_frames_of_two_queues on [TWO],
         a_back_end_that_is_killed_is_a_link_that_is_down_until_the_driver_begins_anew on [ONE],
     ]
 }
@@ -47,6 +49,32 @@ fn guest_of(guest: &LinuxGuest, words: &str, socket: &Path, more: &str) -> TestV
     let device = format!("--net=vhost_user={},mac=02:00:00:00:00:2a,mtu=1500{more}", socket.display());
     let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
     guest.vm("net", words).arg(device).args("--memory-backing memfd").deadline(patience)
+}
+
+fn a_back_end_moves_the_frames_of_two_queues(guest: &LinuxGuest) -> Result<()> {
+    let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let interface = "vmmuser2";
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("socket");
+    // With more than are asked for.
+    let back_end = start(&socket, interface, 3)?;
+    let (peer, gate) = Peer::start(interface, noise(if is_full() { 128 } else { 4 } * MIB), STREAMS)?;
+    let place = ControlSocket::new()?;
+    let mut vm = place.start(guest_of(guest, "", &socket, ",queues=2"))?;
+    vm.wait_for_output("vmm: done=net")?;
+    let sleeps = vm.process().sleeps("vhost-user")?;
+    drop(gate);
+    let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
+    back_end.kill()?;
+    peer.ensure_exchanged(&report, 2, 1500)?;
+    ensure!(report.number("busy")? == 2, "a queue has no frames: {report:?}");
+    ensure!(sleeps < MOST_SLEEPS, "the monitor has slept {sleeps} times");
+    peer.end()?;
+    // More than it has are refused.
+    let back_end = start(&socket, interface, 1)?;
+    let refused = guest_of(guest, "", &socket, ",queues=2").run()?;
+    refused.ensure_code(3)?.ensure_message(&["net.vhost_user (--net)", "serves 2 queues, not 4"])?;
+    back_end.kill()
 }
 
 fn a_back_end_that_is_killed_is_a_link_that_is_down_until_the_driver_begins_anew(

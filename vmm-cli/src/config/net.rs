@@ -198,7 +198,6 @@ impl NetConfig {
             ("tap", self.tap.is_some()),
             ("create", self.create),
             ("fd", self.fd.is_some()),
-            ("queues", self.queues.is_some()),
             ("vhost", self.vhost),
         ];
         let key = set.into_iter().find_map(|(key, is_set)| is_set.then_some(key)).or(self.first_rate());
@@ -454,8 +453,8 @@ mod tests {
     #[test]
     fn a_device_of_a_back_end_has_nothing_of_an_interface() {
         let check = |text: &str| validate(&[text.parse::<NetConfig>().unwrap()], &[]);
-        check("vhost_user=/run/net.sock,id=lan,mac=02:00:00:00:00:01,mtu=9000").unwrap();
-        for more in ["tap=a", "fd=3", "queues=2", "vhost", "receive_frames=1/1s"] {
+        check("vhost_user=/run/net.sock,id=lan,mac=02:00:00:00:00:01,mtu=9000,queues=2").unwrap();
+        for more in ["tap=a", "fd=3", "vhost", "receive_frames=1/1s"] {
             let key = more.split('=').next().unwrap();
             let error = check(&format!("vhost_user=x,{more}")).unwrap_err().to_string();
             assert!(

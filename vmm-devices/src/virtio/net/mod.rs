@@ -24,7 +24,9 @@ mod tap;
 mod tests;
 mod transmit;
 
+pub(super) use control::{Carry, ControlQueue};
 pub use counters::NetCounts;
+pub(super) use device::NoQueue;
 pub use device::{Net, NetOptions};
 pub use link::{Link, LinkQueue};
 pub use offloads::Offloads;
