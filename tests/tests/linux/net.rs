@@ -154,6 +154,7 @@ fn counts(statistics: &str, bytes: usize) -> Result<()> {
     let number = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {statistics}"));
     let bytes = bytes as u64;
     ensure!(number("received_bytes")? >= bytes && number("transmitted_bytes")? >= bytes, "{counts}");
+    ensure!(number("notifications")? > 0 && number("interrupts")? > 0, "{counts}");
     for fault in
         ["received_too_long", "received_malformed", "refused_frames", "refused_buffers", "host_errors"]
     {

@@ -304,6 +304,14 @@ impl ServeQueue for ReceiveQueue {
         wakeups
     }
 
+    fn notified(&mut self, rings: u64) {
+        add(&self.shared.counters.notifications, rings);
+    }
+
+    fn interrupting(&mut self) {
+        add(&self.shared.counters.interrupts, 1);
+    }
+
     fn untouched(&self) -> u16 {
         u16::try_from(self.held.len()).unwrap_or(u16::MAX)
     }
