@@ -17,6 +17,7 @@ mod linux {
     pub mod memory_hotplug;
     pub mod net;
     pub mod net_hotplug;
+    pub mod net_stream;
     pub mod shell;
     pub mod traffic;
     pub mod vhost_user;
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         linux::memory_hotplug::trials(),
         linux::net::trials(),
         linux::net_hotplug::trials(),
+        linux::net_stream::trials(),
         linux::traffic::trials(),
         linux::vhost_user::trials(),
         linux::vhost_user_net::trials(),
