@@ -37,10 +37,8 @@ pub fn serve(stream: &UnixStream, tap: &Tap) -> Result<()> {
 fn to_stream(mut tap: &File, mut stream: &UnixStream) -> Result<()> {
     let mut packet = vec![0; LONGEST];
     loop {
-        let mut fds = [
-            PollFd::new(tap.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stream.as_fd(), PollFlags::empty()),
-        ];
+        let mut fds =
+            [PollFd::new(tap.as_fd(), PollFlags::POLLIN), PollFd::new(stream.as_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::NONE)?;
         if fds[1].any() == Some(true) {
             return Ok(());
@@ -80,7 +78,9 @@ fn to_tap(mut stream: &UnixStream, mut tap: &File) -> Result<()> {
 fn whole(read: io::Result<()>) -> io::Result<bool> {
     match read {
         Ok(()) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => Ok(false),
+        Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

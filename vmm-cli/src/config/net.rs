@@ -309,7 +309,9 @@ pub enum NetError {
     RateWithVhost { key: &'static str },
     #[error("net.{key} ({FLAG}): the back end of {VHOST_USER} decides that for itself; leave it out")]
     OfBackEnd { key: &'static str },
-    #[error("net.{key} ({FLAG}): the program behind {PASST} has one pair of queues, and no interface; leave it out")]
+    #[error(
+        "net.{key} ({FLAG}): the program behind {PASST} has one pair of queues, and no interface; leave it out"
+    )]
     OfStream { key: &'static str },
     #[error("{key} ({FLAG}): its socket is connected when the monitor starts, and not later")]
     NotWhileRunning { key: &'static str },

@@ -97,17 +97,16 @@ impl Relay {
         let mut stream = PollFlags::empty();
         stream.set(PollFlags::POLLIN, !self.is_full);
         stream.set(PollFlags::POLLOUT, !self.to_host.is_empty());
-        let mut fds = vec![
-            PollFd::new(end.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.packets.as_fd(), packets),
-        ];
+        let mut fds =
+            vec![PollFd::new(end.as_fd(), PollFlags::POLLIN), PollFd::new(self.packets.as_fd(), packets)];
         fds.extend(self.stream.iter().map(|socket| PollFd::new(socket.as_fd(), stream)));
         let timeout = match &self.stream {
             Some(_) => PollTimeout::NONE,
             None => {
                 let left = self.retry_at.saturating_duration_since(Instant::now());
                 // Not before it is over.
-                PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX)
+                PollTimeout::try_from(left.saturating_add(Duration::from_millis(1)))
+                    .unwrap_or(PollTimeout::MAX)
             }
         };
         poll(&mut fds, timeout)?;
@@ -207,7 +206,9 @@ impl Relay {
 fn taken(result: io::Result<()>) -> io::Result<bool> {
     match result {
         Ok(()) => Ok(true),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
