@@ -13,5 +13,7 @@ pub mod ringing;
 pub mod sequence;
 pub mod small_machine;
 pub mod standstill;
+pub mod stream_peer;
 pub mod sweep;
 pub mod traffic;
+pub mod vhost_user_net;

@@ -17,9 +17,11 @@ mod linux {
     pub mod memory_hotplug;
     pub mod net;
     pub mod net_hotplug;
+    pub mod net_stream;
     pub mod shell;
     pub mod traffic;
     pub mod vhost_user;
+    pub mod vhost_user_net;
     pub mod vhost_vsock;
     pub mod virtio;
     pub mod vsock;
@@ -102,10 +104,14 @@ macro_rules! trials {
 pub(crate) use trials;
 
 fn main() -> ExitCode {
-    if let [_, serve, at, endpoint] = &env::args().collect::<Vec<_>>()[..]
-        && (serve.as_str(), at.as_str()) == ("serve", "--at")
-    {
-        return serve_in_guest(endpoint);
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["serve", "--at", endpoint] => return ended(serve_in_guest(endpoint)),
+        [linux::vhost_user_net::SERVE, socket, interface, pairs] => {
+            return ended(linux::vhost_user_net::serve(socket, interface, pairs));
+        }
+        _ => {}
     }
     let arguments = Arguments::from_args();
     let small = [
@@ -122,8 +128,10 @@ fn main() -> ExitCode {
         linux::memory_hotplug::trials(),
         linux::net::trials(),
         linux::net_hotplug::trials(),
+        linux::net_stream::trials(),
         linux::traffic::trials(),
         linux::vhost_user::trials(),
+        linux::vhost_user_net::trials(),
         linux::vhost_vsock::trials(),
         linux::virtio::trials(),
         linux::vsock::trials(),
@@ -141,10 +149,14 @@ fn main() -> ExitCode {
 }
 
 /// What this program does in a guest that has it on a disk.
-fn serve_in_guest(at: &str) -> ExitCode {
-    let served = at.parse().map_err(anyhow::Error::from).and_then(|at| traffic::serve_at(&at));
+fn serve_in_guest(at: &str) -> Result<()> {
+    traffic::serve_at(&at.parse()?)
+}
+
+/// How it ends where it is another program than the suite.
+fn ended(served: Result<()>) -> ExitCode {
     if let Err(error) = served {
-        // On the guest's console, where somebody looks for it.
+        // On the guest's console, or with what the suite says, where somebody looks for it.
         let _ = writeln!(io::stderr(), "{error:#}");
         return ExitCode::FAILURE;
     }

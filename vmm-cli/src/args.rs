@@ -236,7 +236,7 @@ pub struct VmArgs {
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub disk: Vec<DiskConfig>,
 
-    /// Network device, as tap=NAME or vhost_user=SOCKET and more settings; may be repeated, and goes over those of the file [default: none]
+    /// Network device, as tap=NAME, passt=SOCKET or vhost_user=SOCKET and more settings; may be repeated, and goes over those of the file [default: none]
     #[arg(long, value_name = "SETTINGS", help_heading = "Devices")]
     pub net: Vec<NetConfig>,
 

@@ -8,7 +8,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_core::VmEvents;
 use vmm_core::irq::TriggeredBy;
 use vmm_devices::rate_limiter::{LimitError, Limits};
-use vmm_devices::virtio::net::{Link, Net, NetOptions, Tap, TapError, Throttle};
+use vmm_devices::virtio::net::{Link, Net, NetOptions, StreamError, StreamLink, Tap, TapError, Throttle};
 use vmm_devices::virtio::vhost::{Backend, VhostError, VhostFd, VhostMemory, VhostNet};
 
 use crate::config::{DeviceId, MacAddress, NetConfig, NetError, Rate, VmConfig};
@@ -19,7 +19,7 @@ use crate::outcome::Failure;
 pub(crate) struct Nic {
     id: DeviceId,
     card: Card,
-    tap: Arc<Tap>,
+    link: Arc<dyn Link>,
     /// Where the kernel moves the frames, a descriptor for each pair of queues.
     vhost: Option<Vec<Arc<dyn VhostFd>>>,
     options: NetOptions,
@@ -28,7 +28,7 @@ pub(crate) struct Nic {
 /// What no other network device of a machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Card {
-    /// The name of the interface.
+    /// The name of the interface, or the path of the socket in its place.
     pub(crate) interface: String,
     /// The guest's address.
     pub(crate) mac: MacAddress,
@@ -60,17 +60,35 @@ impl Nets {
 /// # Errors
 /// It cannot be had.
 pub(crate) fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
-    let options = config.tap_options()?;
     let receive = throttle(config.receive_bandwidth, config.receive_frames)?;
     let transmit = throttle(config.transmit_bandwidth, config.transmit_frames)?;
-    let tap = Tap::open(&options)?;
-    let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
+    let Behind { interface, link, mtu, vhost } = match &config.passt {
+        Some(path) => {
+            let link = Arc::new(StreamLink::open(path)?);
+            Behind { interface: path.display().to_string(), link, mtu: config.mtu, vhost: None }
+        }
+        None => open_tap(config)?,
+    };
     let mac = mac_address(config).map_err(OpenError::Random)?;
-    tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
-    let mtu = Some(config.mtu.unwrap_or(tap.mtu()));
+    let pairs = link.queues().len();
+    tracing::info!(device = id.as_str(), interface, %mac, pairs, vhost = config.vhost, "a network device");
     let options = NetOptions { name: id.to_string(), mac: mac.bytes(), mtu, receive, transmit };
-    let card = Card { interface: tap.name().to_owned(), mac };
-    Ok(Nic { id, card, tap: Arc::new(tap), vhost, options })
+    Ok(Nic { id, card: Card { interface, mac }, link, vhost, options })
+}
+
+/// What is behind a network device.
+struct Behind {
+    interface: String,
+    link: Arc<dyn Link>,
+    mtu: Option<u16>,
+    vhost: Option<Vec<Arc<dyn VhostFd>>>,
+}
+
+fn open_tap(config: &NetConfig) -> Result<Behind, OpenError> {
+    let tap = Tap::open(&config.tap_options()?)?;
+    let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
+    let mtu = Some(config.mtu.unwrap_or(tap.mtu()));
+    Ok(Behind { interface: tap.name().to_owned(), mtu, vhost, link: Arc::new(tap) })
 }
 
 impl Nic {
@@ -103,7 +121,7 @@ impl Nic {
     /// # Errors
     /// The host does not give what it takes.
     pub(crate) fn device(&self, events: &VmEvents, memory: &VhostMemory) -> Result<Net, Failure> {
-        let (link, options) = (Arc::clone(&self.tap) as _, self.options.clone());
+        let (link, options) = (Arc::clone(&self.link), self.options.clone());
         let made = match &self.vhost {
             None => Net::new(link, options, events),
             Some(fds) => Backend::new(fds.clone(), memory)
@@ -131,6 +149,9 @@ pub(crate) enum OpenError {
     /// The interface.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The socket in its place.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// What the kernel has for its frames.
     #[error(transparent)]
     Vhost(#[from] VhostError),

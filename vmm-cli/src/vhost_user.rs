@@ -70,7 +70,7 @@ fn of_disk(disk: &DiskConfig, vcpus: u16) -> Class {
 
 fn of_net(net: &NetConfig) -> Result<Class, Failure> {
     let mac = mac_address(net).context("random bytes").map_err(Failure::host_cannot)?;
-    Ok(Class::Net { mac: mac.bytes(), mtu: net.mtu })
+    Ok(Class::Net { mac: mac.bytes(), mtu: net.mtu, pairs: net.queues.unwrap_or(1) })
 }
 
 fn of_fs(fs: &FsConfig) -> Result<Class, Failure> {

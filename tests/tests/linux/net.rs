@@ -30,14 +30,14 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
 /// How often the monitor's thread may go to sleep when the kernel moves the frames, for commands of the guest and news of interfaces. For frames it
 /// would be thousands of times.
-const MOST_SLEEPS: u64 = 200;
+pub(super) const MOST_SLEEPS: u64 = 200;
 
 /// Connections for each direction: one alone, and four at a time.
-const STREAMS: usize = 5;
+pub(super) const STREAMS: usize = 5;
 
 /// One machine at a time has the addresses of the host's side.
 pub(super) static HOST: Mutex<()> = Mutex::new(());
@@ -80,19 +80,13 @@ fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
     let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
     let place = ControlSocket::new()?;
     let mut vm = place.start(guest.vm("net", "").arg(card.arg()).deadline(patience))?;
-    let (peer, gate) = Peer::start(&card, sent, STREAMS)?;
+    let (peer, gate) = Peer::start(card.name, sent, STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
     let sleeps = vm.process().sleeps("net")?;
     drop(gate);
     let report = LinuxReport::read(&vm.wait()?.ensure_code(0)?.text());
-    ensure!(report.all("missing").next().is_none(), "{report:?}");
-    ensure!(report.get("mac")? == "02:00:00:00:00:2a" && report.get("carrier")? == "1", "{report:?}");
-    ensure!(report.number("mtu")? == card.mtu as u64, "{report:?}");
-    ensure!(report.number("queues")? == card.queues as u64, "{report:?}");
-    ensure!(report.number("pings")? == 5 && report.number("large")? == 3, "{report:?}");
-    ensure!(report.number("received")? == peer.sent.len() as u64, "{report:?}");
-    ensure!(report.number("same")? == 4, "received otherwise: {report:?}");
+    peer.ensure_exchanged(&report, card.queues, card.mtu)?;
     if card.vhost {
         ensure!(sleeps < MOST_SLEEPS, "the monitor has slept {sleeps} times");
         counts_nothing(&statistics)?;
@@ -106,7 +100,7 @@ fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
 
 /// What the host does with its end: it gives the same bytes to each connection to one port, and compares them with what comes to
 /// another one.
-struct Peer {
+pub(super) struct Peer {
     sent: Arc<Vec<u8>>,
     giving: JoinHandle<Result<()>>,
     taking: JoinHandle<Result<()>>,
@@ -115,8 +109,8 @@ struct Peer {
 impl Peer {
     /// For so many connections that are given the bytes. The interface is there before the guest runs, which goes on to its end
     /// when the listener is dropped.
-    fn start(card: &Card, sent: Vec<u8>, given: usize) -> Result<(Self, TcpListener)> {
-        address(card)?;
+    pub(super) fn start(interface: &str, sent: Vec<u8>, given: usize) -> Result<(Self, TcpListener)> {
+        address(interface)?;
         let sent = Arc::new(sent);
         let (giver, taker) = (TcpListener::bind("10.0.2.1:5001")?, TcpListener::bind("10.0.2.1:5002")?);
         let (to_give, to_take) = (Arc::clone(&sent), Arc::clone(&sent));
@@ -127,8 +121,20 @@ impl Peer {
         Ok((Self { sent, giving, taking }, TcpListener::bind("10.0.2.1:5003")?))
     }
 
+    /// What the guest says of its device with so many queues and this MTU, and of the bytes.
+    pub(super) fn ensure_exchanged(&self, report: &LinuxReport, queues: usize, mtu: usize) -> Result<()> {
+        ensure!(report.all("missing").next().is_none(), "{report:?}");
+        ensure!(report.get("mac")? == "02:00:00:00:00:2a" && report.get("carrier")? == "1", "{report:?}");
+        ensure!(report.number("mtu")? == mtu as u64, "{report:?}");
+        ensure!(report.number("queues")? == queues as u64, "{report:?}");
+        ensure!(report.number("pings")? == 5 && report.number("large")? == 3, "{report:?}");
+        ensure!(report.number("received")? == self.sent.len() as u64, "{report:?}");
+        ensure!(report.number("same")? == 4, "received otherwise: {report:?}");
+        Ok(())
+    }
+
     /// Whether all connections came, and had the bytes.
-    fn end(self) -> Result<()> {
+    pub(super) fn end(self) -> Result<()> {
         for (direction, streams) in [("giving", self.giving), ("taking", self.taking)] {
             streams.join().ok().context("a thread has panicked")?.context(direction)?;
         }
@@ -137,8 +143,8 @@ impl Peer {
 }
 
 /// Gives the host's side its address.
-fn address(card: &Card) -> Result<()> {
-    command(&format!("ip addr add 10.0.2.1/24 dev {}", card.name))
+pub(super) fn address(interface: &str) -> Result<()> {
+    command(&format!("ip addr add 10.0.2.1/24 dev {interface}"))
 }
 
 /// That the monitor has counted at least so many bytes each way, and no fault.
@@ -148,6 +154,7 @@ fn counts(statistics: &str, bytes: usize) -> Result<()> {
     let number = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {statistics}"));
     let bytes = bytes as u64;
     ensure!(number("received_bytes")? >= bytes && number("transmitted_bytes")? >= bytes, "{counts}");
+    ensure!(number("notifications")? > 0 && number("interrupts")? > 0, "{counts}");
     for fault in
         ["received_too_long", "received_malformed", "refused_frames", "refused_buffers", "host_errors"]
     {
@@ -172,7 +179,7 @@ fn vhost_serves_a_guest_again_that_was_reset(guest: &LinuxGuest) -> Result<()> {
     let place = ControlSocket::new()?;
     let vm = guest.vm("net", "").arg(card.arg()).arg("--on-reset=restart");
     let mut vm = place.start(vm.deadline(Duration::from_secs(240)))?;
-    let (peer, gate) = Peer::start(&card, noise(MIB), 2 * STREAMS)?;
+    let (peer, gate) = Peer::start(card.name, noise(MIB), 2 * STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     place.ctl("reset")?.ensure_code(0)?;
     vm.wait_for_lines("vmm: done=net", 2)?;
@@ -199,13 +206,13 @@ fn comes_and_goes(guest: &LinuxGuest, card: Card) -> Result<()> {
     let place = ControlSocket::new()?;
     let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(Duration::from_secs(240));
     let mut vm = place.start(vm)?;
-    let (peer, gate) = Peer::start(&card, noise(MIB), STREAMS + 1)?;
+    let (peer, gate) = Peer::start(card.name, noise(MIB), STREAMS + 1)?;
     vm.wait_for_output("vmm: done=net")?;
     command(&format!("ip link delete {}", card.name))?;
     vm.wait_for_output("vmm: lost=carrier")?;
     // One that stays, as somebody else makes it.
     command(&format!("tunctl -t {}", card.name))?;
-    address(&card)?;
+    address(card.name)?;
     command(&format!("ip link set {} up", card.name))?;
     vm.wait_for_output("vmm: whole=")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();

@@ -35,14 +35,14 @@ const PROGRAM: &str =
     "#include <stdio.h>\nint main(void) { printf(\"%d from a share\\n\", 6 * 7); return 0; }\n";
 
 /// A back end that runs, and its socket. Dropped, it is killed.
-struct BackEnd {
+pub(super) struct BackEnd {
     child: Child,
     socket: PathBuf,
 }
 
 impl BackEnd {
     /// Starts `command`, which makes `socket`.
-    fn start(command: &mut Command, socket: PathBuf) -> Result<Self> {
+    pub(super) fn start(command: &mut Command, socket: PathBuf) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("{command:?}"))?;
         let mut back_end = Self { child, socket };
         let deadline = Instant::now() + PATIENCE;
@@ -55,7 +55,7 @@ impl BackEnd {
         Ok(back_end)
     }
 
-    fn kill(mut self) -> Result<()> {
+    pub(super) fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())

@@ -409,7 +409,8 @@ impl VmConfig {
             ("control.socket", self.control.socket.as_ref(), MAX_SOCKET_PATH),
         ];
         let back_ends = self.back_ends().map(|(key, socket)| (key, Some(socket), MAX_SOCKET_PATH));
-        for (key, socket, limit) in sockets.into_iter().chain(back_ends) {
+        let streams = self.net.iter().map(|net| (net::PASST, net.passt.as_ref(), MAX_SOCKET_PATH));
+        for (key, socket, limit) in sockets.into_iter().chain(back_ends).chain(streams) {
             let Some(path) = socket else { continue };
             let length = path.as_os_str().as_bytes().len();
             if length > limit {
@@ -475,7 +476,10 @@ impl VmConfig {
             ("stats.output", self.stats.output.as_mut().and_then(StatsOutput::path_mut)),
         ];
         let disks = self.disk.iter_mut().flat_map(DiskConfig::paths_mut);
-        let nets = self.net.iter_mut().filter_map(|net| Some((net::VHOST_USER, net.vhost_user.as_mut()?)));
+        let nets = self.net.iter_mut().flat_map(|net| {
+            let sockets = [(net::VHOST_USER, net.vhost_user.as_mut()), (net::PASST, net.passt.as_mut())];
+            sockets.into_iter().filter_map(|(key, path)| Some((key, path?)))
+        });
         let fs = self.fs.iter_mut().map(|fs| (fs::SOCKET, &mut fs.socket));
         let single = paths.into_iter().filter_map(|(key, path)| path.map(|path| (key, path)));
         single.chain(disks).chain(nets).chain(fs)

@@ -24,6 +24,9 @@ const FLAG: &str = "--net";
 /// The key of the socket of a back end.
 pub(super) const VHOST_USER: &str = "net.vhost_user";
 
+/// The key of the socket of a program that takes a stream of frames.
+pub(super) const PASST: &str = "net.passt";
+
 /// Most queues of one device, pairs of which each has a thread.
 const MAX_QUEUES: u16 = 64;
 
@@ -56,6 +59,7 @@ pub(super) const SECTION: Section = Section {
         key("transmit_bandwidth", FLAG, Form::Text, disk::EXPECTED_BANDWIDTH),
         key("transmit_frames", FLAG, Form::Text, disk::EXPECTED_OPERATIONS),
         key("vhost_user", FLAG, Form::Text, value::EXPECTED_PATH),
+        key("passt", FLAG, Form::Text, value::EXPECTED_PATH),
     ],
 };
 
@@ -156,6 +160,9 @@ pub struct NetConfig {
     /// The socket of the vhost-user back end that moves them, in the place of an interface.
     #[serde(deserialize_with = "value::path")]
     pub vhost_user: Option<PathBuf>,
+    /// The socket of passt, or of another program that takes a stream of frames, in the place of an interface.
+    #[serde(deserialize_with = "value::path")]
+    pub passt: Option<PathBuf>,
     /// Bytes that may reach the guest in a time.
     #[serde(deserialize_with = "disk::bandwidth")]
     pub receive_bandwidth: Option<Rate>,
@@ -192,17 +199,27 @@ impl NetConfig {
         self.rates().into_iter().find_map(|(key, rate)| rate.map(|_| key))
     }
 
-    /// Checks what is said of a device that a back end serves.
-    fn check_back_end(&self) -> Result<(), NetError> {
+    /// The first of the keys that is set and about an interface of the host.
+    fn first_of_interface(&self) -> Option<&'static str> {
         let set = [
             ("tap", self.tap.is_some()),
             ("create", self.create),
             ("fd", self.fd.is_some()),
-            ("queues", self.queues.is_some()),
             ("vhost", self.vhost),
         ];
-        let key = set.into_iter().find_map(|(key, is_set)| is_set.then_some(key)).or(self.first_rate());
+        set.into_iter().find_map(|(key, is_set)| is_set.then_some(key))
+    }
+
+    /// Checks what is said of a device that a back end serves.
+    fn check_back_end(&self) -> Result<(), NetError> {
+        let key = self.first_of_interface().or(self.passt.as_ref().map(|_| "passt")).or(self.first_rate());
         key.map_or(Ok(()), |key| Err(NetError::OfBackEnd { key }))
+    }
+
+    /// Checks what is said of a device whose frames go over a stream.
+    fn check_stream(&self) -> Result<(), NetError> {
+        let key = self.first_of_interface().or(self.queues.map(|_| "queues"));
+        key.map_or(Ok(()), |key| Err(NetError::OfStream { key }))
     }
 
     /// The interface behind it.
@@ -210,8 +227,9 @@ impl NetConfig {
     /// # Errors
     /// [`NetError`]: none is named, or two are, or it cannot be as it is wanted.
     pub fn tap_options(&self) -> Result<TapOptions, NetError> {
-        if self.vhost_user.is_some() {
-            return Err(NetError::NotWhileRunning);
+        let sockets = [(VHOST_USER, &self.vhost_user), (PASST, &self.passt)];
+        if let Some((key, _)) = sockets.into_iter().find(|(_, path)| path.is_some()) {
+            return Err(NetError::NotWhileRunning { key });
         }
         let source = match (&self.tap, &self.fd) {
             (Some(name), None) if self.create => TapSource::Created(name.clone()),
@@ -291,8 +309,12 @@ pub enum NetError {
     RateWithVhost { key: &'static str },
     #[error("net.{key} ({FLAG}): the back end of {VHOST_USER} decides that for itself; leave it out")]
     OfBackEnd { key: &'static str },
-    #[error("{VHOST_USER} ({FLAG}): a back end is connected when the monitor starts, and not later")]
-    NotWhileRunning,
+    #[error(
+        "net.{key} ({FLAG}): the program behind {PASST} has one pair of queues, and no interface; leave it out"
+    )]
+    OfStream { key: &'static str },
+    #[error("{key} ({FLAG}): its socket is connected when the monitor starts, and not later")]
+    NotWhileRunning { key: &'static str },
     #[error("net.tap ({FLAG}): two devices have the interface {name}; each needs its own")]
     SameTap { name: String },
     #[error("net.fd ({FLAG}): two devices have the descriptor {number}; each needs its own")]
@@ -311,9 +333,10 @@ pub(super) fn validate(nets: &[NetConfig], disks: &[DiskConfig]) -> Result<(), N
     let mut ids: HashSet<_> = disks.iter().enumerate().map(|(place, disk)| disk.id(place)).collect();
     let (mut taps, mut numbers, mut addresses) = (HashSet::new(), HashSet::new(), HashSet::new());
     for (place, net) in nets.iter().enumerate() {
-        match &net.vhost_user {
-            Some(_) => net.check_back_end()?,
-            None => net.tap_options().map(drop)?,
+        match (&net.vhost_user, &net.passt) {
+            (Some(_), _) => net.check_back_end()?,
+            (None, Some(_)) => net.check_stream()?,
+            (None, None) => net.tap_options().map(drop)?,
         }
         let id = net.id(place);
         if !ids.insert(id.clone()) {
@@ -454,8 +477,8 @@ mod tests {
     #[test]
     fn a_device_of_a_back_end_has_nothing_of_an_interface() {
         let check = |text: &str| validate(&[text.parse::<NetConfig>().unwrap()], &[]);
-        check("vhost_user=/run/net.sock,id=lan,mac=02:00:00:00:00:01,mtu=9000").unwrap();
-        for more in ["tap=a", "fd=3", "queues=2", "vhost", "receive_frames=1/1s"] {
+        check("vhost_user=/run/net.sock,id=lan,mac=02:00:00:00:00:01,mtu=9000,queues=2").unwrap();
+        for more in ["tap=a", "fd=3", "vhost", "receive_frames=1/1s"] {
             let key = more.split('=').next().unwrap();
             let error = check(&format!("vhost_user=x,{more}")).unwrap_err().to_string();
             assert!(
@@ -463,6 +486,19 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_device_of_a_stream_has_an_address_an_mtu_and_rates() {
+        let check = |text: &str| validate(&[text.parse::<NetConfig>().unwrap()], &[]);
+        check("passt=/run/passt.sock,id=lan,mac=02:00:00:00:00:01,mtu=9000,receive_frames=1/1s").unwrap();
+        for key in ["tap", "fd", "queues", "vhost"] {
+            let value = if key == "vhost" { "true" } else { "3" };
+            assert_eq!(check(&format!("passt=x,{key}={value}")).unwrap_err(), NetError::OfStream { key });
+        }
+        assert_eq!(check("passt=x,vhost_user=y").unwrap_err(), NetError::OfBackEnd { key: "passt" });
+        let net: NetConfig = "passt=x".parse().unwrap();
+        assert_eq!(net.tap_options().unwrap_err(), NetError::NotWhileRunning { key: PASST });
     }
 
     #[test]

@@ -242,6 +242,7 @@ impl Writer {
             ("transmit_frames", net.transmit_frames),
         ]);
         self.path("vhost_user", net.vhost_user.as_deref(), "an interface of the host moves the frames");
+        self.path("passt", net.passt.as_deref(), "an interface of the host moves the frames");
     }
 
     fn fs(&mut self, fs: &FsConfig) {
@@ -395,7 +396,7 @@ mod tests {
             id in prop::option::of("[a-zA-Z0-9_-]{10,20}"),
             mac in prop::option::of(any::<[u8; 5]>().prop_map(MacAddress::made_up)),
             (mtu, queues, vhost) in (prop::option::of(68..=65521_u16), prop::option::of(1..=64_u16), any::<bool>()),
-            vhost_user in optional_path(),
+            (vhost_user, passt) in (optional_path(), optional_path()),
             rates in prop::array::uniform4(prop::option::of((1..u64::MAX, 1..3_600_000_u64, any::<u64>()))),
         ) -> NetConfig {
             let rate = |rate: Option<(u64, u64, u64)>| rate.map(|(amount, milliseconds, burst)| {
@@ -404,7 +405,7 @@ mod tests {
             let [receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames] = rates.map(rate);
             let (id, fd) = (id.map(|id| id.parse().unwrap()), fd.map(|fd| fd.parse().unwrap()));
             NetConfig {
-                tap, create, fd, id, mac, mtu, queues, vhost, vhost_user,
+                tap, create, fd, id, mac, mtu, queues, vhost, vhost_user, passt,
                 receive_bandwidth, receive_frames, transmit_bandwidth, transmit_frames,
             }
         }

@@ -110,7 +110,7 @@ const DISK_COUNTERS: [Counter<BlockCounts>; 15] = [
     ("host_calls", |counts| counts.host_calls),
 ];
 
-const NET_COUNTERS: [Counter<NetCounts>; 16] = [
+const NET_COUNTERS: [Counter<NetCounts>; 18] = [
     ("received_frames", |counts| counts.received_frames),
     ("received_bytes", |counts| counts.received_bytes),
     ("received_too_long", |counts| counts.received_too_long),
@@ -124,6 +124,8 @@ const NET_COUNTERS: [Counter<NetCounts>; 16] = [
     ("transmitted_throttled", |counts| counts.transmitted_throttled),
     ("refused_frames", |counts| counts.refused_frames),
     ("refused_commands", |counts| counts.refused_commands),
+    ("notifications", |counts| counts.notifications),
+    ("interrupts", |counts| counts.interrupts),
     ("host_errors", |counts| counts.host_errors),
     ("link_losses", |counts| counts.link_losses),
     ("link_returns", |counts| counts.link_returns),

@@ -40,6 +40,14 @@ pub trait ServeQueue: Send {
         Vec::new()
     }
 
+    /// The driver has rung the doorbell so often. Called before it is served for that.
+    fn notified(&mut self, rings: u64) {
+        let _ = rings;
+    }
+
+    /// The driver is about to be interrupted.
+    fn interrupting(&mut self) {}
+
     /// How many chains, the last that it took, it has left as they were: whoever goes on with the queue takes them again.
     fn untouched(&self) -> u16 {
         0
@@ -109,8 +117,8 @@ impl QueueWorkers {
         let device = self.status.name();
         let end = Ending::new();
         let server = (self.servers)(index);
-        let mut wakeups = server.wakeups();
-        wakeups.push(doorbell);
+        let others = server.wakeups().into_iter().map(|wakeup| (wakeup, false));
+        let wakeups: Vec<(Arc<dyn Wakeup>, bool)> = others.chain([(doorbell as _, true)]).collect();
         let task = Arc::new(Mutex::new(Task {
             server,
             queue,
@@ -122,10 +130,10 @@ impl QueueWorkers {
         }));
         let worker = (self.place)(index);
         let mut handlers = Vec::with_capacity(wakeups.len());
-        for wakeup in wakeups {
+        for (wakeup, is_doorbell) in wakeups {
             let (status, of_failed) = (self.status.clone(), Arc::downgrade(&task));
             let task = Arc::clone(&task);
-            let serve = move |_rings| lock(&task).run();
+            let serve = move |rings| lock(&task).run(if is_doorbell { rings } else { 0 });
             let failed = move || {
                 status.set_needs_reset(&Panicked);
                 // Others that wake it may be left.
@@ -184,9 +192,12 @@ struct Task {
 }
 
 impl Task {
-    fn run(&mut self) -> Progress {
+    fn run(&mut self, rings: u64) -> Progress {
         if self.broken {
             return Progress::Done;
+        }
+        if rings > 0 {
+            self.server.notified(rings);
         }
         let result = self.batch();
         result.unwrap_or_else(|error| {
@@ -203,6 +214,7 @@ impl Task {
         let served = self.server.serve(&mut self.queue, &memory);
         // What was used before an error is the driver's.
         if self.queue.needs_interrupt(&memory)? {
+            self.server.interrupting();
             self.interrupt.trigger();
         }
         Ok(match served? {

@@ -45,6 +45,7 @@ impl ControlledNets for Plugged {
 
 /// Opens the interface of a network device to come.
 pub(super) fn open(config: &NetConfig, reserved: &Reserved<'_>) -> Result<Arc<Nic>, DeviceError> {
+    config.tap_options().map_err(|error| DeviceError::BadNet { message: error.to_string() })?;
     reserved.plugged.lock().check_card(config.tap.as_deref(), config.mac)?;
     let nic = crate::nets::open(config, reserved.id.clone()).map_err(|error| {
         let is_in_use = error.is_in_use();

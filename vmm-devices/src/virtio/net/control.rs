@@ -22,9 +22,27 @@ const BATCH: usize = 4;
 /// Bytes of class and command, before what belongs to them.
 const COMMAND: u32 = 2;
 
+/// What carries the commands out.
+pub(in crate::virtio) trait Carry: Send {
+    /// Called before anything else of a batch.
+    fn begin(&self) {}
+
+    /// Whether the driver has accepted this feature.
+    fn has(&self, feature: u32) -> bool;
+
+    /// So many pairs are used, the first ones. Whether that is done.
+    fn use_pairs(&self, pairs: u16) -> bool;
+
+    /// This may be left to the guest, as bits of its features. Whether that is done.
+    fn leave(&self, bits: u64) -> bool;
+
+    /// A command was none, or is not done.
+    fn refused(&self) {}
+}
+
 /// The control queue.
-pub(super) struct ControlQueue {
-    shared: Arc<Shared>,
+pub(in crate::virtio) struct ControlQueue<C> {
+    carrier: C,
 }
 
 /// What is asked for.
@@ -36,16 +54,16 @@ enum Command {
     Leave(u64),
 }
 
-impl ControlQueue {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+impl<C: Carry> ControlQueue<C> {
+    pub(in crate::virtio) fn new(carrier: C) -> Self {
+        Self { carrier }
     }
 
     /// Reads a command; `None`: it is none that this device has.
     fn read(&self, chain: &Chain, memory: &GuestMemory) -> Result<Option<Command>, QueueError> {
         let (command, rest) = chain.readable().split_at(COMMAND);
         let Some([class, command]) = read(command, memory)? else { return Ok(None) };
-        let has = |feature| self.shared.has(bit(feature));
+        let has = |feature| self.carrier.has(feature);
         Ok(match (u32::from(class), u32::from(command)) {
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) if has(VIRTIO_NET_F_MQ) => {
                 read(rest, memory)?.map(|bytes| Command::UsePairs(u16::from_le_bytes(bytes)))
@@ -61,15 +79,38 @@ impl ControlQueue {
 
     /// Does what is asked for; whether that is done.
     fn perform(&self, command: Command) -> bool {
-        let shared = &self.shared;
-        let done: io::Result<()> = match command {
-            Command::UsePairs(pairs) if (1..=shared.pairs.len()).contains(&pairs.into()) => {
-                shared.use_pairs(pairs.into())
-            }
-            Command::Leave(bits) if shared.may_leave(bits) => shared.leave(bits),
-            Command::UsePairs(_) | Command::Leave(_) => return false,
-        };
-        done.inspect_err(|error| shared.failed("do what the guest asks for", error)).is_ok()
+        match command {
+            Command::UsePairs(pairs) => self.carrier.use_pairs(pairs),
+            Command::Leave(bits) => self.carrier.leave(bits),
+        }
+    }
+}
+
+impl Carry for Arc<Shared> {
+    fn begin(&self) {
+        self.set_up();
+    }
+
+    fn has(&self, feature: u32) -> bool {
+        Shared::has(self, bit(feature))
+    }
+
+    fn use_pairs(&self, pairs: u16) -> bool {
+        (1..=self.pairs.len()).contains(&pairs.into()) && self.is_done(Shared::use_pairs(self, pairs.into()))
+    }
+
+    fn leave(&self, bits: u64) -> bool {
+        self.may_leave(bits) && self.is_done(Shared::leave(self, bits))
+    }
+
+    fn refused(&self) {
+        add(&self.counters.refused_commands, 1);
+    }
+}
+
+impl Shared {
+    fn is_done(&self, done: io::Result<()>) -> bool {
+        done.inspect_err(|error| self.failed("do what the guest asks for", error)).is_ok()
     }
 }
 
@@ -86,14 +127,14 @@ fn read<const LENGTH: usize>(
     Ok(Some(bytes))
 }
 
-impl ServeQueue for ControlQueue {
+impl<C: Carry> ServeQueue for ControlQueue<C> {
     fn serve(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Batch, QueueError> {
-        self.shared.set_up();
+        self.carrier.begin();
         for _ in 0..BATCH {
             let Some(chain) = queue.pop(memory)? else { return Ok(Batch::Empty) };
             let done = self.read(&chain, memory)?.is_some_and(|command| self.perform(command));
             if !done {
-                add(&self.shared.counters.refused_commands, 1);
+                self.carrier.refused();
             }
             let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR }.to_le_bytes();
             let (place, _) = chain.writable().split_at(1);

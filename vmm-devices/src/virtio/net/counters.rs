@@ -55,6 +55,10 @@ counters! {
     refused_frames,
     /// Commands of the control queue that were refused, or failed.
     refused_commands,
+    /// Rings of the doorbells of the pairs, those that came together included; none where the kernel serves them.
+    notifications,
+    /// Interrupts for frames that have come or gone; none where the kernel serves the pairs.
+    interrupts,
     /// Answers of the host that are errors, to whatever it was asked.
     host_errors,
     /// How often the interface was lost.

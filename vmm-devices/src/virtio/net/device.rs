@@ -231,7 +231,7 @@ fn server(shared: &Arc<Shared>, role: Role) -> Box<dyn ServeQueue> {
 }
 
 /// A queue that means nothing: what is in it stays there.
-struct NoQueue;
+pub(in crate::virtio) struct NoQueue;
 
 impl ServeQueue for NoQueue {
     fn serve(&mut self, _: &mut Queue, _: &vmm_memory::GuestMemory) -> Result<Batch, QueueError> {

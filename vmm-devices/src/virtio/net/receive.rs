@@ -286,7 +286,13 @@ impl ServeQueue for ReceiveQueue {
             }
             match self.receive(queue, memory, &mut buffers)? {
                 Received::Frame(length) => bytes = bytes.saturating_add(length.into()),
-                Received::Nothing => return Ok(Batch::Waiting),
+                Received::Nothing => {
+                    // What was lost just now may be there again for long.
+                    if self.pair == 0 {
+                        self.shared.look_again();
+                    }
+                    return Ok(Batch::Waiting);
+                }
                 Received::NoBuffers => {
                     add(&self.shared.counters.received_no_buffers, 1);
                     return Ok(Batch::Empty);
@@ -302,6 +308,14 @@ impl ServeQueue for ReceiveQueue {
             vec![Arc::clone(link) as _, Arc::clone(timer) as _, Arc::clone(bell) as _];
         wakeups.extend(self.shared.link.news().filter(|_| self.pair == 0));
         wakeups
+    }
+
+    fn notified(&mut self, rings: u64) {
+        add(&self.shared.counters.notifications, rings);
+    }
+
+    fn interrupting(&mut self) {
+        add(&self.shared.counters.interrupts, 1);
     }
 
     fn untouched(&self) -> u16 {

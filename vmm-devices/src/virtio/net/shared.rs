@@ -143,8 +143,16 @@ impl Shared {
         }
         if let Some(first) = self.pairs.first() {
             let mut header = [0; HEADER as usize];
-            let _ =
-                (0..STALE).try_for_each(|_| rustix::io::read(&*first.receive.link, &mut header).map(drop));
+            let read = |_| match rustix::io::read(&*first.receive.link, &mut header) {
+                // Nobody is at the other end.
+                Ok(0) => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+                read => Ok(read.map(drop)?),
+            };
+            if let Err(error) = (0..STALE).try_for_each(read)
+                && error.kind() != io::ErrorKind::WouldBlock
+            {
+                self.failed("give frames for the guest", &error);
+            }
         }
     }
 

@@ -198,6 +198,27 @@ fn frames_go_both_ways_with_their_headers() {
 }
 
 #[test]
+fn each_ring_and_each_interrupt_of_a_pair_is_counted() {
+    let mut bench = Bench::new();
+    // A ring for the receive queue, and two for the other one.
+    let started = bench.start(0);
+    (0..4).for_each(|_| started.doorbells[0].ring());
+    (0..3).for_each(|_| started.doorbells[1].ring());
+    while bench.net.counts().notifications < 10 {
+        std::thread::yield_now();
+    }
+    bench.lend(&started, &[2000]);
+    bench.host.write_all(&frame(b"counted")).unwrap();
+    started.wait_used(&mut bench.receive, 1);
+    let interrupts = Arc::clone(&started.interrupts);
+    drop(started.stop());
+    let counts = bench.net.counts();
+    assert!((10..=11).contains(&counts.notifications), "{counts:?}");
+    assert!(counts.interrupts > 0);
+    assert_eq!(counts.interrupts, interrupts.total());
+}
+
+#[test]
 fn a_long_frame_is_merged_from_buffers_that_come_at_once() {
     let mut bench = Bench::new();
     let started = bench.start(MERGEABLE);

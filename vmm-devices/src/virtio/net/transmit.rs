@@ -120,6 +120,14 @@ impl ServeQueue for TransmitQueue {
         vec![Arc::clone(&self.lane.timer) as _, Arc::clone(&self.lane.bell) as _]
     }
 
+    fn notified(&mut self, rings: u64) {
+        add(&self.shared.counters.notifications, rings);
+    }
+
+    fn interrupting(&mut self) {
+        add(&self.shared.counters.interrupts, 1);
+    }
+
     fn untouched(&self) -> u16 {
         self.waiting.is_some().into()
     }

@@ -8,13 +8,14 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_FS, VIRTIO_ID_NET};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
 use super::VhostUserError;
-use super::connection::Wanted;
+use super::connection::{Rings, Wanted};
 
 /// Bytes of `struct virtio_blk_config` that every back end has: up to `write_zeroes_may_unmap` (virtio 1.3, section 5.2.4).
 const BLOCK_CONFIG: u32 = 60;
@@ -22,9 +23,12 @@ const BLOCK_CONFIG: u32 = 60;
 /// Where it has the number of queues.
 const BLOCK_QUEUES: std::ops::Range<usize> = 34..36;
 
-/// Queues of a network device, one pair, and of a file system: for FORGET and such, and for requests (sections 5.1.2 and 5.11.2).
-const NET_QUEUES: usize = 2;
+/// Queues of a pair of a network device, and of a file system: for FORGET and such, and for requests (sections 5.1.2 and 5.11.2).
+const PAIR: usize = 2;
 const FS_QUEUES: usize = 2;
+
+/// What comes with several pairs: a driver says by the control queue how many it uses. The monitor has that queue, whatever the back end has.
+const OF_SEVERAL_PAIRS: u64 = bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_CTRL_VQ);
 
 /// What a driver may use of a block device: what needs no answer of the configuration space.
 const OF_BLOCK: u64 = bit(VIRTIO_BLK_F_SIZE_MAX)
@@ -47,7 +51,7 @@ const OF_NET: u64 = bit(VIRTIO_NET_F_CSUM)
     | bit(VIRTIO_NET_F_HOST_ECN)
     | bit(VIRTIO_NET_F_MRG_RXBUF);
 
-const fn bit(feature: u32) -> u64 {
+pub(super) const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
@@ -85,8 +89,10 @@ pub enum Class {
         /// See there.
         exactly: bool,
     },
-    /// A network device with one pair of queues.
+    /// A network device.
     Net {
+        /// How many pairs of queues it is to have, at least one.
+        pairs: u16,
         /// The guest's address.
         mac: [u8; 6],
         /// The longest packet that the guest should send; `None`: nothing is said.
@@ -103,10 +109,13 @@ impl Class {
     /// What its back end is asked for.
     pub(super) fn wanted(&self) -> Wanted {
         match self {
-            Self::Block { .. } => Wanted { config: BLOCK_CONFIG, rings: None },
-            // Some back ends count pairs.
-            Self::Net { .. } => Wanted { config: 0, rings: Some(NET_QUEUES) },
-            Self::Fs { .. } => Wanted { config: 0, rings: Some(FS_QUEUES) },
+            Self::Block { .. } => Wanted { config: BLOCK_CONFIG, rings: Rings::Told },
+            // Every back end has one, whether it tells of it or not.
+            Self::Net { pairs: 0 | 1, .. } => Wanted { config: 0, rings: Rings::Known(PAIR) },
+            Self::Net { pairs, .. } => {
+                Wanted { config: 0, rings: Rings::ToldInPairs(usize::from(*pairs).saturating_mul(PAIR)) }
+            }
+            Self::Fs { .. } => Wanted { config: 0, rings: Rings::Known(FS_QUEUES) },
         }
     }
 
@@ -128,7 +137,8 @@ impl Class {
             }
             Self::Net { mtu, .. } => {
                 let mtu = if mtu.is_some() { bit(VIRTIO_NET_F_MTU) } else { 0 };
-                features & OF_NET | bit(VIRTIO_NET_F_MAC) | bit(VIRTIO_NET_F_STATUS) | mtu
+                let several = if queues > PAIR { OF_SEVERAL_PAIRS } else { 0 };
+                features & OF_NET | bit(VIRTIO_NET_F_MAC) | bit(VIRTIO_NET_F_STATUS) | mtu | several
             }
             Self::Fs { .. } => 0,
         }
@@ -144,7 +154,7 @@ impl Class {
             Self::Block { queues, exactly: false } => {
                 usize::try_from(rings).unwrap_or(usize::MAX).min(queues.into()).max(1)
             }
-            Self::Net { .. } => NET_QUEUES,
+            Self::Net { pairs, .. } => usize::from(pairs.max(1)).saturating_mul(PAIR),
             Self::Fs { .. } => FS_QUEUES,
         };
         self.enough(rings, queues).map(|()| queues)
@@ -157,6 +167,30 @@ impl Class {
     pub(super) fn enough(&self, rings: u64, queues: usize) -> Result<(), VhostUserError> {
         let is_enough = u64::try_from(queues).is_ok_and(|queues| queues <= rings);
         if is_enough { Ok(()) } else { Err(VhostUserError::Queues { has: rings, wanted: queues }) }
+    }
+
+    /// Of `queues` queues, how many the back end serves for a driver with `features`. Those behind them are served here.
+    pub(super) fn served(&self, queues: usize, features: u64) -> usize {
+        match self {
+            Self::Net { .. } if features & bit(VIRTIO_NET_F_MQ) == 0 => queues.min(PAIR),
+            _ => queues,
+        }
+    }
+
+    /// Of those, how many are enabled when the driver begins (section 5.1.6.5.5).
+    pub(super) fn enabled(&self, queues: usize) -> usize {
+        match self {
+            Self::Net { .. } => queues.min(PAIR),
+            Self::Block { .. } | Self::Fs { .. } => queues,
+        }
+    }
+
+    /// How many queues there are for `queues` that the back end serves: with several pairs a control queue too.
+    pub(super) fn all_queues(&self, queues: usize) -> usize {
+        match self {
+            Self::Net { .. } if queues > PAIR => queues.saturating_add(1),
+            _ => queues,
+        }
     }
 
     /// The largest size of each queue.
@@ -179,9 +213,9 @@ impl Class {
                 }
                 config
             }
-            Self::Net { mac, mtu } => {
+            Self::Net { mac, mtu, pairs } => {
                 let up = u16::try_from(VIRTIO_NET_S_LINK_UP).unwrap_or(0);
-                let words = [up, 1, mtu.unwrap_or(0)].map(u16::to_le_bytes);
+                let words = [up, pairs.max(1), mtu.unwrap_or(0)].map(u16::to_le_bytes);
                 mac.into_iter().chain(words.into_iter().flatten()).collect()
             }
             Self::Fs { tag: FsTag(tag) } => {

@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VhostUserError;
 use super::deadline::Deadline;
+use super::pairs;
 use super::table::{self, Change, Run};
 use crate::unix;
 use crate::virtio::features;
@@ -42,8 +43,19 @@ const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 pub(super) struct Wanted {
     /// Bytes of the configuration that the back end tells; 0: none.
     pub(super) config: u32,
-    /// Rings, if the number of those that the back end has is of no interest.
-    pub(super) rings: Option<usize>,
+    /// How the number of rings is known that it has.
+    pub(super) rings: Rings,
+}
+
+/// See [`Wanted`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rings {
+    /// Every back end has so many.
+    Known(usize),
+    /// It tells, and has one if it cannot.
+    Told,
+    /// It tells how many pairs it has, as back ends of network devices do, and has one if it cannot. So many rings are used.
+    ToldInPairs(usize),
 }
 
 /// A back end that answers.
@@ -82,9 +94,14 @@ impl Connection {
     pub(super) fn over(socket: UnixStream, wanted: Wanted) -> Result<Self, VhostUserError> {
         let deadline = Deadline::new(&socket).map_err(VhostUserError::Own)?;
         let own = socket.try_clone().map_err(VhostUserError::Own)?;
-        let rings = u64::try_from(wanted.rings.unwrap_or(1)).unwrap_or(u64::MAX);
+        let (rings, most) = match wanted.rings {
+            Rings::Known(rings) => (rings, rings),
+            Rings::Told => (1, 1),
+            Rings::ToldInPairs(most) => (pairs::RINGS, most),
+        };
+        let [rings, most] = [rings, most].map(|count| u64::try_from(count).unwrap_or(u64::MAX));
         let mut connection = Self {
-            frontend: Frontend::from_stream(own, rings),
+            frontend: Frontend::from_stream(own, most),
             socket,
             deadline,
             agreed: VhostUserProtocolFeatures::empty(),
@@ -116,7 +133,7 @@ impl Connection {
         if wanted.config > 0 {
             agreed |= VhostUserProtocolFeatures::CONFIG;
         }
-        if wanted.rings.is_none() {
+        if !matches!(wanted.rings, Rings::Known(_)) {
             agreed |= VhostUserProtocolFeatures::MQ;
         }
         let agreed = agreed & has;
@@ -136,8 +153,13 @@ impl Connection {
     /// What the back end says about itself and its device.
     fn look(&mut self, wanted: Wanted) -> Result<(), VhostUserError> {
         if self.agreed.contains(VhostUserProtocolFeatures::MQ) {
-            self.rings =
-                self.ask(|frontend, _| frontend.get_queue_num().map_err(|error| ("queues", error)))?;
+            let failed = |error: vhost::Error| ("queues", error);
+            self.rings = if let Rings::ToldInPairs(_) = wanted.rings {
+                let socket = self.socket.try_clone().map_err(VhostUserError::Own)?;
+                self.ask(|_, _| pairs::told_rings(&socket).map_err(failed))?
+            } else {
+                self.ask(|frontend, _| frontend.get_queue_num().map_err(failed))?
+            };
         }
         if self.agreed.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS) {
             let most =
@@ -216,11 +238,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Has `rings` served, which are in `memory`.
+    /// Has `rings` served, which are in `memory`; of them only the first `enabled` of the device are enabled.
     pub(super) fn start(
         &mut self,
         features: u64,
         rings: &[VhostRing],
+        enabled: usize,
         memory: &GuestMemory,
     ) -> Result<(), VhostUserError> {
         let configs: Vec<_> =
@@ -237,10 +260,19 @@ impl Connection {
                     .and_then(|()| frontend.set_vring_err(index, error))
                     .and_then(|()| frontend.set_vring_call(index, call))
                     .and_then(|()| frontend.set_vring_kick(index, kick))
-                    .and_then(|()| frontend.set_vring_enable(index, true))
+                    .and_then(|()| frontend.set_vring_enable(index, index < enabled))
                     .map_err(|error| ("a ring", error))?;
             }
             Ok(())
+        })
+    }
+
+    /// Enables the first `enabled` of `rings` rings, and no others.
+    pub(super) fn enable(&mut self, rings: usize, enabled: usize) -> Result<(), VhostUserError> {
+        self.ask(|frontend, _| {
+            (0..rings)
+                .try_for_each(|ring| frontend.set_vring_enable(ring, ring < enabled))
+                .map_err(|error| ("rings that are used", error))
         })
     }
 

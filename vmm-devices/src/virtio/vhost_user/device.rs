@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vmm_core::VmEvents;
 
+use super::pairs;
 use super::peer::VhostUser;
 use super::remains::Remains;
 use crate::virtio::serve::ServeQueue;
@@ -32,7 +33,7 @@ impl VhostUserDevice {
         Ok(Self {
             worker: Arc::new(worker),
             backend: Backend::with_rings(vec![Arc::clone(user) as _], user.queues, memory)?,
-            sizes: vec![user.class.queue_size(); user.queues],
+            sizes: vec![user.class.queue_size(); user.class.all_queues(user.queues)],
             user: Arc::clone(user),
         })
     }
@@ -69,11 +70,13 @@ impl VirtioDevice for VhostUserDevice {
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
 
     fn start(&self, activation: Activation) -> Result<Box<dyn Running>, ActivateError> {
-        let backend = (Arc::clone(&self.backend), self.backend.queues());
+        let features = activation.features;
+        let served = self.user.class.served(self.backend.queues(), features);
+        let backend = (Arc::clone(&self.backend), served);
         let attend = BackEnd(Arc::clone(&self.user));
         let user = Arc::clone(&self.user);
-        // There are no others.
-        let others = move |index| Box::new(Remains::new(Arc::clone(&user), index)) as _;
+        let others = move |index| pairs::server(&user, features, index == served);
+        self.user.begin();
         let queues = KernelQueues::start(&self.worker, activation, backend, Box::new(attend), others)?;
         Ok(Box::new(queues))
     }

@@ -5,6 +5,7 @@
 //!   queues of its device;
 //! * [`VhostUserDevice`]: the device, of a [`Class`]: block, network or file system;
 //! * `table`: what of guest RAM the back end has a map of;
+//! * `pairs`: how many pairs of queues a network device's back end has, and which of them a driver uses;
 //! * `deadline`: a back end that does not answer is as one that has gone;
 //! * `remains`: what becomes of requests when it has gone.
 //!
@@ -17,6 +18,7 @@ mod deadline;
 mod device;
 mod error;
 mod hang_up;
+mod pairs;
 mod peer;
 mod remains;
 mod table;

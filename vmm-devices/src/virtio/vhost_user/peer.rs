@@ -8,7 +8,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vmm_core::LogLimit;
@@ -29,8 +29,10 @@ pub struct VhostUser {
     pub(super) class: Class,
     /// Those that are offered.
     features: u64,
-    /// Queues of the device.
+    /// Queues of the device that it serves.
     pub(super) queues: usize,
+    /// How many of them are enabled, or are to be when they are served. Written under `state`, or while no driver is ready.
+    enabled: AtomicUsize,
     state: Mutex<State>,
     config: Mutex<Vec<u8>>,
     is_connected: AtomicBool,
@@ -43,6 +45,8 @@ struct State {
     /// It stays where it is when it is lost: whoever watches it is to see that.
     connection: Connection,
     loss: Option<Arc<VhostUserError>>,
+    /// Its rings were started, and not stopped since.
+    runs: bool,
 }
 
 /// Why a device has no back end at the moment.
@@ -71,9 +75,10 @@ impl VhostUser {
             path: path.into(),
             features: connection.features,
             queues,
+            enabled: AtomicUsize::new(class.enabled(queues)),
             config: Mutex::new(class.config(&connection.config, queues)),
             class,
-            state: Mutex::new(State { connection, loss: None }),
+            state: Mutex::new(State { connection, loss: None, runs: false }),
             is_connected: AtomicBool::new(true),
             hang_up: Arc::new(hang_up),
             counters,
@@ -104,6 +109,18 @@ impl VhostUser {
     /// Has `read` read the configuration of the device.
     pub(super) fn with_config(&self, read: impl FnOnce(&[u8])) {
         read(&lock(&self.config));
+    }
+
+    /// A driver is ready, and has not said yet which queues it uses. Does not wait.
+    pub(super) fn begin(&self) {
+        self.enabled.store(self.class.enabled(self.queues), Ordering::Release);
+    }
+
+    /// Has the first `queues` queues enabled, and no others; where there is no back end, as soon as there is one. Whether that is done.
+    pub(super) fn enable(&self, queues: usize) -> bool {
+        let mut state = lock(&self.state);
+        self.enabled.store(queues, Ordering::Release);
+        !state.runs || self.ask(&mut state, |connection| connection.enable(self.queues, queues)).is_ok()
     }
 
     /// Why it is lost, if it is. What the connection is like at the moment is looked at.
@@ -167,7 +184,7 @@ impl VhostUser {
         connection.set_memory(change)?;
         self.hang_up.watch(&connection).map_err(VhostUserError::Own)?;
         *lock(&self.config) = self.class.config(&connection.config, self.queues);
-        *state = State { connection, loss: None };
+        *state = State { connection, loss: None, runs: false };
         self.is_connected.store(true, Ordering::Release);
         count(&self.counters.connections);
         if let Some(left_out) = self.log.permit() {
@@ -206,12 +223,15 @@ impl VhostFd for VhostUser {
 
     fn start(&self, features: u64, rings: &[VhostRing], memory: &GuestMemory) -> io::Result<()> {
         let mut state = lock(&self.state);
-        let started = self.ask(&mut state, |connection| connection.start(features, rings, memory));
+        let enabled = self.enabled.load(Ordering::Acquire);
+        let started = self.ask(&mut state, |connection| connection.start(features, rings, enabled, memory));
+        state.runs = started.is_ok();
         started.map_err(io::Error::other)
     }
 
     fn stop(&self, rings: &[VhostRing]) -> io::Result<Vec<u16>> {
         let mut state = lock(&self.state);
+        state.runs = false;
         let stopped = self.ask(&mut state, |connection| connection.stop(rings));
         Ok(stopped.unwrap_or_else(|_| rings.iter().map(|ring| ring.queue.next_available).collect()))
     }

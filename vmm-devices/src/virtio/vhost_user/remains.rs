@@ -21,8 +21,10 @@ const IO_ERROR: u8 = 1;
 const FUSE_IN: u32 = 16;
 const FUSE_OUT: u32 = 16;
 
-/// The receive queue of a network device (section 5.1.2).
-const RECEIVE: usize = 0;
+/// Whether a queue of a network device is for receiving: the first of its pair (section 5.1.2).
+fn receives(index: usize) -> bool {
+    index.is_multiple_of(2)
+}
 
 /// One queue without a back end.
 pub(super) struct Remains {
@@ -48,7 +50,7 @@ impl Remains {
 
 impl ServeQueue for Remains {
     fn serve(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Batch, QueueError> {
-        if matches!(self.user.class, Class::Net { .. }) && self.index == RECEIVE {
+        if matches!(self.user.class, Class::Net { .. }) && receives(self.index) {
             return Ok(Batch::Waiting);
         }
         for _ in 0..BATCH {

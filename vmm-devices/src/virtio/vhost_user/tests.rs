@@ -1,6 +1,7 @@
 //! Devices whose back end is a thread of the test.
 
 mod hostile;
+mod pairs;
 mod peer;
 
 use std::io::{Read, Write};
@@ -24,7 +25,7 @@ use peer::{
 
 const SIZE: u16 = 16;
 const BLOCK: Class = Class::Block { queues: 1, exactly: false };
-const NET: Class = Class::Net { mac: [2, 0, 0, 0, 0, 1], mtu: None };
+const NET: Class = Class::Net { mac: [2, 0, 0, 0, 0, 1], mtu: None, pairs: 1 };
 /// Where the rings of the first queue are.
 const RINGS: u64 = 0x1_0000;
 

@@ -23,6 +23,7 @@ pub(super) const SET_VRING_CALL: u32 = 13;
 pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 pub(super) const GET_QUEUE_NUM: u32 = 17;
+pub(super) const SET_VRING_ENABLE: u32 = 18;
 pub(super) const GET_CONFIG: u32 = 24;
 pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
 pub(super) const ADD_MEM_REG: u32 = 37;
