@@ -67,7 +67,7 @@ pub(crate) fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
     let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
     let mac = mac_address(config).map_err(OpenError::Random)?;
     tracing::info!(device = id.as_str(), interface = tap.name(), %mac, pairs = tap.pairs(), vhost = config.vhost, "a network device");
-    let mtu = Some(config.mtu.unwrap_or(tap.mtu()));
+    let mtu = config.mtu.or(tap.mtu());
     let options = NetOptions { name: id.to_string(), mac: mac.bytes(), mtu, receive, transmit };
     let card = Card { interface: tap.name().to_owned(), mac };
     Ok(Nic { id, card, tap: Arc::new(tap), vhost, options })
