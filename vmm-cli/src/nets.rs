@@ -87,7 +87,7 @@ struct Behind {
 fn open_tap(config: &NetConfig) -> Result<Behind, OpenError> {
     let tap = Tap::open(&config.tap_options()?)?;
     let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
-    let mtu = Some(config.mtu.unwrap_or(tap.mtu()));
+    let mtu = config.mtu.or(tap.mtu());
     Ok(Behind { interface: tap.name().to_owned(), mtu, vhost, link: Arc::new(tap) })
 }
 

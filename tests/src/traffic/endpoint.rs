@@ -7,8 +7,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::thread;
+use std::time::Duration;
 
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
+
+/// How long a client waits for a server that says nothing: a guest may have died.
+const SILENCE: Duration = Duration::from_secs(100);
 
 /// A connection, whatever it goes over.
 pub trait Stream: Read + Write + Send {
@@ -18,6 +22,13 @@ pub trait Stream: Read + Write + Send {
     ///
     /// No descriptor is left.
     fn duplicate(&self) -> io::Result<Box<dyn Stream>>;
+
+    /// The other side is not waited for any longer than this, at a time.
+    ///
+    /// # Errors
+    ///
+    /// There is no connection any more.
+    fn limit(&self, time: Duration) -> io::Result<()>;
 
     /// The other side reads to an end; it may go on writing.
     ///
@@ -32,6 +43,11 @@ macro_rules! stream {
         impl Stream for $type {
             fn duplicate(&self) -> io::Result<Box<dyn Stream>> {
                 Ok(Box::new(self.try_clone()?))
+            }
+
+            fn limit(&self, time: Duration) -> io::Result<()> {
+                self.set_read_timeout(Some(time))?;
+                self.set_write_timeout(Some(time))
             }
 
             fn end_writing(&self) -> io::Result<()> {
@@ -109,6 +125,12 @@ impl Endpoint {
     ///
     /// Nobody listens.
     pub fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        let stream = self.connected()?;
+        stream.limit(SILENCE)?;
+        Ok(stream)
+    }
+
+    fn connected(&self) -> io::Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address)?;
@@ -119,6 +141,7 @@ impl Endpoint {
             Self::Vsock(cid, port) => Box::new(VsockStream::connect_with_cid_port(*cid, *port)?),
             Self::Guest(port, path) => {
                 let mut stream = UnixStream::connect(path)?;
+                stream.limit(SILENCE)?;
                 stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
                 let mut line = String::new();
                 // Of one byte, so that it takes nothing of what comes behind the line.

@@ -64,7 +64,8 @@ pub struct Tap {
     name: String,
     queues: Vec<Arc<LinkQueue>>,
     offloads: Offloads,
-    mtu: u16,
+    /// That of the interface, if it is in the network namespace of this process.
+    mtu: Option<u16>,
     /// How many of the queues get frames.
     used: Mutex<usize>,
     /// What it takes to have the interface again when it was gone; of descriptors, that is up to whoever has opened them.
@@ -102,13 +103,14 @@ impl Tap {
         if matches!(options.source, TapSource::Created(_)) {
             bring_up(&socket, interface, options.mtu).map_err(host)?;
         }
-        let mut answer = interface;
-        ioctl::ask(&socket, Request::Mtu, &mut answer).map_err(host)?;
-        let mtu = u16::try_from(answer.number()).unwrap_or(u16::MAX);
-        if let Some(wanted) = options.mtu.filter(|wanted| *wanted > mtu) {
+        let first = fds.first().ok_or(TapError::NoDescriptor)?;
+        let is_here = !matches!(options.source, TapSource::Descriptors(_)) || is_here(&socket, first, interface);
+        let mtu = is_here.then(|| mtu(&socket, interface)).transpose().map_err(host)?;
+        if let (Some(wanted), Some(mtu)) = (options.mtu, mtu)
+            && wanted > mtu
+        {
             return Err(TapError::Mtu { name, wanted, mtu });
         }
-        let first = fds.first().ok_or(TapError::NoDescriptor)?;
         let offloads = probe(first).map_err(host)?;
         let again = match flags {
             Some(flags) => {
@@ -128,9 +130,9 @@ impl Tap {
         &self.name
     }
 
-    /// The MTU that it had when it was opened.
+    /// The MTU that it had when it was opened; `None`: it is in another network namespace, which cannot be asked.
     #[must_use]
-    pub fn mtu(&self) -> u16 {
+    pub fn mtu(&self) -> Option<u16> {
         self.mtu
     }
 
@@ -347,6 +349,23 @@ fn adopt(numbers: &[RawFd]) -> Result<Opened, TapError> {
         fds.push(fd);
     }
     name.map(|name| (name, fds, None)).ok_or(TapError::NoDescriptor)
+}
+
+/// Whether the `interface` of the descriptor `fd` is in the network namespace of `socket`: one there may have the same name, but not the
+/// same address.
+fn is_here(socket: &OwnedFd, fd: &OwnedFd, interface: Interface) -> bool {
+    let address = |fd| {
+        let mut answer = interface;
+        ioctl::ask(fd, Request::Address, &mut answer).ok().map(|()| answer.address())
+    };
+    address(socket).is_some_and(|here| address(fd) == Some(here))
+}
+
+/// The MTU of `interface`.
+fn mtu(socket: &OwnedFd, interface: Interface) -> io::Result<u16> {
+    let mut answer = interface;
+    ioctl::ask(socket, Request::Mtu, &mut answer)?;
+    Ok(u16::try_from(answer.number()).unwrap_or(u16::MAX))
 }
 
 fn flag_names(flags: c_int) -> String {

@@ -30,6 +30,8 @@ pub(super) enum Request {
     Attached,
     /// Of a TAP descriptor: whether frames come to it, by its flags.
     Queue,
+    /// Of either: the address of the hardware.
+    Address,
     /// Of a socket: whether there is such an interface.
     Index,
     /// Of a socket: the MTU.
@@ -82,6 +84,11 @@ impl Interface {
         i32::from_ne_bytes([a, b, c, d])
     }
 
+    /// As an address: its family and its six bytes (`struct sockaddr`).
+    pub(super) fn address(&self) -> [u8; 8] {
+        self.value.first_chunk().copied().unwrap_or_default()
+    }
+
     pub(super) fn with_number(mut self, number: i32) -> Self {
         self.value.iter_mut().zip(number.to_ne_bytes()).for_each(|(place, byte)| *place = byte);
         self
@@ -94,6 +101,7 @@ pub(super) fn ask(fd: impl AsFd, request: Request, interface: &mut Interface) ->
         Request::Attach => libc::TUNSETIFF,
         Request::Attached => libc::TUNGETIFF,
         Request::Queue => libc::TUNSETQUEUE,
+        Request::Address => libc::SIOCGIFHWADDR,
         Request::Index => libc::SIOCGIFINDEX,
         Request::Mtu => libc::SIOCGIFMTU,
         Request::SetMtu => libc::SIOCSIFMTU,

@@ -79,7 +79,7 @@ fn exists(name: &str) -> bool {
 fn a_tap_that_is_created_is_up_and_gone_with_the_last_who_has_it() {
     let name = &own_name(1);
     let Some(tap) = created(name, 1, 9000) else { return };
-    assert_eq!((tap.name(), tap.mtu(), tap.pairs()), (&**name, 9000, 1));
+    assert_eq!((tap.name(), tap.mtu(), tap.pairs()), (&**name, Some(9000), 1));
     assert!(exists(name) && tap.offloads().tso4);
     let mut flags = Interface::new(name).unwrap();
     ioctl::ask(socket().unwrap(), Request::Flags, &mut flags).unwrap();
