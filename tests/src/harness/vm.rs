@@ -67,6 +67,15 @@ impl TestVm {
         self.arg("--cmdline").arg(text)
     }
 
+    /// The same in a jail with these options; what was said so far is said to `run`.
+    #[must_use]
+    pub fn in_jail(mut self, options: &str) -> Self {
+        let jail = std::iter::once(OsString::from("jail")).chain(words(options)).chain(["--".into()]);
+        // Behind the program.
+        self.args.splice(1..1, jail);
+        self
+    }
+
     /// Starts the monitor by another program, which is given the monitor's command line after its own `words` and
     /// executes it in its place.
     #[must_use]
