@@ -99,7 +99,9 @@ fn main() -> ExitCode {
     let trials = if missing(VMM_CLI) || missing(VMM_GUESTS) {
         trials.map(|trial| not_run(&trial, "run by cargo xtask test-guest", false)).collect()
     } else if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        trials.map(|trial| not_run(&trial, "no /dev/kvm", in_ci())).collect()
+        // In CI nothing is skipped.
+        let in_ci = env::var_os("CI").is_some_and(|value| value == "true");
+        trials.map(|trial| not_run(&trial, "no /dev/kvm", in_ci)).collect()
     } else {
         trials.collect()
     };
@@ -108,11 +110,6 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stdout(), "KVM is emulated: trials that repeat do a tenth of their rounds");
     }
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// Whether this is CI, where nothing is skipped.
-fn in_ci() -> bool {
-    env::var_os("CI").is_some_and(|value| value == "true")
 }
 
 /// In the place of `trial`, one that does not run, or fails, for `reason`.

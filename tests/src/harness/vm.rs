@@ -1,14 +1,20 @@
 //! `TestVm`: a command line of the monitor, put together step by step.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::stat::{major, minor};
 
 use super::running::{Finished, RunningVm};
 use super::{DEADLINE, guest, monitor, words};
+
+/// A user without any privilege: the one to whom nothing belongs.
+pub const NOBODY: u32 = 65534;
 
 /// A machine to be started. Standard input is empty, output is captured, unless told otherwise.
 #[derive(Debug)]
@@ -96,6 +102,37 @@ impl TestVm {
     pub fn through_shell(mut self, script: &str) -> Self {
         self.wrapper.extend(["sh", "-c", script, "sh"].map(OsString::from));
         self
+    }
+
+    /// As root: has it find a `/dev/kvm` that everybody may use. That is in a mount namespace of its own, with a file system at
+    /// `directory` where the monitor is too, since everybody finds it there.
+    ///
+    /// # Errors
+    ///
+    /// This host has no `/dev/kvm`.
+    pub fn with_kvm_for_all(self, directory: &Path) -> Result<Self> {
+        self.through_namespace(directory, "")
+    }
+
+    /// As [`with_kvm_for_all`](Self::with_kvm_for_all), and as a user without privileges, who has nothing and is in no group.
+    ///
+    /// # Errors
+    ///
+    /// This host has no `/dev/kvm`.
+    pub fn as_nobody(self, directory: &Path) -> Result<Self> {
+        self.through_namespace(directory, &format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"))
+    }
+
+    fn through_namespace(self, directory: &Path, starter: &str) -> Result<Self> {
+        let device = fs::metadata("/dev/kvm").context("/dev/kvm")?.rdev();
+        let at = directory.display();
+        let script = format!(
+            "set -e; mount -t tmpfs trial {at}; mknod {at}/kvm c {} {}; chmod 666 {at}/kvm; mount --bind {at}/kvm /dev/kvm
+             cp \"$1\" {at}/monitor; chmod 755 {at} {at}/monitor; shift; exec {starter} {at}/monitor \"$@\"",
+            major(device),
+            minor(device),
+        );
+        Ok(self.through("unshare -m").through_shell(&script))
     }
 
     /// Another standard input.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
-use vmm_tests::harness::{PATIENCE, Process, RunningVm, Terminal, TestVm, guest, until};
+use vmm_tests::harness::{NOBODY, PATIENCE, Process, RunningVm, Terminal, TestVm, guest, monitor, until};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -38,13 +38,10 @@ pub fn trials() -> Vec<Trial> {
     ];
     // Whoever is not root is the user without privileges, in all of the others.
     let roots = roots.into_iter().map(|trial| {
-        if geteuid().is_root() { trial } else { crate::not_run(&trial, "needs root", crate::in_ci()) }
+        if geteuid().is_root() { trial } else { crate::not_run(&trial, "needs root", false) }
     });
     anybodys.into_iter().chain(roots).collect()
 }
-
-/// A user without any privilege; the one to whom nothing belongs.
-const NOBODY: u32 = 65534;
 
 /// A directory of one trial, by its own name.
 struct Scratch {
@@ -104,25 +101,9 @@ fn the_embedded_guest_runs_in_a_user_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Has `vm` find a `/dev/kvm` that everybody may use, in a mount namespace of its own, with the monitor where everybody finds it;
-/// `then` is what starts it from there.
-fn with_kvm_for_all(vm: TestVm, directory: &Path, then: &str) -> Result<TestVm> {
-    let device = fs::metadata("/dev/kvm")?.rdev();
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let at = directory.display();
-    let script = format!(
-        "set -e; mount -t tmpfs trial {at}; mknod {at}/kvm c {major} {minor}; chmod 666 {at}/kvm
-         mount --bind {at}/kvm /dev/kvm; cp \"$1\" {at}/monitor; chmod 755 {at} {at}/monitor; shift
-         exec {then} {at}/monitor \"$@\""
-    );
-    Ok(vm.through("unshare -m").through_shell(&script))
-}
-
 fn the_embedded_guest_runs_as_a_user_without_privileges() -> Result<()> {
     let scratch = Scratch::new()?;
-    let then = format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups");
-    let vm = with_kvm_for_all(TestVm::bare().args("--cpus 2").in_jail(""), &scratch.path, &then)?;
-    let vm = vm.run()?.ensure_code(0)?;
+    let vm = TestVm::bare().args("--cpus 2").in_jail("").as_nobody(&scratch.path)?.run()?.ensure_code(0)?;
     ensure!(vm.text().contains("checks passed") && vm.stderr.is_empty(), "{:?}, {:?}", vm.text(), vm.stderr);
     Ok(())
 }
@@ -130,7 +111,7 @@ fn the_embedded_guest_runs_as_a_user_without_privileges() -> Result<()> {
 fn root_gives_up_its_user() -> Result<()> {
     let scratch = Scratch::new()?;
     let vm = TestVm::bare().args("--stats -").in_jail(&format!("--uid {NOBODY} --gid 12345"));
-    let vm = with_kvm_for_all(vm, &scratch.path, "")?.run()?.ensure_code(0)?;
+    let vm = vm.with_kvm_for_all(&scratch.path)?.run()?.ensure_code(0)?;
     ensure!(vm.text().contains("checks passed") && vm.stderr.is_empty(), "{:?}, {:?}", vm.text(), vm.stderr);
     Ok(())
 }
@@ -146,7 +127,7 @@ fn a_user_who_may_not_use_kvm_is_refused_with_what_permits() -> Result<()> {
     Ok(())
 }
 
-/// All files below `root`, but for what is in `pool`s of others.
+/// All that is below `root` and no directory, by its path from there.
 fn files_below(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     let mut directories = vec![root.to_owned()];
@@ -219,7 +200,7 @@ fn only_what_was_named_is_in_the_jail() -> Result<()> {
             ensure!(of(machine.pid().to_string())? != of("self".into())?, "{space} is shared with the host");
         }
         // By its path, from outside.
-        TestVm::program(vmm_tests::harness::monitor()).arg("ctl").arg(sockets.path("control")).arg("quit").run()?.ensure_code(0)?;
+        TestVm::program(monitor()).arg("ctl").arg(sockets.path("control")).arg("quit").run()?.ensure_code(0)?;
         vm.wait()?.ensure_code(0)?;
         ensure!(!sockets.path("control").exists(), "the socket is left");
         ensure!(fs::read_to_string(&log)?.contains("the machine has ended"), "{:?}", fs::read_to_string(&log)?);
@@ -349,7 +330,7 @@ fn what_a_jail_cannot_have_is_refused() -> Result<()> {
         let vm = TestVm::bare().args(args).in_jail(options).run()?;
         vm.ensure_code(2).with_context(|| format!("{options} {args}"))?.ensure_message(&[words])?;
     }
-    let vm = TestVm::program(vmm_tests::harness::monitor()).args("jail -- doctor").run()?;
+    let vm = TestVm::program(monitor()).args("jail -- doctor").run()?;
     vm.ensure_code(2)?.ensure_message(&["jail runs `run` and nothing else"])?;
     Ok(())
 }

@@ -31,6 +31,7 @@ pub(super) fn check(files: &Files) -> Vec<Finding> {
         userfaultfd(files, syscalls::try_userfaultfd()),
         seccomp(files),
         landlock(syscalls::landlock_abi()),
+        user_namespaces(files),
     ]
 }
 
@@ -167,6 +168,27 @@ fn landlock(abi: io::Result<i64>) -> Finding {
     }
 }
 
+/// Whether users without privileges may have namespaces, by the settings that forbid them.
+fn user_namespaces(files: &Files) -> Finding {
+    const ID: &str = "user-namespaces";
+    const FORBIDS: [(&str, u64, &str); 3] = [
+        ("/proc/sys/user/max_user_namespaces", 0, "`sudo sysctl user.max_user_namespaces=10000`"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", 0, "`sudo sysctl kernel.unprivileged_userns_clone=1`"),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            1,
+            "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or a profile of AppArmor with `userns,`",
+        ),
+    ];
+    let forbids = FORBIDS.into_iter().find(|(path, value, _)| files.number(path).is_ok_and(|is| is == *value));
+    match forbids {
+        None => Finding::ok(ID, "may be had by users without privileges"),
+        Some((path, value, mend)) => Finding::note(ID, format!("not for users without privileges: {path} is {value}"))
+            .lost("`vmm-cli jail` by others than root")
+            .mend_by(mend),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::State;
@@ -175,6 +197,16 @@ mod tests {
 
     fn refused(errno: i32) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn a_setting_that_forbids_user_namespaces_is_named_with_its_command() {
+        let fixture = Fixture::new(&[("/proc/sys/user/max_user_namespaces", "9000")]);
+        assert_eq!(user_namespaces(&fixture.files).state, State::Ok);
+        fixture.write("/proc/sys/kernel/unprivileged_userns_clone", "0\n");
+        let forbidden = user_namespaces(&fixture.files);
+        assert_eq!(forbidden.state, State::Note);
+        assert_eq!(forbidden.mend.unwrap(), "`sudo sysctl kernel.unprivileged_userns_clone=1`");
     }
 
     #[test]
