@@ -78,7 +78,7 @@ impl TestVm {
     pub fn in_jail(mut self, options: &str) -> Self {
         let jail = std::iter::once(OsString::from("jail")).chain(words(options)).chain(["--".into()]);
         // Behind the program.
-        self.args.splice(1..1, jail);
+        drop(self.args.splice(1..1, jail));
         self
     }
 

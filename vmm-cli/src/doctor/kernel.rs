@@ -4,6 +4,7 @@ use std::io;
 
 use super::finding::Finding;
 use super::syscalls;
+use crate::advice::{self, Forbids};
 use crate::files::Files;
 
 /// The release of the running kernel, such as `6.12.0-1-amd64`.
@@ -171,19 +172,9 @@ fn landlock(abi: io::Result<i64>) -> Finding {
 /// Whether users without privileges may have namespaces, by the settings that forbid them.
 fn user_namespaces(files: &Files) -> Finding {
     const ID: &str = "user-namespaces";
-    const FORBIDS: [(&str, u64, &str); 3] = [
-        ("/proc/sys/user/max_user_namespaces", 0, "`sudo sysctl user.max_user_namespaces=10000`"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", 0, "`sudo sysctl kernel.unprivileged_userns_clone=1`"),
-        (
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-            1,
-            "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or a profile of AppArmor with `userns,`",
-        ),
-    ];
-    let forbids = FORBIDS.into_iter().find(|(path, value, _)| files.number(path).is_ok_and(|is| is == *value));
-    match forbids {
-        None => Finding::ok(ID, "may be had by users without privileges"),
-        Some((path, value, mend)) => Finding::note(ID, format!("not for users without privileges: {path} is {value}"))
+    match advice::forbids_user_namespaces(files) {
+        None => Finding::ok(ID, "users without privileges may have them"),
+        Some(Forbids { path, value, mend }) => Finding::note(ID, format!("root's alone: {path} is {value}"))
             .lost("`vmm-cli jail` by others than root")
             .mend_by(mend),
     }

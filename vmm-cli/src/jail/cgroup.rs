@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::files::Files;
+use crate::messages;
 
 /// The time in which a share of the CPUs is counted, in microseconds.
 const PERIOD: u64 = 100_000;
@@ -134,7 +135,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the control group");
+            messages::tell(format_args!("vmm-cli: jail: cannot remove {}: {error}\n", self.path.display()));
         }
     }
 }
@@ -191,7 +192,7 @@ mod tests {
             assert!(relative(name).is_some_and(|path| path.is_relative()), "{name}");
         }
         for name in ["", "/", "..", "a/../b", "./a", "a/.."] {
-            assert!(matches!(relative(name), None), "{name}");
+            assert!(relative(name).is_none(), "{name}");
         }
     }
 

@@ -175,11 +175,12 @@ impl Jail {
                 }
                 let kept = stat.iter().map(AsRawFd::as_raw_fd).chain(self.passed_on.iter().copied());
                 descriptors::close_all_but(&kept.collect::<Vec<_>>())?;
-                blocked.undo().map_err(JailError::step("signals"))?;
                 if let Some(stat) = stat {
                     console::set_outside(stat);
                 }
+                // It starts a thread, which must not be the one that takes the machine's signals.
                 self.tell_of_strangers();
+                blocked.undo().map_err(JailError::step("signals"))?;
                 run::run(config)
             }
         }

@@ -8,6 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::process::{getegid, geteuid};
 
 use super::error::JailError;
+use crate::advice::{self, Forbids, MOST_USER_NAMESPACES};
 use crate::files::Files;
 
 /// What the jail is called inside.
@@ -44,57 +45,31 @@ pub(super) fn enter_others(network: bool) -> Result<(), JailError> {
 }
 
 fn refused(what: &'static str, source: io::Error) -> JailError {
-    let advice = advice(&Files::below("/"), source.raw_os_error().map(Errno::from_raw));
+    let advice = about(&Files::below("/"), source.raw_os_error().map(Errno::from_raw));
     JailError::Namespaces { what, advice, source }
 }
 
 /// What to do about a kernel that answers with `errno`.
-fn advice(files: &Files, errno: Option<Errno>) -> Option<String> {
-    let number = |name: &str| files.number(&format!("/proc/sys/{name}")).ok();
-    match errno? {
-        Errno::ENOSPC | Errno::EUSERS if number("user/max_user_namespaces") == Some(0) => {
-            Some("this host has no user namespaces: `sudo sysctl user.max_user_namespaces=10000`".into())
-        }
-        Errno::ENOSPC | Errno::EUSERS => {
-            Some("this host has no more of them (`sysctl user`), or they are nested too deeply".into())
-        }
-        Errno::EPERM | Errno::EACCES if number("kernel/unprivileged_userns_clone") == Some(0) => {
-            Some("user namespaces are root's here: `sudo sysctl kernel.unprivileged_userns_clone=1`".into())
-        }
-        Errno::EPERM | Errno::EACCES if number("kernel/apparmor_restrict_unprivileged_userns") == Some(1) => Some(
-            "AppArmor leaves user namespaces to programs with a profile: give this one a profile with `userns,`, or \
-             `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
-                .into(),
-        ),
-        Errno::EPERM | Errno::EACCES => Some(
+fn about(files: &Files, errno: Option<Errno>) -> Option<String> {
+    let errno = errno?;
+    let is_full = matches!(errno, Errno::ENOSPC | Errno::EUSERS);
+    let may_not = matches!(errno, Errno::EPERM | Errno::EACCES);
+    if let Some(Forbids { path, value, mend }) = advice::forbids_user_namespaces(files)
+        && (is_full && path == MOST_USER_NAMESPACES || may_not && path != MOST_USER_NAMESPACES)
+    {
+        return Some(format!("{path} is {value}: {mend}"));
+    }
+    match errno {
+        _ if is_full => Some("this host has no more of them (`sysctl user`), or they are nested too deeply".into()),
+        _ if may_not => Some(
             "this user may not: run it as root, or have a user namespace (--user-namespace); a container may forbid both \
              (seccomp, capabilities)"
                 .into(),
         ),
-        Errno::EINVAL => Some("this kernel was built without them".into()),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::files::fixture::Fixture;
-
-    #[test]
-    fn the_setting_that_forbids_is_named_with_what_permits() {
-        for (file, text, errno, words) in [
-            ("user/max_user_namespaces", "0", Errno::ENOSPC, "sysctl user.max_user_namespaces=10000"),
-            ("user/max_user_namespaces", "9", Errno::ENOSPC, "no more of them"),
-            ("kernel/unprivileged_userns_clone", "0", Errno::EPERM, "kernel.unprivileged_userns_clone=1"),
-            ("kernel/apparmor_restrict_unprivileged_userns", "1", Errno::EACCES, "AppArmor"),
-            ("kernel/unprivileged_userns_clone", "1", Errno::EPERM, "run it as root"),
-            ("none", "", Errno::EINVAL, "built without"),
-        ] {
-            let fixture = Fixture::new(&[(&format!("/proc/sys/{file}"), text)]);
-            let advice = advice(&fixture.files, Some(errno)).unwrap();
+xt)]);
+            let advice = about(&fixture.files, Some(errno)).unwrap();
             assert!(advice.contains(words), "{advice}");
         }
-        assert_eq!(advice(&Fixture::new(&[]).files, Some(Errno::EIO)), None);
+        assert_eq!(about(&Fixture::new(&[]).files, Some(Errno::EIO)), None);
     }
 }

@@ -9,7 +9,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
 };
-use rustix::process::{chdir, chroot, fchdir, pivot_root};
+use rustix::process::{chdir, chroot, fchdir, pivot_root, umask};
 
 use super::error::JailError;
 use super::identity::Identity;
@@ -46,19 +46,33 @@ pub(super) fn enter(plan: &Plan, identity: Identity, lists_threads: bool) -> Res
     }
     let root = file_system("tmpfs", &[("size", SIZE), ("mode", "755")], PLAIN).map_err(JailError::step("a tmpfs"))?;
     attach(&root, CWD, Path::new("/")).map_err(JailError::step("a root directory"))?;
-    for directory in plan.directories() {
-        make_directory(&root, directory)?;
-    }
-    for (path, source) in &sources {
-        place(&root, plan, path, source)?;
-    }
-    if lists_threads {
-        make_directory(&root, Path::new(PROC))?;
-        mount_proc(&root)?;
-    }
+    // Another user has to get through the directories.
+    let mask = umask(Mode::empty());
+    let filled = fill(&root, plan, &sources, lists_threads);
+    umask(mask);
+    filled?;
     let read_only = syscalls::add_mount_flags(root.as_fd(), PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY);
     read_only.map_err(JailError::step("a root directory that is only read"))?;
     change_root(&root).map_err(JailError::step("another root directory"))
+}
+
+fn fill(
+    root: &OwnedFd,
+    plan: &Plan,
+    sources: &[(&Path, Source)],
+    lists_threads: bool,
+) -> Result<(), JailError> {
+    for directory in plan.directories() {
+        make_directory(root, directory)?;
+    }
+    for (path, source) in sources {
+        place(root, plan, path, source)?;
+    }
+    if lists_threads {
+        make_directory(root, Path::new(PROC))?;
+        mount_proc(root)?;
+    }
+    Ok(())
 }
 
 /// A new file system that is mounted nowhere yet.

@@ -20,9 +20,18 @@ use super::syscalls;
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM];
 
-/// Nothing to a machine, see `signals.rs`; they must not end those who watch over it.
-const IGNORED: [Signal; 6] =
-    [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGXFSZ, Signal::SIGXCPU, Signal::SIGTTIN, Signal::SIGTTOU];
+/// Nothing to those who watch: some would end them and mean nothing to a machine, see `signals.rs`; others are for a machine alone,
+/// also while it has a thread before it takes them.
+const IGNORED: [Signal; 8] = [
+    Signal::SIGPIPE,
+    Signal::SIGHUP,
+    Signal::SIGXFSZ,
+    Signal::SIGXCPU,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGCONT,
+    Signal::SIGWINCH,
+];
 
 /// The code of a process that a signal has ended, as shells count it.
 const BY_SIGNAL: u8 = 128;
@@ -70,7 +79,7 @@ pub(super) fn from_outside(first: Pid, blocked: &Blocked, mut inside: &PipeWrite
             // A terminal has told the machine too, which is in the same process group.
             Some(signal) if PASSED_ON.contains(&signal) && info.ssi_code != libc::SI_KERNEL => {
                 // Nobody reads any more: the end is on its way.
-                let _ = inside.write(&[signal as u8]);
+                let _ = inside.write_all(&[signal as u8]);
             }
             _ => {}
         }
@@ -91,10 +100,12 @@ pub(super) fn from_inside(machine: Pid, blocked: &Blocked, mut outside: &PipeRea
             ready => ready?,
         };
         let [of_signals, of_outside] = fds.map(|fd| fd.any().unwrap_or(false));
-        if of_signals && let Some(info) = next(&signals)? && signal_of(&info) == Some(Signal::SIGCHLD) {
-            if let Some(code) = reap(machine)? {
-                return Ok(code);
-            }
+        if of_signals
+            && let Some(info) = next(&signals)?
+            && signal_of(&info) == Some(Signal::SIGCHLD)
+            && let Some(code) = reap(machine)?
+        {
+            return Ok(code);
         }
         if of_outside {
             let mut number = [0];
