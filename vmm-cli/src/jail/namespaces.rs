@@ -66,7 +66,27 @@ fn about(files: &Files, errno: Option<Errno>) -> Option<String> {
              (seccomp, capabilities)"
                 .into(),
         ),
-xt)]);
+        Errno::EINVAL => Some("this kernel was built without them".into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::fixture::Fixture;
+
+    #[test]
+    fn the_setting_that_forbids_is_named_with_what_permits() {
+        for (file, text, errno, words) in [
+            ("user/max_user_namespaces", "0", Errno::ENOSPC, "sysctl user.max_user_namespaces=10000"),
+            ("user/max_user_namespaces", "9", Errno::ENOSPC, "no more of them"),
+            ("kernel/unprivileged_userns_clone", "0", Errno::EPERM, "kernel.unprivileged_userns_clone=1"),
+            ("kernel/apparmor_restrict_unprivileged_userns", "1", Errno::EACCES, "AppArmor"),
+            ("kernel/unprivileged_userns_clone", "1", Errno::EPERM, "run it as root"),
+            ("none", "", Errno::EINVAL, "built without"),
+        ] {
+            let fixture = Fixture::new(&[(&format!("/proc/sys/{file}"), text)]);
             let advice = about(&fixture.files, Some(errno)).unwrap();
             assert!(advice.contains(words), "{advice}");
         }
