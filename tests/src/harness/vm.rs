@@ -120,7 +120,10 @@ impl TestVm {
     ///
     /// This host has no `/dev/kvm`.
     pub fn as_nobody(self, directory: &Path) -> Result<Self> {
-        self.through_namespace(directory, &format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"))
+        self.through_namespace(
+            directory,
+            &format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"),
+        )
     }
 
     fn through_namespace(self, directory: &Path, starter: &str) -> Result<Self> {

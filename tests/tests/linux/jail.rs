@@ -36,7 +36,8 @@ fn a_guest_boots_in_a_jail(guest: &LinuxGuest) -> Result<()> {
         let place = path.join("place");
         fs::create_dir(&place)?;
         boots(guest, vm("").as_nobody(&place)?).context("as a user without privileges")?;
-        boots(guest, vm(&format!("--uid {NOBODY}")).with_kvm_for_all(&place)?).context("as root's other user")?;
+        boots(guest, vm(&format!("--uid {NOBODY}")).with_kvm_for_all(&place)?)
+            .context("as root's other user")?;
     }
     let left: Vec<PathBuf> = fs::read_dir(&path)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     ensure!(left.iter().all(|file| *file == disk || file.ends_with("place")), "{left:?}");

@@ -37,9 +37,9 @@ pub fn trials() -> Vec<Trial> {
         a_control_group_goes_with_its_jail,
     ];
     // Whoever is not root is the user without privileges, in all of the others.
-    let roots = roots.into_iter().map(|trial| {
-        if geteuid().is_root() { trial } else { crate::not_run(&trial, "needs root", false) }
-    });
+    let roots = roots
+        .into_iter()
+        .map(|trial| if geteuid().is_root() { trial } else { crate::not_run(&trial, "needs root", false) });
     anybodys.into_iter().chain(roots).collect()
 }
 
@@ -123,7 +123,10 @@ fn a_user_who_may_not_use_kvm_is_refused_with_what_permits() -> Result<()> {
         return Ok(());
     }
     let vm = TestVm::bare().in_jail(&format!("--uid {NOBODY} --gid 12345")).run()?.ensure_code(3)?;
-    vm.ensure_message(&["KVM: user 65534 of group 12345 may not read and write /dev/kvm", "setfacl -m u:65534:rw /dev/kvm"])?;
+    vm.ensure_message(&[
+        "KVM: user 65534 of group 12345 may not read and write /dev/kvm",
+        "setfacl -m u:65534:rw /dev/kvm",
+    ])?;
     Ok(())
 }
 
@@ -200,10 +203,19 @@ fn only_what_was_named_is_in_the_jail() -> Result<()> {
             ensure!(of(machine.pid().to_string())? != of("self".into())?, "{space} is shared with the host");
         }
         // By its path, from outside.
-        TestVm::program(monitor()).arg("ctl").arg(sockets.path("control")).arg("quit").run()?.ensure_code(0)?;
+        TestVm::program(monitor())
+            .arg("ctl")
+            .arg(sockets.path("control"))
+            .arg("quit")
+            .run()?
+            .ensure_code(0)?;
         vm.wait()?.ensure_code(0)?;
         ensure!(!sockets.path("control").exists(), "the socket is left");
-        ensure!(fs::read_to_string(&log)?.contains("the machine has ended"), "{:?}", fs::read_to_string(&log)?);
+        ensure!(
+            fs::read_to_string(&log)?.contains("the machine has ended"),
+            "{:?}",
+            fs::read_to_string(&log)?
+        );
     }
     Ok(())
 }
@@ -241,7 +253,9 @@ fn nothing_is_left_of_a_jail() -> Result<()> {
 
 fn a_jail_ends_with_the_code_of_its_machine() -> Result<()> {
     let scratch = Scratch::new()?;
-    for (name, cmdline, code) in [("bench_reset", "", 0), ("triple_fault", "", 4), ("port_write", "f4 1 1", 65)] {
+    for (name, cmdline, code) in
+        [("bench_reset", "", 0), ("triple_fault", "", 4), ("port_write", "f4 1 1", 65)]
+    {
         let vm = TestVm::bare().arg("--kernel").arg(scratch.guest(name)?).cmdline(cmdline).in_jail("");
         vm.run()?.ensure_code(code).context(name)?;
     }
@@ -302,14 +316,22 @@ fn a_file_that_is_not_its_owners_alone_is_refused() -> Result<()> {
     let link = scratch.path("link");
     symlink(&kernel, &link)?;
     let instead = format!("name {} instead", kernel.display());
-    run(&link)?.ensure_code(2)?.ensure_message(&["boot.kernel (--kernel)", "is a symbolic link", &instead])?;
+    run(&link)?.ensure_code(2)?.ensure_message(&[
+        "boot.kernel (--kernel)",
+        "is a symbolic link",
+        &instead,
+    ])?;
     let way = scratch.path("way");
     symlink(&scratch.path, &way)?;
     let through = way.join("bench_reset");
     run(&through)?.ensure_code(2)?.ensure_message(&["way is a symbolic link", &instead])?;
     fs::remove_file(&way)?;
     fs::hard_link(&kernel, scratch.path("other"))?;
-    run(&kernel)?.ensure_code(2)?.ensure_message(&["boot.kernel (--kernel)", "has 2 hard links", "cp --reflink=auto"])?;
+    run(&kernel)?.ensure_code(2)?.ensure_message(&[
+        "boot.kernel (--kernel)",
+        "has 2 hard links",
+        "cp --reflink=auto",
+    ])?;
     fs::remove_file(scratch.path("other"))?;
     run(&scratch.path("none"))?.ensure_code(2)?.ensure_message(&["boot.kernel (--kernel)", "none"])?;
     // What is made by the machine has a directory, or the jail has none.
@@ -386,7 +408,8 @@ fn a_jail_in_the_background_leaves_the_terminal_alone() -> Result<()> {
     let before = terminal.mode()?;
     // With job control (`set -m`), what is started with `&` is not in the foreground.
     let script = "set -m; \"$@\" & echo started; read line; kill $!; wait $!; echo \"code $?\"";
-    let vm = TestVm::bare().arg("--kernel").arg(scratch.guest("bench_halt")?).in_jail("").through("setsid --ctty");
+    let vm =
+        TestVm::bare().arg("--kernel").arg(scratch.guest("bench_halt")?).in_jail("").through("setsid --ctty");
     let vm = vm.through_shell(script);
     let vm = vm.stdin(terminal.end()?).stdout(terminal.end()?).stderr(terminal.end()?).spawn()?;
     terminal.wait_for("\x1e", PATIENCE)?;

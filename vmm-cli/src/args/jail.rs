@@ -77,7 +77,8 @@ mod tests {
             let args = [&args[..], &["--", "run"]].concat();
             assert_eq!(parse(&args).unwrap_err().exit_code(), 2, "{args:?}");
         }
-        let args = ["--cgroup", "vm", "--memory-max", "1G", "--cpu-max", "250", "--pids-max", "9", "--", "run"];
+        let args =
+            ["--cgroup", "vm", "--memory-max", "1G", "--cpu-max", "250", "--pids-max", "9", "--", "run"];
         let args = parse(&args).unwrap();
         assert_eq!((args.memory_max, args.cpu_max, args.pids_max), (Some(1 << 30), Some(250), Some(9)));
         assert!(parse(&["--cgroup", "vm", "--cpu-max", "0", "--", "run"]).is_err());

@@ -34,14 +34,14 @@ pub(crate) enum Need {
 
 /// A path, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct HostPlace {
     /// The setting that names it.
     key: &'static str,
     pub(crate) path: PathBuf,
     pub(crate) need: Need,
 }
 
-impl Place {
+impl HostPlace {
     fn new(key: &'static str, path: impl Into<PathBuf>, need: Need) -> Self {
         Self { key, path: path.into(), need }
     }
@@ -55,7 +55,7 @@ impl Place {
 impl VmConfig {
     /// Every path that a machine of this configuration opens, device nodes included. What is opened while it runs, because its
     /// user adds a device, is not among them; sockets `PATH_PORT` are beside that of `vsock.path`.
-    pub(crate) fn places(&self) -> Vec<Place> {
+    pub(crate) fn places(&self) -> Vec<HostPlace> {
         // Without `..`: whoever adds a section is asked whether it has paths. Of keys the table knows it, and a test asks.
         let Self {
             boot,
@@ -74,19 +74,19 @@ impl VmConfig {
             net,
             fs,
         } = self;
-        let mut places = vec![Place::new("KVM", KVM, Need::Write)];
+        let mut places = vec![HostPlace::new("KVM", KVM, Need::Write)];
         places.extend(of_boot(boot));
         places.extend(of_cpu(cpu));
         places.extend(of_memory(memory));
         places.extend(of_consoles(console));
         places.extend(of_vsock(vsock));
         let ControlConfig { socket } = control;
-        places.extend(socket.iter().map(|path| Place::new("control.socket", path, Need::Listen)));
+        places.extend(socket.iter().map(|path| HostPlace::new("control.socket", path, Need::Listen)));
         let LogConfig { level: _, format: _, file } = log;
-        places.extend(file.iter().map(|path| Place::new("log.file", path, Need::Output)));
+        places.extend(file.iter().map(|path| HostPlace::new("log.file", path, Need::Output)));
         let StatsConfig { output, format: _ } = stats;
         if let Some(StatsOutput::File(path)) = output {
-            places.push(Place::new("stats.output", path, Need::Output));
+            places.push(HostPlace::new("stats.output", path, Need::Output));
         }
         places.extend(disk.iter().flat_map(of_disk));
         places.extend(net.iter().flat_map(of_net));
@@ -95,68 +95,68 @@ impl VmConfig {
     }
 }
 
-fn of_boot(boot: &BootConfig) -> impl Iterator<Item = Place> {
+fn of_boot(boot: &BootConfig) -> impl Iterator<Item = HostPlace> {
     let BootConfig { kernel, initrd, cmdline: _ } = boot;
     let images = [("boot.kernel", kernel), ("boot.initrd", initrd)];
-    images.into_iter().filter_map(|(key, path)| Some(Place::new(key, path.as_ref()?, Need::Read)))
+    images.into_iter().filter_map(|(key, path)| Some(HostPlace::new(key, path.as_ref()?, Need::Read)))
 }
 
-fn of_cpu(cpu: &CpuConfig) -> impl Iterator<Item = Place> {
+fn of_cpu(cpu: &CpuConfig) -> impl Iterator<Item = HostPlace> {
     let files = cpu.affinity.is_some().then_some(HOST_CPUS).into_iter().flatten();
-    files.map(|path| Place::new("cpu.affinity", path, Need::Look))
+    files.map(|path| HostPlace::new("cpu.affinity", path, Need::Look))
 }
 
-fn of_memory(memory: &MemoryConfig) -> Option<Place> {
+fn of_memory(memory: &MemoryConfig) -> Option<HostPlace> {
     let MemoryConfig { size: _, backing, huge_pages, prefault: _, lock: _, dump: _, dirty_log: _ } = memory;
     match backing {
-        MemoryBacking::SharedFile(path) => Some(Place::new(memory::BACKING, path, Need::Write)),
-        MemoryBacking::PrivateFile(path) => Some(Place::new(memory::BACKING, path, Need::Read)),
+        MemoryBacking::SharedFile(path) => Some(HostPlace::new(memory::BACKING, path, Need::Write)),
+        MemoryBacking::PrivateFile(path) => Some(HostPlace::new(memory::BACKING, path, Need::Read)),
         MemoryBacking::Anonymous | MemoryBacking::Memfd => match huge_pages {
             HugePages::None | HugePages::Transparent => None,
             HugePages::Size2M | HugePages::Size1G => {
-                Some(Place::new("memory.huge_pages", HUGE_PAGE_POOLS, Need::Look))
+                Some(HostPlace::new("memory.huge_pages", HUGE_PAGE_POOLS, Need::Look))
             }
         },
     }
 }
 
-fn of_consoles(console: &ConsoleConfig) -> impl Iterator<Item = Place> {
+fn of_consoles(console: &ConsoleConfig) -> impl Iterator<Item = HostPlace> {
     let ConsoleConfig { serial, virtio } = console;
     let modes = [("console.serial", Some(serial)), ("console.virtio", virtio.as_ref())];
     modes.into_iter().filter_map(|(key, mode)| match mode? {
-        SerialMode::File(path) => Some(Place::new(key, path, Need::Output)),
-        SerialMode::Unix(path) => Some(Place::new(key, path, Need::Listen)),
+        SerialMode::File(path) => Some(HostPlace::new(key, path, Need::Output)),
+        SerialMode::Unix(path) => Some(HostPlace::new(key, path, Need::Listen)),
         // Whoever has pseudo-terminals has all of them: they are not a path that is named.
         SerialMode::Stdio | SerialMode::Null | SerialMode::Pty => None,
     })
 }
 
-fn of_vsock(vsock: &VsockConfig) -> impl Iterator<Item = Place> {
+fn of_vsock(vsock: &VsockConfig) -> impl Iterator<Item = HostPlace> {
     let VsockConfig { cid: _, path, vhost } = vsock;
-    let socket = path.as_ref().map(|path| Place::new(vsock::PATH, path, Need::Listen));
-    let device = vhost.then(|| Place::new("vsock.vhost", VHOST_VSOCK, Need::Write));
+    let socket = path.as_ref().map(|path| HostPlace::new(vsock::PATH, path, Need::Listen));
+    let device = vhost.then(|| HostPlace::new("vsock.vhost", VHOST_VSOCK, Need::Write));
     socket.into_iter().chain(device)
 }
 
-fn of_disk(disk: &DiskConfig) -> impl Iterator<Item = Place> {
+fn of_disk(disk: &DiskConfig) -> impl Iterator<Item = HostPlace> {
     let DiskConfig { path, backing, read_only, vhost_user, .. } = disk;
     let need = if *read_only { Need::Read } else { Need::Write };
     let paths = [(disk::PATH, path, need), (disk::BACKING, backing, Need::Read)];
     let paths = paths.into_iter().chain([(disk::VHOST_USER, vhost_user, Need::Connect)]);
-    paths.filter_map(|(key, path, need)| Some(Place::new(key, path.as_ref()?, need)))
+    paths.filter_map(|(key, path, need)| Some(HostPlace::new(key, path.as_ref()?, need)))
 }
 
-fn of_net(net: &NetConfig) -> impl Iterator<Item = Place> {
+fn of_net(net: &NetConfig) -> impl Iterator<Item = HostPlace> {
     let NetConfig { tap, vhost, vhost_user, .. } = net;
-    let interface = tap.is_some().then(|| Place::new("net.tap", TUN, Need::Write));
-    let kernel = vhost.then(|| Place::new("net.vhost", VHOST_NET, Need::Write));
-    let back_end = vhost_user.as_ref().map(|path| Place::new(net::VHOST_USER, path, Need::Connect));
+    let interface = tap.is_some().then(|| HostPlace::new("net.tap", TUN, Need::Write));
+    let kernel = vhost.then(|| HostPlace::new("net.vhost", VHOST_NET, Need::Write));
+    let back_end = vhost_user.as_ref().map(|path| HostPlace::new(net::VHOST_USER, path, Need::Connect));
     interface.into_iter().chain(kernel).chain(back_end)
 }
 
-fn of_fs(fs: &FsConfig) -> Place {
+fn of_fs(fs: &FsConfig) -> HostPlace {
     let FsConfig { tag: _, socket } = fs;
-    Place::new(fs::SOCKET, socket, Need::Connect)
+    HostPlace::new(fs::SOCKET, socket, Need::Connect)
 }
 
 #[cfg(test)]
@@ -193,12 +193,16 @@ mod tests {
             section.keys.iter().map(move |key| (format!("{}.{}", section.name, key.name), key.expected))
         });
         let takes_path = |expected: &str| expected.to_ascii_lowercase().contains("path");
-        let keys: BTreeSet<_> = all.filter(|(_, expected)| takes_path(expected)).map(|(key, _)| key).collect();
+        let keys: BTreeSet<_> =
+            all.filter(|(_, expected)| takes_path(expected)).map(|(key, _)| key).collect();
         let mut config = config(EVERYTHING);
         let places = config.places();
         let listed: BTreeSet<_> = places.iter().map(|place| place.key.to_owned()).collect();
         let missing: Vec<_> = keys.difference(&listed).collect();
-        assert!(missing.is_empty(), "VmConfig::places does not know {missing:?}, or EVERYTHING does not set it");
+        assert!(
+            missing.is_empty(),
+            "VmConfig::places does not know {missing:?}, or EVERYTHING does not set it"
+        );
         // The same by the paths themselves.
         let paths: BTreeSet<_> = places.iter().map(|place| place.path.clone()).collect();
         let made_absolute: BTreeSet<_> = config.paths_mut().map(|(_, path)| path.clone()).collect();

@@ -12,7 +12,6 @@ const PERIOD: u64 = 100_000;
 
 /// Why there is no control group.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub(crate) enum CgroupError {
     #[error("--cgroup {name}: a path below the root of the control groups is needed, such as machines/vm1")]
     Name { name: String },
@@ -189,7 +188,7 @@ mod tests {
     #[test]
     fn a_name_stays_below_the_root_of_the_groups() {
         for name in ["vm1", "machines/vm1", "/machines/vm1"] {
-            assert!(relative(name).is_some_and(|path| path.is_relative()), "{name}");
+            assert!(relative(name).is_some_and(Path::is_relative), "{name}");
         }
         for name in ["", "/", "..", "a/../b", "./a", "a/.."] {
             assert!(relative(name).is_none(), "{name}");
@@ -217,7 +216,10 @@ mod tests {
         // The directory of a group is not removed while files are in it, and those of the kernel do not count.
         let group = make(limits).unwrap();
         let written = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
-        assert_eq!((written("cgroup.subtree_control").as_str(), written("vm/memory.max").as_str()), ("+memory", "1"));
+        assert_eq!(
+            (written("cgroup.subtree_control").as_str(), written("vm/memory.max").as_str()),
+            ("+memory", "1")
+        );
         let error = make(Limits::default()).unwrap_err();
         assert!(matches!(&error, CgroupError::InUse { .. }) && error.is_of_user(), "{error}");
         fs::remove_file(root.path().join("vm/memory.max")).unwrap();

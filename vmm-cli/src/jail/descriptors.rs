@@ -14,8 +14,11 @@ const FIRST: RawFd = 3;
 /// The kernel is older than Linux 5.9.
 pub(super) fn close_all_but(kept: &[RawFd]) -> Result<(), JailError> {
     gaps(kept).into_iter().try_for_each(|(first, last)| {
-        syscalls::close_range(first, last)
-            .map_err(|source| JailError::System { what: "close_range", since: "5.9", source })
+        syscalls::close_range(first, last).map_err(|source| JailError::System {
+            what: "close_range",
+            since: "5.9",
+            source,
+        })
     })
 }
 

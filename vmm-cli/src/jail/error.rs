@@ -12,7 +12,6 @@ use crate::outcome::Failure;
 
 /// Why there is no jail.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub(crate) enum JailError {
     #[error("vmm-cli jail runs `run` and nothing else: `vmm-cli jail -- run CONFIG.toml`")]
     NotRun,
@@ -28,7 +27,9 @@ pub(crate) enum JailError {
          flag out, or hand the interface over as a descriptor (fd=NUMBER)"
     )]
     NoInterface { tap: String },
-    #[error("{name}: {path} is in the root directory, all of which would be in the jail; give it a directory of its own")]
+    #[error(
+        "{name}: {path} is in the root directory, all of which would be in the jail; give it a directory of its own"
+    )]
     WholeRoot { name: String, path: PathBuf },
     #[error("{name}: cannot open {path}")]
     Open {
@@ -37,7 +38,10 @@ pub(crate) enum JailError {
         #[source]
         source: io::Error,
     },
-    #[error("{name}: cannot open {path}: {link} is a symbolic link, and a jail follows none{}", instead(real))]
+    #[error(
+        "{name}: cannot open {path}: {link} is a symbolic link, and a jail follows none{}",
+        instead(real)
+    )]
     Symlink { name: String, path: PathBuf, link: PathBuf, real: Option<PathBuf> },
     #[error(
         "{name}: {path} has {links} hard links, so that the jail would have a file that is somebody else's too; give it one of \
@@ -53,9 +57,7 @@ pub(crate) enum JailError {
         #[source]
         source: io::Error,
     },
-    #[error(
-        "{name}: user {uid} of group {gid} may not {purpose} {path}; {mend}"
-    )]
+    #[error("{name}: user {uid} of group {gid} may not {purpose} {path}; {mend}")]
     Access {
         name: String,
         path: PathBuf,

@@ -11,7 +11,7 @@ use rustix::thread::{
 };
 
 use super::error::JailError;
-use crate::config::{Need, Place};
+use crate::config::{HostPlace, Need};
 
 /// Another user, or the one that there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ fn empty_bounding_set() -> Result<(), Errno> {
 ///
 /// # Errors
 /// The first one that is not for this user.
-pub(super) fn check_access(places: &[Place]) -> Result<(), JailError> {
+pub(super) fn check_access(places: &[HostPlace]) -> Result<(), JailError> {
     for place in places {
         let path = match place.need {
             Need::Listen => place.path.parent().unwrap_or(&place.path),
@@ -87,7 +87,7 @@ pub(super) fn check_access(places: &[Place]) -> Result<(), JailError> {
     Ok(())
 }
 
-fn refused(place: &Place, path: &Path, purpose: &'static str, source: std::io::Error) -> JailError {
+fn refused(place: &HostPlace, path: &Path, purpose: &'static str, source: std::io::Error) -> JailError {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let rights = match place.need {
         Need::Read => "r",

@@ -28,7 +28,7 @@ use nix::unistd::ForkResult;
 use rustix::process::{Signal, geteuid, getppid, set_parent_process_death_signal};
 
 use crate::args::{Args, Command, JailArgs};
-use crate::config::{Need, Place, SerialMode, VmConfig};
+use crate::config::{HostPlace, Need, SerialMode, VmConfig};
 use crate::outcome::Failure;
 use crate::{console, messages, run};
 use cgroup::{Cgroup, Limits};
@@ -57,7 +57,7 @@ pub fn run(args: &JailArgs) -> Result<ExitCode, Failure> {
 /// What is decided before anything is made.
 struct Jail {
     plan: Plan,
-    places: Vec<Place>,
+    places: Vec<HostPlace>,
     identity: Identity,
     user_namespace: bool,
     network_namespace: bool,

@@ -24,8 +24,11 @@ pub(super) fn enter_user() -> Result<(), JailError> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| refused("a user namespace", errno.into()))?;
     // The kernel takes a map of groups from somebody without privileges only then.
-    let files =
-        [("setgroups", "deny".to_owned()), ("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))];
+    let files = [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{uid} {uid} 1")),
+        ("gid_map", format!("{gid} {gid} 1")),
+    ];
     files.iter().try_for_each(|(name, text)| {
         fs::write(format!("/proc/self/{name}"), text).map_err(|error| refused("the map of users", error))
     })

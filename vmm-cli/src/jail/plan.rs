@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::error::JailError;
-use crate::config::{Need, Place};
+use crate::config::{HostPlace, Need};
 
 /// Everything that the jail has, by its path: what is in a directory comes after the directory.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Plan {
     ///
     /// # Errors
     /// A socket is in the root directory, which has everything.
-    pub(super) fn of(places: &[Place]) -> Result<Self, JailError> {
+    pub(super) fn of(places: &[HostPlace]) -> Result<Self, JailError> {
         let mut plan = Self::default();
         for place in places {
             let path = match place.need {
@@ -68,7 +68,9 @@ impl Plan {
 
     /// Whether `path` is in a directory that is mounted.
     pub(super) fn is_inside(&self, path: &Path) -> bool {
-        path.ancestors().skip(1).any(|above| self.mounts.get(above).is_some_and(|mount| mount.need == Need::Listen))
+        path.ancestors()
+            .skip(1)
+            .any(|above| self.mounts.get(above).is_some_and(|mount| mount.need == Need::Listen))
     }
 }
 
@@ -110,7 +112,8 @@ mod tests {
 
     #[test]
     fn a_directory_comes_before_what_is_in_it() {
-        let plan = plan(&[("/run/vm/kernel", Need::Read), ("/run/vm", Need::Listen), ("/dev/kvm", Need::Write)]);
+        let plan =
+            plan(&[("/run/vm/kernel", Need::Read), ("/run/vm", Need::Listen), ("/dev/kvm", Need::Write)]);
         assert_eq!(paths(plan.mounts().map(|(path, _)| path)), ["/dev/kvm", "/run/vm", "/run/vm/kernel"]);
         assert_eq!(paths(plan.directories()), ["/dev", "/run"]);
         assert!(plan.is_inside(Path::new("/run/vm/kernel")) && !plan.is_inside(Path::new("/run/vm")));
@@ -120,7 +123,7 @@ mod tests {
     fn a_path_that_goes_up_again_finds_its_way() {
         let plan = plan(&[("/home/vm/../images/./a", Need::Read)]);
         assert_eq!(paths(plan.mounts().map(|(path, _)| path)), ["/home/images/a"]);
-        assert_eq!(paths(plan.directories()), ["/home", "/home/vm"]);
+        assert_eq!(paths(plan.directories()), ["/home", "/home/images", "/home/vm"]);
         assert_eq!(walk(Path::new("/../..")), (vec![], "/".into()));
     }
 
@@ -134,7 +137,8 @@ mod tests {
     #[test]
     fn the_root_directory_is_not_given_away() {
         for path in ["/", "/a/.."] {
-            let error = Plan::default().add("control.socket".into(), Path::new(path), Need::Listen).unwrap_err();
+            let error =
+                Plan::default().add("control.socket".into(), Path::new(path), Need::Listen).unwrap_err();
             assert!(error.to_string().contains("all of which would be in the jail"), "{error}");
         }
     }

@@ -44,7 +44,8 @@ pub(super) fn enter(plan: &Plan, identity: Identity, lists_threads: bool) -> Res
             sources.push((path, source));
         }
     }
-    let root = file_system("tmpfs", &[("size", SIZE), ("mode", "755")], PLAIN).map_err(JailError::step("a tmpfs"))?;
+    let root = file_system("tmpfs", &[("size", SIZE), ("mode", "755")], PLAIN)
+        .map_err(JailError::step("a tmpfs"))?;
     attach(&root, CWD, Path::new("/")).map_err(JailError::step("a root directory"))?;
     // Another user has to get through the directories.
     let mask = umask(Mode::empty());
@@ -126,7 +127,9 @@ fn mount_proc(root: &OwnedFd) -> Result<(), JailError> {
     let flags = PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY;
     let mounted = file_system("proc", &[("subset", "pid")], flags);
     let mounted = mounted.and_then(|proc| attach(&proc, root, Path::new(PROC)));
-    mounted.map_err(JailError::step("/proc, in which cpu.dedicated (--dedicated) finds the threads of the monitor"))
+    mounted.map_err(JailError::step(
+        "/proc, in which cpu.dedicated (--dedicated) finds the threads of the monitor",
+    ))
 }
 
 /// Makes `root`, which is mounted over the present root directory, the root directory. The host's is then nowhere, but where it

@@ -41,7 +41,8 @@ pub(super) fn open(path: &Path, mount: &Mount, identity: Identity) -> Result<Opt
     let metadata = file.metadata().map_err(failed)?;
     check(path, mount, &metadata)?;
     let failed = |source| JailError::Mount { name: mount.name.clone(), path: path.to_owned(), source };
-    let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let flags =
+        OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(&file, "", flags).map_err(|errno| failed(errno.into()))?;
     syscalls::add_mount_flags(tree.as_fd(), flags_of(mount.need, &metadata)).map_err(failed)?;
     Ok(Some(Source { tree, is_directory: metadata.is_dir() }))
@@ -184,7 +185,8 @@ mod tests {
         looked_at(&real, Need::Read).unwrap();
         for (asked, link) in [("link/file", "link"), ("real/alias", "real/alias")] {
             let error = refusal(&path.join(asked), Need::Read);
-            let expected = format!("{} is a symbolic link, and a jail follows none", path.join(link).display());
+            let expected =
+                format!("{} is a symbolic link, and a jail follows none", path.join(link).display());
             assert!(error.contains(&expected), "{error}");
             assert!(error.ends_with(&format!("; name {} instead", real.display())), "{error}");
         }
@@ -196,7 +198,10 @@ mod tests {
         let error = looked_at(&path.join("none"), Need::Read).unwrap_err();
         let JailError::Open { source, .. } = &error else { panic!("{error}") };
         assert_eq!(source.kind(), io::ErrorKind::NotFound);
-        assert!(refusal(&path, Need::Read).ends_with("is a directory; a jail takes a regular file or a block device there"));
+        assert!(
+            refusal(&path, Need::Read)
+                .ends_with("is a directory; a jail takes a regular file or a block device there")
+        );
         let file = path.join("file");
         fs::write(&file, "").unwrap();
         assert!(refusal(&file, Need::Listen).contains("a jail takes a directory there"));
