@@ -11,7 +11,10 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
-use vmm_tests::harness::{NOBODY, PATIENCE, Process, RunningVm, Terminal, TestVm, guest, monitor, until};
+use vmm_cli::config::CpuList;
+use vmm_tests::harness::{
+    ControlSocket, NOBODY, PATIENCE, Process, RunningVm, Terminal, TestVm, guest, monitor, until,
+};
 
 /// The trials of this suite.
 pub fn trials() -> Vec<Trial> {
@@ -20,6 +23,8 @@ pub fn trials() -> Vec<Trial> {
         the_embedded_guest_runs_in_a_user_namespace,
         only_what_was_named_is_in_the_jail,
         a_directory_with_more_than_was_named_is_told_of,
+        a_disk_that_is_allowed_can_be_added,
+        a_dedicated_cpu_is_found_in_a_jail,
         nothing_is_left_of_a_jail,
         a_jail_ends_with_the_code_of_its_machine,
         a_signal_reaches_the_machine,
@@ -235,6 +240,40 @@ fn a_directory_with_more_than_was_named_is_told_of() -> Result<()> {
     let vm = halted(&scratch, "", &format!("--api-sock {}", scratch.path("control").display()))?;
     vm.wait_for_message("vmm-cli: jail: control.socket (--api-sock): all of ")?;
     stopped(vm)
+}
+
+fn a_disk_that_is_allowed_can_be_added() -> Result<()> {
+    let (scratch, more, place) = (Scratch::new()?, Scratch::new()?, ControlSocket::new()?);
+    for directory in [&scratch, &more] {
+        File::create(directory.path("disk"))?.set_len(1 << 20)?;
+    }
+    let vm = TestVm::bare().arg("--kernel").arg(scratch.guest("bench_halt")?);
+    let vm = place.start(vm.in_jail(&format!("--allow {}", more.path.display())))?;
+    place.reaches("running")?;
+    let add = |from: &Scratch| {
+        place.ctl(&format!("device-add --disk path={},format=raw", from.path("disk").display()))
+    };
+    add(&scratch)?.ensure_code(1)?.ensure_message(&["No such file"])?;
+    add(&more)?.ensure_code(0)?;
+    place.ctl("quit")?.ensure_code(0)?;
+    let ended = vm.wait()?.ensure_code(0)?;
+    ensure!(ended.stderr.is_empty(), "{:?}", ended.stderr);
+    Ok(())
+}
+
+fn a_dedicated_cpu_is_found_in_a_jail() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let status = Process::new(nix::unistd::Pid::this()).status("Cpus_allowed_list")?;
+    let cpus: CpuList = status.parse()?;
+    let last = cpus.iter().last().context("no CPU")?;
+    let vm = TestVm::bare().arg("--kernel").arg(scratch.guest("bench_reset")?);
+    let vm = vm.args(&format!("--dedicated --affinity {last} --log-level error")).in_jail("").run()?;
+    if cpus.len() == 1 {
+        vm.ensure_code(3)?.ensure_message(&["no host CPU is left"])?;
+    } else {
+        vm.ensure_code(0)?;
+    }
+    Ok(())
 }
 
 fn nothing_is_left_of_a_jail() -> Result<()> {

@@ -92,12 +92,13 @@ impl Cgroup {
     /// # Errors
     /// Any [`CgroupError`]; there is no group then.
     pub(super) fn make(name: &str, limits: Limits) -> Result<Self, CgroupError> {
+        let name = relative(name).ok_or_else(|| CgroupError::Name { name: name.to_owned() })?;
         let root = mount_point(&Files::below("/")).ok_or(CgroupError::NotMounted)?;
         Self::make_below(&root, name, limits)
     }
 
-    fn make_below(root: &Path, name: &str, limits: Limits) -> Result<Self, CgroupError> {
-        let path = root.join(relative(name).ok_or_else(|| CgroupError::Name { name: name.to_owned() })?);
+    fn make_below(root: &Path, name: &Path, limits: Limits) -> Result<Self, CgroupError> {
+        let path = root.join(name);
         let parent = path.parent().unwrap_or(root).to_owned();
         for (controller, ..) in limits.settings() {
             hand_on(controller, &parent)?;
@@ -209,7 +210,7 @@ mod tests {
     fn what_a_group_lacks_is_named() {
         let root = tempfile::tempdir().unwrap();
         let limits = Limits { memory: Some(1), ..Limits::default() };
-        let make = |limits| Cgroup::make_below(root.path(), "vm", limits);
+        let make = |limits| Cgroup::make_below(root.path(), Path::new("vm"), limits);
         let error = make(limits).unwrap_err();
         assert!(matches!(&error, CgroupError::NoController { controller: "memory", .. }), "{error}");
         fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
@@ -225,7 +226,7 @@ mod tests {
         fs::remove_file(root.path().join("vm/memory.max")).unwrap();
         drop(group);
         assert!(!root.path().join("vm").exists());
-        let error = Cgroup::make_below(root.path(), "none/vm", Limits::default()).unwrap_err();
+        let error = Cgroup::make_below(root.path(), Path::new("none/vm"), Limits::default()).unwrap_err();
         assert!(matches!(&error, CgroupError::Make { .. }) && !error.is_of_user(), "{error}");
     }
 }

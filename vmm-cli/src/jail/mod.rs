@@ -34,8 +34,11 @@ use crate::{console, messages, run};
 use cgroup::{Cgroup, Limits};
 use error::JailError;
 use identity::Identity;
-use plan::Plan;
+use plan::{Mount, Plan};
 use watch::Blocked;
+
+/// What messages call a place that no setting of the machine names.
+const ALLOWED: &str = "--allow";
 
 /// Where the kernel says of this process in which process group it is, and which one has the terminal.
 const STAT: &str = "/proc/self/stat";
@@ -90,7 +93,7 @@ impl Jail {
         for path in &args.allow {
             let path = std::path::absolute(path).map_err(JailError::step("the current directory"))?;
             let need = if path.is_dir() { Need::Listen } else { Need::Write };
-            plan.add("--allow".into(), &path, need)?;
+            plan.add(ALLOWED.into(), &path, need)?;
         }
         let limits = Limits { memory: args.memory_max, cpu: args.cpu_max, pids: args.pids_max };
         let descriptors = config.net.iter().filter_map(|net| net.fd.as_ref());
@@ -193,7 +196,8 @@ impl Jail {
             // A socket of a port has the path of the device's socket and a number.
             self.places.iter().any(|place| file.starts_with(place.path.as_os_str().as_encoded_bytes()))
         };
-        for (path, mount) in self.plan.mounts().filter(|(_, mount)| mount.need == Need::Listen) {
+        let has_socket = |mount: &Mount| mount.need == Need::Listen && mount.name != ALLOWED;
+        for (path, mount) in self.plan.mounts().filter(|(_, mount)| has_socket(mount)) {
             if let Ok(count @ 1..) = sources::strangers(path, is_named) {
                 messages::tell(format_args!(
                     "vmm-cli: jail: {}: all of {} is in the jail, {count} more than was named; a directory of its own would \
