@@ -1,9 +1,10 @@
 //! `TestVm`: a command line of the monitor, put together step by step.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -120,13 +121,12 @@ impl TestVm {
     ///
     /// This host has no `/dev/kvm`.
     pub fn as_nobody(self, directory: &Path) -> Result<Self> {
-        self.through_namespace(
-            directory,
-            &format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"),
-        )
+        let setpriv = program("setpriv")?;
+        let starter = format!("{} --reuid={NOBODY} --regid={NOBODY} --clear-groups", setpriv.display());
+        self.through_namespace(directory, &starter)
     }
 
-    fn through_namespace(self, directory: &Path, starter: &str) -> Result<Self> {
+    fn through_namespace(mut self, directory: &Path, starter: &str) -> Result<Self> {
         let device = fs::metadata("/dev/kvm").context("/dev/kvm")?.rdev();
         let at = directory.display();
         let script = format!(
@@ -135,7 +135,11 @@ impl TestVm {
             major(device),
             minor(device),
         );
-        Ok(self.through("unshare -m").through_shell(&script))
+        let shell = program("sh")?;
+        self.wrapper.extend(["unshare", "-m"].map(OsString::from));
+        self.wrapper
+            .extend([shell.as_os_str(), "-c".as_ref(), script.as_ref(), "sh".as_ref()].map(OsStr::to_owned));
+        Ok(self)
     }
 
     /// Another standard input.
@@ -192,4 +196,11 @@ impl TestVm {
     pub fn run(self) -> Result<Finished> {
         self.spawn()?.wait()
     }
+}
+
+/// Where the program `name` is: busybox takes its own for one that is named without a path.
+fn program(name: &str) -> Result<PathBuf> {
+    let directories = env::var_os("PATH").unwrap_or_default();
+    let mut candidates = env::split_paths(&directories).map(|directory| directory.join(name));
+    candidates.find(|path| path.is_file()).with_context(|| format!("no {name} in the search path"))
 }
