@@ -13,6 +13,7 @@ mod linux {
     pub mod file_system;
     pub mod hotplug;
     pub mod irqchip;
+    pub mod jail;
     pub mod memory;
     pub mod memory_hotplug;
     pub mod net;
@@ -124,6 +125,7 @@ fn main() -> ExitCode {
         linux::file_system::trials(),
         linux::hotplug::trials(),
         linux::irqchip::trials(),
+        linux::jail::trials(),
         linux::memory::trials(),
         linux::memory_hotplug::trials(),
         linux::net::trials(),

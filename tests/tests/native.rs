@@ -19,6 +19,7 @@ mod native {
     pub mod images;
     pub mod io;
     pub mod irq;
+    pub mod jail;
     pub mod kicks;
     pub mod lifecycle;
     pub mod limits;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         native::images::trials(),
         native::io::trials(),
         native::irq::trials(),
+        native::jail::trials(),
         native::kicks::trials(),
         native::lifecycle::trials(),
         native::limits::trials(),

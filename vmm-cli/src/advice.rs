@@ -4,6 +4,7 @@ use std::io;
 
 use vmm_core::KvmOpenError;
 
+use crate::files::Files;
 use crate::host::Extension;
 
 /// What to do about a `/dev/kvm` that cannot be used; `extension` is what the processor offers.
@@ -33,6 +34,41 @@ fn missing_device(extension: Option<Extension>) -> String {
             .into(),
     };
     format!("{module}; in a container, pass the device in (`--device /dev/kvm`)")
+}
+
+/// A setting of the host, which is `value`, and what changes that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forbids {
+    pub(crate) path: &'static str,
+    pub(crate) value: u64,
+    pub(crate) mend: &'static str,
+}
+
+/// How many user namespaces there may be.
+pub(crate) const MOST_USER_NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
+
+/// The first setting that keeps users without privileges from having user namespaces.
+pub(crate) fn forbids_user_namespaces(files: &Files) -> Option<Forbids> {
+    let settings = [
+        Forbids {
+            path: MOST_USER_NAMESPACES,
+            value: 0,
+            mend: "`sudo sysctl user.max_user_namespaces=10000`",
+        },
+        // Debian.
+        Forbids {
+            path: "/proc/sys/kernel/unprivileged_userns_clone",
+            value: 0,
+            mend: "`sudo sysctl kernel.unprivileged_userns_clone=1`",
+        },
+        // Ubuntu.
+        Forbids {
+            path: "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            value: 1,
+            mend: "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or a profile of AppArmor with `userns,`",
+        },
+    ];
+    settings.into_iter().find(|setting| files.number(setting.path).is_ok_and(|value| value == setting.value))
 }
 
 /// The answer of the kernel that `error` comes from, if it does.

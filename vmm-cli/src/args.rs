@@ -1,6 +1,7 @@
 //! Arguments: the command line of `vmm-cli` and its help.
 
 mod ctl;
+mod jail;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::config::{
     StatsFormat, StatsOutput, VsockConfig, cpu, duration, scheduler, value,
 };
 pub use ctl::{CtlArgs, CtlVerb};
+pub use jail::JailArgs;
 
 const RUN_HELP: &str = "\
 Exit codes:
@@ -41,6 +43,13 @@ docs/doctor.md.
 Exit codes:
   0  `vmm-cli run` works here
   3  it cannot work here";
+
+const JAIL_HELP: &str = "\
+What is in the jail, and what it does not do, is described in docs/jail.md.
+
+Exit codes: those of `run`; 128 and the number of the signal, if one has ended the machine; and
+  2  a file is missing, a symbolic link, or has another hard link
+  3  the host does not allow it: namespaces, /dev/kvm, control groups";
 
 pub(crate) const CTL_HELP: &str = "\
 Requests, answers and error codes are described in docs/control.md.
@@ -75,6 +84,9 @@ pub enum Command {
     /// Ask a machine that runs, by its control socket (`run --api-sock PATH`)
     #[command(after_help = CTL_HELP)]
     Ctl(CtlArgs),
+    /// Run a virtual machine where only what its configuration names can be seen: `jail -- run CONFIG.toml`
+    #[command(after_help = JAIL_HELP)]
+    Jail(JailArgs),
 }
 
 /// How the command `doctor` reports.
@@ -304,7 +316,7 @@ mod tests {
         let args = ["vmm-cli", "run"].iter().chain(args);
         Args::try_parse_from(args).map(|args| match args.command {
             Command::Run(args) | Command::Check(args) => args,
-            Command::Doctor(_) | Command::Ctl(_) => panic!("not run"),
+            Command::Doctor(_) | Command::Ctl(_) | Command::Jail(_) => panic!("not run"),
         })
     }
 

@@ -16,6 +16,7 @@ pub mod doctor;
 mod event_loop;
 mod files;
 mod host;
+pub mod jail;
 mod kept;
 mod listener;
 mod logging;

@@ -7,7 +7,7 @@ use clap::Parser;
 use vmm_cli::args::{Args, Command};
 use vmm_cli::config::VmConfig;
 use vmm_cli::outcome::Failure;
-use vmm_cli::{control, doctor, messages, run};
+use vmm_cli::{control, doctor, jail, messages, run};
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Jail(args) => jail::run(&args),
         Command::Ctl(args) => Ok(control::client::run(&args)),
     };
     let code = result.unwrap_or_else(|failure| {

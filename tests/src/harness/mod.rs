@@ -22,7 +22,7 @@ pub use process::Process;
 pub use qcow2::Qcow2Image;
 pub use running::{Finished, RunningVm};
 pub use terminal::{Terminal, status_flags};
-pub use vm::TestVm;
+pub use vm::{NOBODY, TestVm};
 
 /// Names the monitor's binary in the environment.
 pub const VMM_CLI: &str = "VMM_CLI";

@@ -34,6 +34,24 @@ impl Process {
         kill(self.0, signal).with_context(|| format!("{signal} to process {}", self.0))
     }
 
+    /// The processes that it has made and that are there.
+    ///
+    /// # Errors
+    ///
+    /// There is no /proc.
+    pub fn children(self) -> Result<Vec<Self>> {
+        let mut children = Vec::new();
+        for entry in fs::read_dir("/proc").context("/proc")? {
+            let Ok(pid) = entry?.file_name().to_string_lossy().parse() else { continue };
+            let process = Self(Pid::from_raw(pid));
+            // One that has ended meanwhile has no parent.
+            if process.status("PPid").is_ok_and(|parent| parent == self.0.to_string()) {
+                children.push(process);
+            }
+        }
+        Ok(children)
+    }
+
     /// The number of its open descriptors.
     ///
     /// # Errors
@@ -156,7 +174,12 @@ impl Process {
         Ok(self.status("State")?.starts_with('T'))
     }
 
-    fn status(self, key: &str) -> Result<String> {
+    /// A field of its status.
+    ///
+    /// # Errors
+    ///
+    /// It is gone, or has no such field.
+    pub fn status(self, key: &str) -> Result<String> {
         let file = format!("/proc/{}/status", self.0);
         let text = fs::read_to_string(&file).with_context(|| file.clone())?;
         for line in text.lines() {

@@ -1,14 +1,21 @@
 //! `TestVm`: a command line of the monitor, put together step by step.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::stat::{major, minor};
 
 use super::running::{Finished, RunningVm};
 use super::{DEADLINE, guest, monitor, words};
+
+/// A user without any privilege: the one to whom nothing belongs.
+pub const NOBODY: u32 = 65534;
 
 /// A machine to be started. Standard input is empty, output is captured, unless told otherwise.
 #[derive(Debug)]
@@ -67,6 +74,15 @@ impl TestVm {
         self.arg("--cmdline").arg(text)
     }
 
+    /// The same in a jail with these options; what was said so far is said to `run`.
+    #[must_use]
+    pub fn in_jail(mut self, options: &str) -> Self {
+        let jail = std::iter::once(OsString::from("jail")).chain(words(options)).chain(["--".into()]);
+        // Behind the program.
+        drop(self.args.splice(1..1, jail));
+        self
+    }
+
     /// Starts the monitor by another program, which is given the monitor's command line after its own `words` and
     /// executes it in its place.
     #[must_use]
@@ -87,6 +103,43 @@ impl TestVm {
     pub fn through_shell(mut self, script: &str) -> Self {
         self.wrapper.extend(["sh", "-c", script, "sh"].map(OsString::from));
         self
+    }
+
+    /// As root: has it find a `/dev/kvm` that everybody may use. That is in a mount namespace of its own, with a file system at
+    /// `directory` where the monitor is too, since everybody finds it there.
+    ///
+    /// # Errors
+    ///
+    /// This host has no `/dev/kvm`.
+    pub fn with_kvm_for_all(self, directory: &Path) -> Result<Self> {
+        self.through_namespace(directory, "")
+    }
+
+    /// As [`with_kvm_for_all`](Self::with_kvm_for_all), and as a user without privileges, who has nothing and is in no group.
+    ///
+    /// # Errors
+    ///
+    /// This host has no `/dev/kvm`.
+    pub fn as_nobody(self, directory: &Path) -> Result<Self> {
+        let setpriv = program("setpriv")?;
+        let starter = format!("{} --reuid={NOBODY} --regid={NOBODY} --clear-groups", setpriv.display());
+        self.through_namespace(directory, &starter)
+    }
+
+    fn through_namespace(mut self, directory: &Path, starter: &str) -> Result<Self> {
+        let device = fs::metadata("/dev/kvm").context("/dev/kvm")?.rdev();
+        let at = directory.display();
+        let script = format!(
+            "set -e; mount -t tmpfs trial {at}; mknod {at}/kvm c {} {}; chmod 666 {at}/kvm; mount --bind {at}/kvm /dev/kvm
+             cp \"$1\" {at}/monitor; chmod 755 {at} {at}/monitor; shift; exec {starter} {at}/monitor \"$@\"",
+            major(device),
+            minor(device),
+        );
+        let shell = program("sh")?;
+        self.wrapper.extend(["unshare", "-m"].map(OsString::from));
+        self.wrapper
+            .extend([shell.as_os_str(), "-c".as_ref(), script.as_ref(), "sh".as_ref()].map(OsStr::to_owned));
+        Ok(self)
     }
 
     /// Another standard input.
@@ -143,4 +196,11 @@ impl TestVm {
     pub fn run(self) -> Result<Finished> {
         self.spawn()?.wait()
     }
+}
+
+/// Where the program `name` is: busybox takes its own for one that is named without a path.
+fn program(name: &str) -> Result<PathBuf> {
+    let directories = env::var_os("PATH").unwrap_or_default();
+    let mut candidates = env::split_paths(&directories).map(|directory| directory.join(name));
+    candidates.find(|path| path.is_file()).with_context(|| format!("no {name} in the search path"))
 }

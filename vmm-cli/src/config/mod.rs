@@ -15,6 +15,7 @@ mod memory;
 mod memory_hotplug;
 pub(crate) mod net;
 mod parse;
+mod places;
 mod render;
 pub(crate) mod scheduler;
 mod serial;
@@ -48,6 +49,7 @@ pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryErr
 pub use memory_hotplug::{MemoryHotplugConfig, MemoryHotplugError};
 pub use net::{Descriptors, MacAddress, NetConfig, NetError};
 pub use parse::parse_toml;
+pub(crate) use places::{HostPlace, Need};
 pub use serial::SerialMode;
 pub use settings::SettingsError;
 pub use size::{MemorySize, parse_bytes};

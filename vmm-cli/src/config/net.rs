@@ -109,6 +109,13 @@ impl fmt::Display for MacAddress {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptors(Vec<RawFd>);
 
+impl Descriptors {
+    /// Their numbers.
+    pub(crate) fn numbers(&self) -> &[RawFd] {
+        &self.0
+    }
+}
+
 impl FromStr for Descriptors {
     type Err = ValueError;
 

@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::outside;
+
 const STDIN: i32 = libc::STDIN_FILENO;
 
 /// Signals that end a process and that nothing else here handles.
@@ -98,7 +100,10 @@ pub(super) fn is_foreground() -> bool {
     let controlling = foreground != -1;
     // SAFETY:
     // - as above.
-    terminal && (!controlling || foreground == unsafe { libc::getpgrp() })
+    let own = unsafe { libc::getpgrp() };
+    // In a PID namespace that has neither group, both are 0.
+    let is_ours = || if own == 0 { outside::is_foreground().unwrap_or(true) } else { foreground == own };
+    terminal && (!controlling || is_ours())
 }
 
 fn current() -> io::Result<libc::termios> {

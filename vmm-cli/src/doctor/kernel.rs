@@ -4,6 +4,7 @@ use std::io;
 
 use super::finding::Finding;
 use super::syscalls;
+use crate::advice::{self, Forbids};
 use crate::files::Files;
 
 /// The release of the running kernel, such as `6.12.0-1-amd64`.
@@ -31,6 +32,7 @@ pub(super) fn check(files: &Files) -> Vec<Finding> {
         userfaultfd(files, syscalls::try_userfaultfd()),
         seccomp(files),
         landlock(syscalls::landlock_abi()),
+        user_namespaces(files),
     ]
 }
 
@@ -167,6 +169,17 @@ fn landlock(abi: io::Result<i64>) -> Finding {
     }
 }
 
+/// Whether users without privileges may have namespaces, by the settings that forbid them.
+fn user_namespaces(files: &Files) -> Finding {
+    const ID: &str = "user-namespaces";
+    match advice::forbids_user_namespaces(files) {
+        None => Finding::ok(ID, "users without privileges may have them"),
+        Some(Forbids { path, value, mend }) => Finding::note(ID, format!("root's alone: {path} is {value}"))
+            .lost("`vmm-cli jail` by others than root")
+            .mend_by(mend),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::State;
@@ -175,6 +188,16 @@ mod tests {
 
     fn refused(errno: i32) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn a_setting_that_forbids_user_namespaces_is_named_with_its_command() {
+        let fixture = Fixture::new(&[("/proc/sys/user/max_user_namespaces", "9000")]);
+        assert_eq!(user_namespaces(&fixture.files).state, State::Ok);
+        fixture.write("/proc/sys/kernel/unprivileged_userns_clone", "0\n");
+        let forbidden = user_namespaces(&fixture.files);
+        assert_eq!(forbidden.state, State::Note);
+        assert_eq!(forbidden.mend.unwrap(), "`sudo sysctl kernel.unprivileged_userns_clone=1`");
     }
 
     #[test]
