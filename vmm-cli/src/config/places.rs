@@ -147,11 +147,12 @@ fn of_disk(disk: &DiskConfig) -> impl Iterator<Item = HostPlace> {
 }
 
 fn of_net(net: &NetConfig) -> impl Iterator<Item = HostPlace> {
-    let NetConfig { tap, vhost, vhost_user, .. } = net;
+    let NetConfig { tap, vhost, vhost_user, passt, .. } = net;
     let interface = tap.is_some().then(|| HostPlace::new("net.tap", TUN, Need::Write));
     let kernel = vhost.then(|| HostPlace::new("net.vhost", VHOST_NET, Need::Write));
-    let back_end = vhost_user.as_ref().map(|path| HostPlace::new(net::VHOST_USER, path, Need::Connect));
-    interface.into_iter().chain(kernel).chain(back_end)
+    let sockets = [(net::VHOST_USER, vhost_user), (net::PASST, passt)];
+    let sockets = sockets.map(|(key, path)| Some(HostPlace::new(key, path.as_ref()?, Need::Connect)));
+    interface.into_iter().chain(kernel).chain(sockets.into_iter().flatten())
 }
 
 fn of_fs(fs: &FsConfig) -> HostPlace {
@@ -180,7 +181,7 @@ mod tests {
         [stats]\noutput = '/a/stats'
         [[disk]]\npath = '/a/disk'\nformat = 'qcow2'\nbacking = '/a/base'\nbacking_format = 'raw'\nvhost_user = '/a/disk.sock'
         [[disk]]\npath = '/a/iso'\nformat = 'raw'\nread_only = true
-        [[net]]\ntap = 'tap0'\nvhost = true\nvhost_user = '/a/net.sock'
+        [[net]]\ntap = 'tap0'\nvhost = true\nvhost_user = '/a/net.sock'\npasst = '/a/passt.sock'
         [[fs]]\ntag = 'share'\nsocket = '/a/fs.sock'";
 
     fn config(text: &str) -> VmConfig {
@@ -225,7 +226,7 @@ mod tests {
         for path in ["/b/console", "/b/vsock", "/b/control"] {
             assert_eq!(need(path), Need::Listen, "{path}");
         }
-        for path in ["/a/disk.sock", "/a/net.sock", "/a/fs.sock"] {
+        for path in ["/a/disk.sock", "/a/net.sock", "/a/passt.sock", "/a/fs.sock"] {
             assert_eq!(need(path), Need::Connect, "{path}");
         }
         assert_eq!(need(HOST_CPUS[0]), Need::Look);
