@@ -63,7 +63,7 @@ fn all_that_is_sent_passes_a_stream_whose_other_end_goes_and_comes_again(guest: 
     let socket = directory.path().join("socket");
     let source = TapSource::Created(interface.into());
     let tap = Arc::new(Tap::open(&TapOptions { source, pairs: 1, mtu: None })?);
-    let (peer, gate) = Peer::start(interface, noise(if is_full() { 128 } else { 4 } * MIB), STREAMS + 1)?;
+    let (peer, gate) = Peer::start(interface, noise(if is_full() { 128 } else { 1 } * MIB), STREAMS + 1)?;
     let other = Other::listen(&socket, &tap)?;
     let device = format!("--net=passt={},mac=02:00:00:00:00:2a,mtu=1500", socket.display());
     let place = ControlSocket::new()?;
