@@ -136,9 +136,15 @@ fn exchange_some(client: &Client) -> Result<()> {
 #[derive(Clone, Copy)]
 enum Connected {
     /// A network device with an interface that is made for it, with so many pairs of queues.
-    Network { queues: u32, vhost: bool },
+    Network {
+        queues: u32,
+        vhost: bool,
+    },
     /// One whose interface is handed over.
-    Descriptor { fd: RawFd, vhost: bool },
+    Descriptor {
+        fd: RawFd,
+        vhost: bool,
+    },
     Sockets,
 }
 

@@ -104,7 +104,8 @@ impl Tap {
             bring_up(&socket, interface, options.mtu).map_err(host)?;
         }
         let first = fds.first().ok_or(TapError::NoDescriptor)?;
-        let is_here = !matches!(options.source, TapSource::Descriptors(_)) || is_here(&socket, first, interface);
+        let is_here =
+            !matches!(options.source, TapSource::Descriptors(_)) || is_here(&socket, first, interface);
         let mtu = is_here.then(|| mtu(&socket, interface)).transpose().map_err(host)?;
         if let (Some(wanted), Some(mtu)) = (options.mtu, mtu)
             && wanted > mtu
