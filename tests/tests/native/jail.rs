@@ -298,6 +298,9 @@ fn a_jail_ends_with_the_code_of_its_machine() -> Result<()> {
         let vm = TestVm::bare().arg("--kernel").arg(scratch.guest(name)?).cmdline(cmdline).in_jail("");
         vm.run()?.ensure_code(code).context(name)?;
     }
+    // Started by somebody who does not want to hear of children.
+    let vm = TestVm::bare().arg("--kernel").arg(scratch.guest("bench_reset")?).in_jail("");
+    vm.through_shell("trap '' CHLD; exec \"$@\"").run()?.ensure_code(0)?;
     Ok(())
 }
 
@@ -411,7 +414,11 @@ fn descriptors_that_nobody_has_named_are_closed() -> Result<()> {
             ensure!(target != secret, "process {} has {}", process.pid(), secret.display());
         }
     }
-    stopped(vm)
+    stopped(vm)?;
+    // One that is named is still there, for better or worse.
+    let vm = TestVm::bare().args("--net fd=7").in_jail("").through_shell("exec 7</dev/null; exec \"$@\"");
+    vm.run()?.ensure_code(2)?.ensure_message(&["the descriptor 7 is no TAP"])?;
+    Ok(())
 }
 
 /// Starts `vm` as the leader of a session on `terminal`.
