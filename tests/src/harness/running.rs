@@ -156,7 +156,12 @@ impl RunningVm {
         let ended = until(self.deadline, "end of the monitor", || Ok(self.child.try_wait()?));
         let Ok(status) = ended else {
             let threads = self.process().threads();
-            bail!("has not ended: threads {threads:?}, {:?}, {:?}", self.stdout(), self.stderr());
+            // Those of a jail.
+            let inside = self
+                .process()
+                .children()
+                .map(|all| all.into_iter().map(Process::threads).collect::<Vec<_>>());
+            bail!("has not ended: threads {threads:?}, {inside:?}, {:?}, {:?}", self.stdout(), self.stderr());
         };
         for capture in [&self.stdout, &self.stderr].into_iter().flatten() {
             until(self.deadline, "end of its output, which a process left behind holds", || {

@@ -18,7 +18,9 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn start(place: &ControlSocket, args: &str) -> Result<RunningVm> {
-    let vm = place.start(TestVm::guest("bench_halt").args(args))?;
+    let mut vm = place.start(TestVm::guest("bench_halt").args(args))?;
+    // Not before has it all that it takes: the kernel makes a thread when the vCPU runs.
+    vm.wait_for_output("\x1e")?;
     place.reaches("running")?;
     Ok(vm)
 }
