@@ -21,3 +21,18 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     }
     Ok(UnixStream::from(fd))
 }
+
+/// What mends it that `source` kept [`connect`] from connecting, to be said behind it; nothing, where nothing is known. `first` is who has to
+/// be started.
+pub(crate) fn connect_advice(source: &io::Error, first: &str) -> String {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ECONNREFUSED | libc::ENOTSOCK) => {
+            format!(": start {first}")
+        }
+        Some(libc::EAGAIN) => ": others wait for it there; it has one machine at a time".into(),
+        Some(libc::EACCES | libc::EPERM) => {
+            ": let the user of the machine have the socket (`sudo setfacl -m u:$USER:rw PATH`)".into()
+        }
+        _ => String::new(),
+    }
+}

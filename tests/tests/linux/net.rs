@@ -58,6 +58,11 @@ fn vhost_serves_two_queues_without_the_monitor(guest: &LinuxGuest) -> Result<()>
     exchange(guest, Card { name: "vmmtap5", queues: 2, mtu: 9000, vhost: true })
 }
 
+/// How long a machine may take that exchanges all bytes with its host, where that is emulated.
+pub(super) fn patience() -> Duration {
+    Duration::from_secs(if is_full() { 1200 } else { 240 })
+}
+
 /// A network device whose interface is made for it.
 #[derive(Clone, Copy)]
 struct Card {
@@ -77,9 +82,8 @@ impl Card {
 fn exchange(guest: &LinuxGuest, card: Card) -> Result<()> {
     let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
     let sent = noise(if is_full() { 128 } else { 4 } * MIB);
-    let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
     let place = ControlSocket::new()?;
-    let mut vm = place.start(guest.vm("net", "").arg(card.arg()).deadline(patience))?;
+    let mut vm = place.start(guest.vm("net", "").arg(card.arg()).deadline(patience()))?;
     let (peer, gate) = Peer::start(card.name, sent, STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     let statistics = place.ctl("stats --json")?.ensure_code(0)?.text();
@@ -178,7 +182,7 @@ fn vhost_serves_a_guest_again_that_was_reset(guest: &LinuxGuest) -> Result<()> {
     let card = Card { name: "vmmtap6", queues: 1, mtu: 1500, vhost: true };
     let place = ControlSocket::new()?;
     let vm = guest.vm("net", "").arg(card.arg()).arg("--on-reset=restart");
-    let mut vm = place.start(vm.deadline(Duration::from_secs(240)))?;
+    let mut vm = place.start(vm.deadline(patience()))?;
     let (peer, gate) = Peer::start(card.name, noise(MIB), 2 * STREAMS)?;
     vm.wait_for_output("vmm: done=net")?;
     place.ctl("reset")?.ensure_code(0)?;
@@ -204,7 +208,7 @@ fn fault_b11_vhost_serves_on_when_an_interface_that_was_removed_is_there_again(
 fn comes_and_goes(guest: &LinuxGuest, card: Card) -> Result<()> {
     let _host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
     let place = ControlSocket::new()?;
-    let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(Duration::from_secs(240));
+    let vm = guest.vm("net", "vmm.lost=yes").arg(card.arg()).deadline(patience());
     let mut vm = place.start(vm)?;
     let (peer, gate) = Peer::start(card.name, noise(MIB), STREAMS + 1)?;
     vm.wait_for_output("vmm: done=net")?;

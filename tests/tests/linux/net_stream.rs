@@ -5,7 +5,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -13,7 +12,7 @@ use vmm_devices::virtio::net::{Tap, TapOptions, TapSource};
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport, is_full};
 use vmm_tests::stream_peer;
 
-use super::net::{HOST, MIB, Peer, STREAMS, noise};
+use super::net::{HOST, MIB, Peer, STREAMS, noise, patience};
 use crate::Shape;
 
 /// The trials of this suite.
@@ -67,8 +66,7 @@ fn all_that_is_sent_passes_a_stream_whose_other_end_goes_and_comes_again(guest: 
     let other = Other::listen(&socket, &tap)?;
     let device = format!("--net=passt={},mac=02:00:00:00:00:2a,mtu=1500", socket.display());
     let place = ControlSocket::new()?;
-    let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
-    let mut vm = place.start(guest.vm("net", "vmm.lost=yes").arg(device).deadline(patience))?;
+    let mut vm = place.start(guest.vm("net", "vmm.lost=yes").arg(device).deadline(patience()))?;
     vm.wait_for_output("vmm: done=net")?;
     other.end()?;
     vm.wait_for_output("vmm: lost=carrier")?;

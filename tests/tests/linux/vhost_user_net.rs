@@ -4,14 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport, TestVm, is_full};
 use vmm_tests::vhost_user_net;
 
-use super::net::{HOST, MIB, MOST_SLEEPS, Peer, STREAMS, address, noise};
+use super::net::{HOST, MIB, MOST_SLEEPS, Peer, STREAMS, address, noise, patience};
 use super::vhost_user::BackEnd;
 use crate::Shape;
 
@@ -47,8 +46,7 @@ fn start(socket: &Path, interface: &str, pairs: usize) -> Result<BackEnd> {
 /// A guest whose network device is behind `socket`.
 fn guest_of(guest: &LinuxGuest, words: &str, socket: &Path, more: &str) -> TestVm {
     let device = format!("--net=vhost_user={},mac=02:00:00:00:00:2a,mtu=1500{more}", socket.display());
-    let patience = Duration::from_secs(if is_full() { 1200 } else { 240 });
-    guest.vm("net", words).arg(device).args("--memory-backing memfd").deadline(patience)
+    guest.vm("net", words).arg(device).args("--memory-backing memfd").deadline(patience())
 }
 
 fn a_back_end_moves_the_frames_of_two_queues(guest: &LinuxGuest) -> Result<()> {

@@ -4,11 +4,13 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::unix::connect_advice;
+
 /// See the message of each.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum VhostUserError {
-    #[error("cannot connect to {}{}", path.display(), connect_advice(source))]
+    #[error("cannot connect to {}{}", path.display(), connect_advice(source, FIRST))]
     Connect {
         path: PathBuf,
         #[source]
@@ -46,18 +48,8 @@ pub enum VhostUserError {
     Scattered,
 }
 
-fn connect_advice(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ECONNREFUSED | libc::ENOTSOCK) => {
-            ": start the back end first, with this socket"
-        }
-        Some(libc::EAGAIN) => ": others wait for it there; a back end has one machine at a time",
-        Some(libc::EACCES | libc::EPERM) => {
-            ": let the user of the machine have the socket (`sudo setfacl -m u:$USER:rw PATH`)"
-        }
-        _ => "",
-    }
-}
+/// Who has to be started before it can be connected to.
+const FIRST: &str = "the back end first, with this socket";
 
 #[cfg(test)]
 mod tests {

@@ -3,11 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::unix::connect_advice;
+
 /// See the message of each.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
 pub enum StreamError {
-    #[error("cannot connect to {}{}", path.display(), connect_advice(source))]
+    #[error("cannot connect to {}{}", path.display(), connect_advice(source, FIRST))]
     Connect {
         path: PathBuf,
         #[source]
@@ -17,18 +19,8 @@ pub enum StreamError {
     Own(#[source] io::Error),
 }
 
-fn connect_advice(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ECONNREFUSED | libc::ENOTSOCK) => {
-            ": start who has the other end first, with this socket (`passt --socket PATH`)"
-        }
-        Some(libc::EAGAIN) => ": others wait for it there; it has one machine at a time",
-        Some(libc::EACCES | libc::EPERM) => {
-            ": let the user of the machine have the socket (`setfacl -m u:$USER:rw PATH`)"
-        }
-        _ => "",
-    }
-}
+/// Who has to be started before it can be connected to.
+const FIRST: &str = "who has the other end first, with this socket (`passt --socket PATH`)";
 
 #[cfg(test)]
 mod tests {
