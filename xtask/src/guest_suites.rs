@@ -89,6 +89,10 @@ const BENCH_PROGRAMS: [&str; 7] = [
 /// In the environment, trials take the time that they need; suites read it.
 const FULL: &str = "VMM_FULL";
 
+/// Memory of the nested host for trials that take the time that they need: their images of more than a gibibyte are files in it,
+/// which may have half of it.
+const NESTED_FULL_MEMORY: &str = "6G";
+
 /// Seconds that one suite may take in the nested host, and those that it may take then.
 const NESTED_SECONDS: u32 = 3000;
 const NESTED_FULL_SECONDS: u32 = 12 * 3600;
@@ -315,6 +319,9 @@ impl Inside {
         let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
         let seconds = if self.args.is_full() { NESTED_FULL_SECONDS } else { NESTED_SECONDS };
         command.args(["nested", "--cpus", &self.cpus.to_string(), "--timeout", &seconds.to_string()]);
+        if self.args.is_full() {
+            command.args(["--memory", NESTED_FULL_MEMORY]);
+        }
         let mut environment = vec![
             ("VMM_CLI", "/bin/vmm-cli".into()),
             ("VMM_GUESTS", "/guests".into()),
