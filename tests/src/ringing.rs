@@ -240,7 +240,7 @@ impl Service {
     /// One that answers by `line`, or else in memory.
     fn start(doorbell: &Doorbell, memory: &Arc<AddressSpace>, line: Option<IrqLine>) -> Result<Self> {
         let arrivals = Arc::new(Arrivals::default());
-        let worker = Worker::spawn("answers", VmEvents::new()?)?;
+        let worker = Worker::spawn(&vmm_devices::calls::SELFTEST, VmEvents::new()?)?;
         let trigger = line.as_ref().map(IrqLine::trigger);
         let serve = {
             let (arrivals, memory) = (Arc::clone(&arrivals), Arc::clone(memory));

@@ -3,6 +3,7 @@
 mod ctl;
 mod jail;
 
+use crate::config::Seccomp;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -280,6 +281,11 @@ pub struct VmArgs {
     /// Control socket, for `vmm-cli ctl PATH` [default: none]
     #[arg(long, value_name = "PATH", help_heading = "Control")]
     pub api_sock: Option<PathBuf>,
+
+    /// What becomes of a thread that asks the kernel for what is not in its table: on (the process ends with 5), log or off [default: on]
+    #[arg(long, value_name = "MODE", help_heading = "Confinement")]
+    #[arg(allow_hyphen_values = true, hide_possible_values = true)]
+    pub seccomp: Option<Seccomp>,
 
     /// Least important messages to log: off, error, warn, info, debug or trace [default: warn]
     #[arg(long, value_name = "LEVEL", help_heading = "Log")]

@@ -1,5 +1,6 @@
 //! The balloon: what the host sets of it, kept through restarts of the machine, and the device of one life.
 
+use vmm_devices::virtio::balloon::calls::BALLOON;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryBackend;
@@ -26,7 +27,7 @@ pub(crate) fn device(
     memory: &MemoryReader,
     events: &VmEvents,
 ) -> Result<Balloon, Failure> {
-    let worker = Worker::spawn("balloon", events.clone()).map_err(Failure::host_cannot)?;
+    let worker = Worker::spawn(&BALLOON, events.clone()).map_err(Failure::host_cannot)?;
     let options = BalloonOptions {
         settings: Arc::clone(settings),
         deflate_on_oom: config.balloon.deflate_on_oom,

@@ -8,6 +8,7 @@ pub mod args;
 mod balloon;
 pub mod boot;
 pub mod config;
+mod confinement;
 mod console;
 pub mod control;
 mod default_guest;

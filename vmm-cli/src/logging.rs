@@ -1,5 +1,6 @@
 //! Logging: `tracing` to standard error or a file, as text or JSON.
 
+use crate::sink::LOG;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -69,7 +70,7 @@ pub(crate) fn flush() {
 fn open_file(path: &Path) -> io::Result<Sink> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
-    Sink::start("log", Some(file.into()))
+    Sink::start(&LOG, Some(file.into()))
 }
 
 /// Starts the log that `config` describes, and sends panics to it. To be called once.

@@ -3,6 +3,7 @@
 //! They go through a bounded buffer and a thread, because the one who says something may be a vCPU's thread, and standard error may be a
 //! pipe that nobody reads. Its thread is started by the first message.
 
+use crate::sink::MESSAGES;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -15,7 +16,7 @@ use crate::sink::Sink;
 static SINK: OnceLock<Option<Sink>> = OnceLock::new();
 
 fn sink() -> Option<&'static Sink> {
-    let start = || Sink::start("messages", Some(io::stderr().as_fd().try_clone_to_owned().ok()?)).ok();
+    let start = || Sink::start(&MESSAGES, Some(io::stderr().as_fd().try_clone_to_owned().ok()?)).ok();
     SINK.get_or_init(start).as_ref()
 }
 

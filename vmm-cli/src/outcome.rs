@@ -12,6 +12,8 @@ const INTERNAL: u8 = 1;
 const BAD_INPUT: u8 = 2;
 pub(crate) const HOST_CANNOT: u8 = 3;
 const GUEST_CRASHED: u8 = 4;
+/// A thread asked the kernel for what is not in its table.
+pub(crate) const VIOLATION: u8 = 5;
 /// Non-zero values of the debug-exit port come out from here on.
 const DEBUG_EXIT: u8 = 64;
 
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn every_code_is_on_the_users_page() {
         let page = include_str!("../../docs/exit-codes.md");
-        for code in ["`0`", "`1`", "`2`", "`3`", "`4`", "`64`–`127`", "`130`", "`143`"] {
+        for code in ["`0`", "`1`", "`2`", "`3`", "`4`", "`5`", "`64`–`127`", "`130`", "`143`"] {
             assert!(page.contains(code), "{code} is not in docs/exit-codes.md");
         }
     }

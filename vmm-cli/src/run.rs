@@ -1,5 +1,8 @@
 //! `run`: the main job, from a configuration to an exit code.
 
+use vmm_core::thread::{confine, spawn_scoped};
+use crate::machine::calls::{MAIN, MEMORY};
+use crate::confinement;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,6 +50,7 @@ pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
     prepare_readers();
     // The threads that are started from here on inherit what is blocked.
     let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
+    confinement::prepare(config)?;
     logging::start(&config.log).map_err(Failure::bad_input)?;
     let result = catch_unwind(AssertUnwindSafe(|| run_to_end(config, signals)))
         .unwrap_or_else(|_| Err(Failure::internal(anyhow!("the main thread panicked"))));
@@ -95,6 +99,7 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
         let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
         // Before the driver looks.
         consoles.tell_sizes(&machine.ports());
+        confine(&MAIN);
         machine.resume();
         // Not before: a client's pause would be undone.
         let life = Life { _published: control.publish(machine.handle()), machine };
@@ -146,7 +151,7 @@ fn reserve(
     }
     let done = EventFd::new().context("an eventfd").map_err(Failure::host_cannot)?;
     thread::scope(|scope| {
-        let making = thread::Builder::new().name("memory".into()).spawn_scoped(scope, || {
+        let making = spawn_scoped(scope, &MEMORY, MEMORY.name, || {
             let _done = Done(&done);
             reserve()
         });

@@ -1,5 +1,7 @@
 //! Signals: the ones that stop the machine arrive as a descriptor, the ones that mean nothing here are ignored.
 
+use vmm_core::thread::spawn;
+use crate::machine::calls::TEARDOWN_WATCH;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -101,7 +103,7 @@ impl Signals {
             logging::flush();
             std::process::exit(i32::from(code));
         };
-        if let Err(error) = std::thread::Builder::new().name("teardown-watch".into()).spawn(watch) {
+        if let Err(error) = spawn(&TEARDOWN_WATCH, TEARDOWN_WATCH.name, watch) {
             tracing::warn!(%error, "nobody watches over the teardown: signals will be ignored");
         }
     }

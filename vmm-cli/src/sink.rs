@@ -6,6 +6,7 @@
 //! The descriptor may be inherited (standard output): its flags are left alone. So the thread waits until it is
 //! writable, and if a write blocks all the same, it blocks this thread and nothing else.
 
+use vmm_core::thread::{Call, Kind, spawn};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -118,17 +119,29 @@ impl Write for Pen {
     }
 }
 
+/// What a writer thread asks for.
+const WRITING: &[Call] = &[Call::any(libc::SYS_poll), Call::any(libc::SYS_sendto)];
+
+/// `console`: output of a console.
+pub(crate) static CONSOLE: Kind = Kind { name: "console", tables: &[WRITING] };
+
+/// `log`: the log in a file.
+pub(crate) static LOG: Kind = Kind { name: "log", tables: &[WRITING] };
+
+/// `messages`: standard error.
+pub(crate) static MESSAGES: Kind = Kind { name: "messages", tables: &[WRITING] };
+
 /// The buffer and its thread.
 #[derive(Debug)]
 pub(crate) struct Sink(Arc<Shared>);
 
 impl Sink {
-    /// Starts the writer thread, called `name`. Without `fd` the output waits for [`connect`](Self::connect).
-    pub(crate) fn start(name: &str, fd: Option<OwnedFd>) -> io::Result<Self> {
+    /// Starts the writer thread, of `kind` and named after it. Without `fd` the output waits for [`connect`](Self::connect).
+    pub(crate) fn start(kind: &'static Kind, fd: Option<OwnedFd>) -> io::Result<Self> {
         let awaits = fd.is_none();
         let target = fd.map_or(Target::Awaited, |fd| Target::Open(Arc::new(fd)));
         let shared = Arc::new(Shared::new(target, awaits));
-        std::thread::Builder::new().name(name.into()).spawn({
+        spawn(kind, kind.name, {
             let shared = Arc::clone(&shared);
             move || empty(&shared)
         })?;
@@ -285,7 +298,7 @@ mod tests {
     #[test]
     fn everything_arrives_in_order_and_flush_waits_for_it() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let output = Sink::start("test", Some(writer.into())).unwrap();
+        let output = Sink::start(&CONSOLE, Some(writer.into())).unwrap();
         let mut pen = output.pen();
         let expected: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         let received = std::thread::spawn(move || {
@@ -305,7 +318,7 @@ mod tests {
         const BYTES: usize = 100;
         // Each write is a datagram.
         let (reader, writer) = UnixDatagram::pair().unwrap();
-        let output = Sink::start("test", Some(OwnedFd::from(writer))).unwrap();
+        let output = Sink::start(&CONSOLE, Some(OwnedFd::from(writer))).unwrap();
         let start = Instant::now();
         // The first one waits for nothing.
         output.pen().write_all(b"x").unwrap();
@@ -332,7 +345,7 @@ mod tests {
     #[test]
     fn fault_b12_a_full_pipe_blocks_nobody_and_what_does_not_fit_is_counted() {
         let (_reader, writer) = io::pipe().unwrap();
-        let output = Sink::start("test", Some(writer.into())).unwrap();
+        let output = Sink::start(&CONSOLE, Some(writer.into())).unwrap();
         let mut pen = output.pen();
         let total = 4 * CAPACITY;
         for _ in 0..total / 1024 {
@@ -349,7 +362,7 @@ mod tests {
     fn fault_b12_a_closed_pipe_stops_the_sink_and_nothing_else() {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
-        let output = Sink::start("test", Some(writer.into())).unwrap();
+        let output = Sink::start(&CONSOLE, Some(writer.into())).unwrap();
         let mut pen = output.pen();
         pen.write_all(b"lost").unwrap();
         assert_eq!(output.flush(), 4);
@@ -360,14 +373,14 @@ mod tests {
     #[test]
     fn fault_b12_a_full_disk_drops_and_counts() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let output = Sink::start("test", Some(full.into())).unwrap();
+        let output = Sink::start(&CONSOLE, Some(full.into())).unwrap();
         output.pen().write_all(b"twelve bytes").unwrap();
         assert_eq!(output.flush(), 12);
     }
 
     #[test]
     fn what_a_client_leaves_waits_for_the_next() {
-        let output = Sink::start("test", None).unwrap();
+        let output = Sink::start(&CONSOLE, None).unwrap();
         let (ours, client) = UnixStream::pair().unwrap();
         drop(client);
         output.connect(ours.into());
@@ -389,7 +402,7 @@ mod tests {
 
     #[test]
     fn output_waits_for_the_first_client_and_goes_on_with_the_next() {
-        let output = Sink::start("test", None).unwrap();
+        let output = Sink::start(&CONSOLE, None).unwrap();
         let mut pen = output.pen();
         pen.write_all(b"early").unwrap();
         let mut text = [0; 5];

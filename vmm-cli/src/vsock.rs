@@ -1,5 +1,6 @@
 //! What is behind the guest's socket device: made before the machine is built, and kept through its restarts.
 
+use vmm_devices::virtio::vsock::calls::VSOCK;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,7 +106,7 @@ impl Socket {
     /// # Errors
     /// The host does not give what it takes.
     pub(crate) fn device(&self, events: &VmEvents, memory: &VhostMemory) -> Result<SocketDevice, Failure> {
-        let worker = Arc::new(Worker::spawn("vsock", events.clone()).map_err(Failure::host_cannot)?);
+        let worker = Arc::new(Worker::spawn(&VSOCK, events.clone()).map_err(Failure::host_cannot)?);
         let cid = self.cid;
         let device = match &self.behind {
             Behind::Own { listener, path, connections } => listener.share().and_then(|listener| {

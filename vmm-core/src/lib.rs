@@ -10,6 +10,7 @@
 //! * [`Deferred`]: a device access that ends later;
 //! * [`Published`]: the cell for tables that many threads read on every exit and one thread seldom changes;
 //! * [`VmEvents`]: the one place where the end of a machine is decided;
+//! * [`thread`]: how threads are started, and what each kind of them may ask of the kernel;
 //! * [`LogLimit`]: keeps a guest from flooding the log; [`file_kind`]: what messages call a file.
 //!
 //! No devices, no vCPU loop and no guest RAM live here.
@@ -35,6 +36,7 @@ mod published;
 pub mod seam;
 pub mod stats;
 mod sync;
+pub mod thread;
 mod vm;
 
 pub use deferred::{Completer, Deferred, deferred};
@@ -48,5 +50,5 @@ pub use fence::{LightFence, heavy_fence};
 pub use file_kind::file_kind;
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
 pub use log_limit::LogLimit;
-pub use published::{InReadSection, Published, ReadGuard, Retired, in_read_section, prepare_readers};
+pub use published::{InReadSection, Published, REAPER, ReadGuard, Retired, in_read_section, prepare_readers};
 pub use vm::Vm;

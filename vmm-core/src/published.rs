@@ -15,6 +15,7 @@
 //! `update` closure runs under them.
 #![expect(unsafe_code, reason = "follows pointers that the grace protocol protects")]
 
+use crate::thread::{self, Kind, calls};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -243,12 +244,15 @@ impl<T: Send + Sync> Retiree for Arc<T> {
     }
 }
 
+/// `reaper`: destroys published values for those who do not wait until nobody reads them.
+pub static REAPER: Kind = Kind { name: "reaper", tables: &[calls::PUBLISHING, calls::ROUTES] };
+
 /// Hands `retiree` to the reaper thread, which is started by the first call.
 fn reap(retiree: Box<dyn Retiree>) {
-    static REAPER: OnceLock<Option<Sender<Box<dyn Retiree>>>> = OnceLock::new();
-    let reaper = REAPER.get_or_init(|| {
+    static THREAD: OnceLock<Option<Sender<Box<dyn Retiree>>>> = OnceLock::new();
+    let reaper = THREAD.get_or_init(|| {
         let (sender, receiver) = channel();
-        let spawned = std::thread::Builder::new().name("reaper".into()).spawn(move || reap_all(&receiver));
+        let spawned = thread::spawn(&REAPER, REAPER.name, move || reap_all(&receiver));
         spawned.map(|_| sender).ok()
     });
     let unreaped = match reaper {

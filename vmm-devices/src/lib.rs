@@ -11,6 +11,7 @@
 
 pub mod acpi;
 mod bus;
+pub mod calls;
 mod doorbell;
 pub mod legacy;
 pub mod pci;

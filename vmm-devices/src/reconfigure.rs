@@ -4,6 +4,8 @@
 //! change and returns, with a [`Deferred`](vmm_core::Deferred) if the guest has to see it done. Changes are made one after
 //! the other, in the order in which they were posted, without any lock.
 
+use vmm_core::thread::spawn;
+use crate::calls::RECONFIGURE;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -103,8 +105,7 @@ impl Poster {
         }
         if queue.thread.is_none() {
             let shared = Arc::clone(&self.0);
-            let thread =
-                thread::Builder::new().name("reconfigure".into()).spawn(move || shared.make_changes());
+            let thread = spawn(&RECONFIGURE, RECONFIGURE.name, move || shared.make_changes());
             queue.thread = Some(thread.map_err(PostError::Thread)?);
         }
         queue.changes.push_back(Box::new(change));

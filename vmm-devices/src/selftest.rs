@@ -18,6 +18,7 @@
 //! Ports, from the first: +0 scratch byte (RW), +1 string (R: 0, 1, 2, … one byte an element; W: adds the byte to a
 //! sum), +2 sum of the bytes written to +1 (R; any write clears it and restarts the string), +3 reads as zero.
 
+use crate::calls::SELFTEST;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
@@ -87,7 +88,7 @@ impl Selftest {
         let doorbell = Doorbell::new(vm, address)?;
         let shared =
             Arc::new(Shared { trigger, interrupt_on_ring: AtomicU32::new(0), rings: AtomicU32::new(0) });
-        let worker = Worker::spawn("selftest", events.clone())?;
+        let worker = Worker::spawn(&SELFTEST, events.clone())?;
         let serve = {
             let shared = Arc::clone(&shared);
             move |rings| shared.serve(rings)

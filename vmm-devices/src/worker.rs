@@ -5,6 +5,7 @@
 //!
 //! Lock order: nothing is locked under `handlers`; a handler runs under its own lock only.
 
+use vmm_core::thread::Kind;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -122,16 +123,16 @@ pub struct Handler {
 }
 
 impl Worker {
-    /// Starts a thread named `name` without handlers. If the host fails it, so that it cannot go on, it says so to
+    /// Starts a thread of `kind`, named after it, without handlers. If the host fails it, so that it cannot go on, it says so to
     /// `events`.
     ///
     /// # Errors
     /// No thread or no descriptor; it takes two.
-    pub fn spawn(name: &'static str, events: VmEvents) -> Result<Self, WorkerError> {
-        Self::start(name, events).map_err(|source| WorkerError { device: name, source })
+    pub fn spawn(kind: &'static Kind, events: VmEvents) -> Result<Self, WorkerError> {
+        Self::start(kind, events).map_err(|source| WorkerError { device: kind.name, source })
     }
 
-    fn start(name: &'static str, events: VmEvents) -> io::Result<Self> {
+    fn start(kind: &'static Kind, events: VmEvents) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let epoll = Epoll::new()?;
         epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), EpollEvent::new(EventSet::IN, STOP))?;
@@ -143,10 +144,11 @@ impl Worker {
             handlers: Mutex::default(),
             thread: OnceLock::new(),
         });
-        let thread = thread::Builder::new().name(name.into()).spawn({
+        let thread = vmm_core::thread::spawn(kind, kind.name, {
             let shared = Arc::clone(&shared);
             move || {
                 if let Err(error) = shared.work() {
+                    let name = kind.name;
                     events.send(VmEvent::Internal(format!("the worker {name} cannot wait: {error}")));
                 }
             }

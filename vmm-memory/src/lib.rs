@@ -37,7 +37,7 @@ mod sync;
 mod unmap_loom;
 
 pub use address_space::AddressSpace;
-pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages};
+pub use backing::{Backing, BackingError, BackingKind, DiscardError, HostMemory, HugePages, PREFAULT};
 pub use change::{Change, ChangeError};
 pub use dirty::{DirtyError, DirtyMap, DirtyPages, DirtyTracker};
 pub use faults::{FaultObserver, FaultRanges};

@@ -12,6 +12,7 @@
 //! * [`x86_64`]: registers, CPUID, and the saved state.
 
 pub mod affinity;
+pub mod calls;
 mod counters;
 mod dirty_ring;
 mod exit;

@@ -1,5 +1,7 @@
 //! `VcpuThread`: a vCPU on a thread of its own, named `vcpuN`.
 
+use vmm_core::thread::{Kind, spawn_prepared};
+use crate::calls::VCPU;
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,12 +53,20 @@ pub struct VcpuGone {
 }
 
 /// How a vCPU's thread is set up.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct ThreadOptions {
     /// How kicks interrupt `KVM_RUN`.
     pub mechanism: Mechanism,
     /// Where and how it runs on the host.
     pub placement: Placement,
+    /// What it may ask of the kernel: the tables of [`VCPU`], and what the handler of its exits needs.
+    pub kind: &'static Kind,
+}
+
+impl Default for ThreadOptions {
+    fn default() -> Self {
+        Self { mechanism: Mechanism::default(), placement: Placement::default(), kind: &VCPU }
+    }
 }
 
 /// A running vCPU. Dropped, it is stopped and joined.
@@ -84,12 +94,15 @@ impl VcpuThread {
         let target = ThreadTarget::new(options.mechanism, vcpu.immediate_exit());
         let shared = Arc::new(Shared::new(target, Requests::PAUSE));
         let (report, placed) = mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || thread_main(vcpu, &*handler, &shared, (options.placement, &report), on_end)
-            })
+        let prepare = {
+            let shared = Arc::clone(&shared);
+            move || settle(vcpu, shared.kicks.target(), options.placement, &report)
+        };
+        let body = {
+            let shared = Arc::clone(&shared);
+            move |settled| thread_main(settled, &*handler, &shared, on_end)
+        };
+        let thread = spawn_prepared(options.kind, format!("vcpu{index}"), prepare, body)
             .map_err(|source| ThreadError::Spawn { index, source })?;
         let thread = Self { shared, index, thread: Some(thread) };
         if options.placement != Placement::default() {
@@ -179,25 +192,41 @@ impl Drop for VcpuThread {
     }
 }
 
-fn thread_main<H: ExitHandler>(
+/// A vCPU on its thread, where kicks reach it, or an error.
+struct Settled {
+    vcpu: Vcpu,
+    reached: io::Result<()>,
+    is_placed: bool,
+}
+
+/// What a vCPU's thread does before it is confined.
+fn settle(
     mut vcpu: Vcpu,
-    handler: &H,
-    shared: &Arc<Shared<Vcpu, ThreadTarget>>,
-    (placement, report): (Placement, &SyncSender<Result<(), PlacementError>>),
-    on_end: impl FnOnce(&Vcpu, VcpuEnd),
-) {
-    let target = shared.kicks.target();
-    let settled = target.settle(&vcpu);
+    target: &ThreadTarget,
+    placement: Placement,
+    report: &SyncSender<Result<(), PlacementError>>,
+) -> Settled {
+    let reached = target.settle(&vcpu);
     // A thread that kicks do not reach cannot even enter and return.
-    let placed = if settled.is_ok() { placement.take(&mut vcpu, target) } else { Ok(()) };
+    let placed = if reached.is_ok() { placement.take(&mut vcpu, target) } else { Ok(()) };
     let is_placed = placed.is_ok();
     // Fails when nobody waits for it.
     let _ = report.send(placed);
+    Settled { vcpu, reached, is_placed }
+}
+
+fn thread_main<H: ExitHandler>(
+    settled: Settled,
+    handler: &H,
+    shared: &Arc<Shared<Vcpu, ThreadTarget>>,
+    on_end: impl FnOnce(&Vcpu, VcpuEnd),
+) {
+    let Settled { mut vcpu, reached, is_placed } = settled;
     if !is_placed {
         shared.end();
         return;
     }
-    let end = match settled {
+    let end = match reached {
         // The state behind the references is only used further by `on_end`, which reads registers.
         Ok(()) => catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, handler, shared)))
             .unwrap_or_else(|panic| VcpuEnd::Panicked(panic_message(&*panic))),

@@ -319,7 +319,7 @@ fn a_level_line_of_two_devices_interrupts_until_both_have_taken_it_back() -> Res
         let line = machine.router.level_line(LEVEL_PIN, "pci")?;
         let sharers = || lock(&machine.handler.sharers);
         sharers().inputs = vec![line.input(), line.input()];
-        let worker = Worker::spawn("resample", VmEvents::new()?)?;
+        let worker = Worker::spawn(&vmm_devices::calls::SELFTEST, VmEvents::new()?)?;
         let listen = |resample: Resample| {
             let fd = resample.eventfd();
             let ended = move |_| {

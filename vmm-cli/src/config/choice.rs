@@ -45,6 +45,18 @@ pub enum Irqchip {
     Split,
 }
 
+/// What becomes of a thread of the monitor that asks the kernel for what is not in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Seccomp {
+    /// It is told, and the process ends with 5
+    #[default]
+    On,
+    /// The kernel's log has it, and it goes on
+    Log,
+    /// There are no filters
+    Off,
+}
+
 /// The least important messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogLevel {

@@ -102,6 +102,10 @@ pub(super) const SECTIONS: &[Section] = &[
     balloon::SECTION,
     Section { name: "control", keys: &[key("socket", "--api-sock", Form::Text, EXPECTED_PATH)] },
     Section {
+        name: "confinement",
+        keys: &[key("seccomp", "--seccomp", Form::Text, "one of \"on\", \"log\", \"off\"")],
+    },
+    Section {
         name: "log",
         keys: &[
             key(
@@ -287,7 +291,7 @@ mod tests {
         assert_eq!(hint("boot", "snapshot"), "the keys of [boot] are: kernel, initrd, cmdline");
         assert_eq!(
             hint("", "quux"),
-            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, balloon, control, log, stats, disk, net, fs"
+            "the sections are: boot, cpu, memory, memory_hotplug, machine, entropy, console, vsock, balloon, control, confinement, log, stats, disk, net, fs"
         );
         assert_eq!(hint("cpu", &"k".repeat(1 << 20)), CPU_KEYS);
     }

@@ -37,7 +37,7 @@ use serde::Deserialize;
 
 pub use affinity::{Affinity, CpuList};
 pub use balloon::{BalloonConfig, BalloonConfigError};
-pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, StatsFormat};
+pub use choice::{Irqchip, Kick, LogFormat, LogLevel, OnReset, OnTripleFault, Seccomp, StatsFormat};
 pub use cpu::{CpuConfig, CpuError};
 pub use device_id::DeviceId;
 pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFormat, Rate};
@@ -91,6 +91,8 @@ pub struct VmConfig {
     pub balloon: BalloonConfig,
     /// How it is controlled from outside.
     pub control: ControlConfig,
+    /// What the process may not do.
+    pub confinement: ConfinementConfig,
     /// The log of this process.
     pub log: LogConfig,
     /// What is written about a run.
@@ -170,6 +172,15 @@ pub struct ControlConfig {
     /// The path of the control socket; `None`: there is none.
     #[serde(deserialize_with = "value::path")]
     pub socket: Option<PathBuf>,
+}
+
+/// The section `[confinement]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfinementConfig {
+    /// Whether each thread has a table of system calls.
+    #[serde(deserialize_with = "choice::deserialize")]
+    pub seccomp: Seccomp,
 }
 
 /// The section `[log]`.
@@ -304,6 +315,7 @@ impl VmConfig {
         set(&mut self.vsock, args.vsock.as_ref());
         set(&mut self.balloon, args.balloon.as_ref());
         set_optional(&mut self.control.socket, args.api_sock.as_ref());
+        set(&mut self.confinement.seccomp, args.seccomp.as_ref());
         set(&mut self.log.level, args.log_level.as_ref());
         set(&mut self.log.format, args.log_format.as_ref());
         set_optional(&mut self.log.file, args.log_file.as_ref());

@@ -68,6 +68,7 @@ impl VmConfig {
             vsock,
             balloon: _,
             control,
+            confinement: _,
             log,
             stats,
             disk,

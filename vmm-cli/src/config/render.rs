@@ -83,6 +83,9 @@ impl VmConfig {
         out.section("control");
         out.path("socket", self.control.socket.as_deref(), "there is none");
 
+        out.section("confinement");
+        out.text("seccomp", &choice::word(&self.confinement.seccomp));
+
         out.section("log");
         out.text("level", &choice::word(&self.log.level));
         out.text("format", &choice::word(&self.log.format));
@@ -276,7 +279,7 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BalloonConfig, BootConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig,
+        BalloonConfig, BootConfig, ConfinementConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig,
         MacAddress, MachineConfig, MemoryBacking, SerialMode, StatsConfig, StatsOutput, VsockConfig, keys,
         parse_toml,
     };
@@ -446,6 +449,7 @@ mod tests {
             (pci, selftest) in any::<(Option<bool>, Option<bool>)>(),
             entropy in any::<bool>(),
             (serial, virtio, socket) in (serial(), prop::option::of(serial()), optional_path()),
+            seccomp in word(),
             (cid, vsock, vhost) in (3..u32::MAX, optional_path(), any::<bool>()),
             balloon in balloon(),
             (level, format, file, stats) in (word(), word(), optional_path(), stats()),
@@ -472,6 +476,7 @@ mod tests {
                 vsock: VsockConfig { cid, path: vsock, vhost },
                 balloon,
                 control: ControlConfig { socket },
+                confinement: ConfinementConfig { seccomp },
                 log: LogConfig { level, format, file },
                 stats,
                 disk,
@@ -567,6 +572,9 @@ statistics_interval = \"0s\"
 
 [control]
 # socket is not set: there is none
+
+[confinement]
+seccomp = \"on\"
 
 [log]
 level = \"warn\"

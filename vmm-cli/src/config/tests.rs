@@ -73,6 +73,8 @@ free_page_reporting = true
 statistics_interval = "2s"
 [control]
 socket = "control.sock"
+[confinement]
+seccomp = "log"
 [log]
 level = "trace"
 format = "json"
@@ -128,7 +130,7 @@ fn an_empty_file_and_no_file_are_the_default() {
     assert_eq!(parse("").unwrap(), VmConfig::default());
     assert_eq!(
         parse(
-            "[boot]\n[cpu]\n[memory]\n[memory_hotplug]\n[machine]\n[entropy]\n[console]\n[vsock]\n[balloon]\n[control]\n[log]\n[stats]\n"
+            "[boot]\n[cpu]\n[memory]\n[memory_hotplug]\n[machine]\n[entropy]\n[console]\n[vsock]\n[balloon]\n[control]\n[confinement]\n[log]\n[stats]\n"
         )
         .unwrap(),
         VmConfig::default()
@@ -193,6 +195,7 @@ fn every_key_arrives_in_its_field() {
             statistics_interval: Duration::from_secs(2),
         },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
+        confinement: ConfinementConfig { seccomp: Seccomp::Log },
         log: LogConfig {
             level: LogLevel::Trace,
             format: LogFormat::Json,
@@ -213,7 +216,7 @@ fn every_key_arrives_in_its_field() {
 }
 
 /// A flag for each key that one sets, with another value than [`FULL`] has.
-const FLAGS: [&str; 38] = [
+const FLAGS: [&str; 39] = [
     "--kernel=Cargo.toml",
     "--initrd=src/lib.rs",
     "--cmdline=",
@@ -247,6 +250,7 @@ const FLAGS: [&str; 38] = [
     "--vsock=cid=5,path=vs",
     "--balloon=size=1M",
     "--api-sock=ctl",
+    "--seccomp=off",
     "--log-level=off",
     "--log-format=text",
     "--log-file=log",
@@ -314,6 +318,7 @@ fn flags_go_over_the_file_and_paths_start_where_they_were_written() {
         vsock: VsockConfig { cid: 5, path: Some(here.join("vs")), vhost: false },
         balloon: BalloonConfig { device: true, size: 1 << 20, ..BalloonConfig::default() },
         control: ControlConfig { socket: Some(here.join("ctl")) },
+        confinement: ConfinementConfig { seccomp: Seccomp::Off },
         log: LogConfig { level: LogLevel::Off, format: LogFormat::Text, file: Some(here.join("log")) },
         stats: StatsConfig {
             output: Some(StatsOutput::File(here.join("stats"))),

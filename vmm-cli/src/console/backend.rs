@@ -1,5 +1,6 @@
 //! `Backend`: what a port of the guest is connected to on the host.
 
+use crate::sink::CONSOLE;
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,7 +92,7 @@ impl Backend {
     /// Opens what `mode` names, with the output that belongs to it.
     pub(super) fn open(mode: &SerialMode, kind: PortKind) -> Result<(Self, Sink), OpenError> {
         let flag = kind.flag();
-        let start = |fd| Sink::start("console", fd).map_err(host("the writer thread"));
+        let start = |fd| Sink::start(&CONSOLE, fd).map_err(host("the writer thread"));
         match mode {
             SerialMode::Null => Ok((Self::OutputOnly, Sink::nowhere())),
             SerialMode::Stdio => {

@@ -3,6 +3,7 @@
 //! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`nets`] what of network devices in use, [`limits`] what becomes of their limits, [`vsock`] what is told of the socket device, [`memory`] what of RAM, [`balloon`] what of the balloon, [`wire`] how it is written, [`lines`] how requests are told apart, `server` and `client` are the two ends of the socket.
 
 pub mod balloon;
+pub(crate) mod calls;
 pub mod client;
 mod connection;
 mod current;

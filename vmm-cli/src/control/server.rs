@@ -3,6 +3,8 @@
 //! Operations that wait for a vCPU have threads of their own, so that a status is answered meanwhile. Whatever clients do,
 //! a new one gets in: the least useful of the others makes room for it.
 
+use vmm_core::thread::spawn;
+use super::calls::{CONTROL, CONTROL_WAIT};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -64,7 +66,7 @@ impl Server {
                 operations.fail("the thread of the control socket panicked");
             }
         };
-        let thread = std::thread::Builder::new().name("control".into()).spawn(serve)?;
+        let thread = spawn(&CONTROL, CONTROL.name, serve)?;
         Ok(Self { inbox, thread: Some(thread) })
     }
 }
@@ -260,7 +262,7 @@ impl Clients {
             Ok(result) => inbox.send(|mail| mail.answers.push((id, result.into()))),
             Err(_) => operations.fail("an operation of the control socket panicked"),
         };
-        let thread = std::thread::Builder::new().name("control-wait".into()).spawn(execute);
+        let thread = spawn(&CONTROL_WAIT, CONTROL_WAIT.name, execute);
         let exhausted = |error| ErrorBody::new(ErrorCode::Exhausted, format!("no thread for it: {error}"));
         self.waiting.push(thread.map_err(exhausted)?);
         Ok(())

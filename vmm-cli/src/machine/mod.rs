@@ -3,6 +3,7 @@
 //! [`Machine::build`] is a straight line; each step is undone by `Drop`, in reverse, when a later one fails or when
 //! the machine ends. The order of the fields is the order of the teardown.
 
+pub(crate) mod calls;
 mod devices;
 mod exits;
 mod handle;
@@ -307,7 +308,7 @@ fn start(
     let start = |vcpu: Vcpu| {
         let ends = ends.clone();
         let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
-        let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()) };
+        let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()), kind: &calls::VCPU };
         VcpuThread::spawn(vcpu, Arc::clone(exits), options, on_end)
     };
     let threads: Result<Vec<_>, _> = vcpus.into_iter().map(start).collect();

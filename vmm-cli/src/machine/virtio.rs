@@ -1,5 +1,6 @@
 //! `VirtioDevices`: the virtio devices of a machine that is being built, and where its guest finds them.
 
+use vmm_devices::calls::VIRTIO;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -59,7 +60,7 @@ impl VirtioDevices {
         if let Some(worker) = &self.worker {
             return Ok(Arc::clone(worker));
         }
-        let worker = Worker::spawn("virtio", self.events.clone()).map_err(Failure::host_cannot)?;
+        let worker = Worker::spawn(&VIRTIO, self.events.clone()).map_err(Failure::host_cannot)?;
         Ok(Arc::clone(self.worker.insert(Arc::new(worker))))
     }
 

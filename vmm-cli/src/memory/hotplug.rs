@@ -1,6 +1,7 @@
 //! The RAM that a guest can plug while it runs: where it lies, what is behind it, and how much of it the guest is asked to have, also after
 //! a restart.
 
+use vmm_devices::virtio::mem::calls::VIRTIO_MEM;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -40,7 +41,7 @@ impl Hotplug {
     pub(crate) fn device(&self, space: &Arc<AddressSpace>, events: &VmEvents) -> Result<Mem, Failure> {
         let backing = super::backing(&self.memory)?.further(self.memory.size.bytes());
         let region = HotplugRegion::reserve(space, self.layout, &backing).map_err(failure)?;
-        let worker = Worker::spawn("virtio-mem", events.clone()).map_err(Failure::host_cannot)?;
+        let worker = Worker::spawn(&VIRTIO_MEM, events.clone()).map_err(Failure::host_cannot)?;
         let options = MemOptions { region, requested: Arc::clone(&self.requested), node: None };
         Ok(Mem::new(Arc::new(worker), options))
     }

@@ -7,7 +7,7 @@ use super::*;
 
 fn worker() -> (Worker, VmEvents) {
     let events = VmEvents::new().unwrap();
-    (Worker::spawn("test", events.clone()).unwrap(), events)
+    (Worker::spawn(&crate::calls::SELFTEST, events.clone()).unwrap(), events)
 }
 
 fn doorbell() -> Arc<EventFd> {

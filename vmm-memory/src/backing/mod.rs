@@ -15,6 +15,7 @@ pub(crate) mod testing;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use prefault::PREFAULT;
 pub use discard::DiscardError;
 pub use error::BackingError;
 pub use host_memory::HostMemory;

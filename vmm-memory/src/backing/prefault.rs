@@ -1,5 +1,6 @@
 //! Prefault: every page of a mapping made ahead of its use, by several threads.
 
+use vmm_core::thread::{Kind, is_confined, spawn_scoped};
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -16,6 +17,9 @@ const CHUNK: u64 = 32 << 20;
 
 /// Most threads: clearing memory is bound by its bandwidth, which a few processors use up.
 const MOST_THREADS: usize = 16;
+
+/// `prefault`: helps to make pages.
+pub static PREFAULT: Kind = Kind { name: "prefault", tables: &[] };
 
 /// Makes all pages of a `part` of `mapping`, writable. `stop` is asked before each chunk.
 ///
@@ -36,12 +40,12 @@ pub(super) fn prefault(
         done: 0.into(),
         end: Mutex::default(),
     };
-    let threads = threads(size.div_ceil(work.chunk));
+    // A confined thread has no helpers, and may not even look how many processors there are.
+    let threads = if is_confined() { 1 } else { threads(size.div_ceil(work.chunk)) };
     thread::scope(|scope| {
         for _ in 1..threads {
-            let helper = thread::Builder::new().name("prefault".into());
             // Without it the others take longer.
-            if helper.spawn_scoped(scope, || work.run(stop)).is_err() {
+            if spawn_scoped(scope, &PREFAULT, PREFAULT.name, || work.run(stop)).is_err() {
                 break;
             }
         }

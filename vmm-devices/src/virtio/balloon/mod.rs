@@ -10,6 +10,7 @@
 //! * `pages`, `report`, `statistics`, `hint_queue`: what is done with the chains;
 //! * `shared`: what the host, the driver and the queues have in common.
 
+pub mod calls;
 mod config;
 mod counters;
 mod device;

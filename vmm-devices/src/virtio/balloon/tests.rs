@@ -44,7 +44,7 @@ impl Machine {
     }
 
     fn on(memory: Arc<AddressSpace>) -> Self {
-        let worker = Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap());
+        let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
         let options = BalloonOptions {
             settings: BalloonSettings::new(0, Duration::ZERO),
             deflate_on_oom: true,
@@ -115,7 +115,7 @@ fn what_is_offered_follows_from_the_options() {
     assert_eq!((machine.device.device_type(), machine.device.queue_sizes().len()), (5, 5));
     let always = STATS_VQ | FREE_PAGE_HINT | PAGE_POISON | RING_RESET;
     assert_eq!(machine.device.features(), always | DEFLATE_ON_OOM | PAGE_REPORTING);
-    let worker = Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap());
+    let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
     let settings = BalloonSettings::new(12345, Duration::from_secs(1));
     assert_eq!((settings.target(), settings.statistics_interval()), (3 * PAGE, Duration::from_secs(1)));
     let options = BalloonOptions {

@@ -1,5 +1,6 @@
 //! `Block`: a block device (virtio 1.3, section 5.2): its features, its configuration, and the queues it is served by.
 
+use super::calls::DISK;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -179,7 +180,7 @@ impl Block {
         let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
         let plain = Blocks { logical: sector, physical: sector };
         let blocks = image.map_or(plain, |image| image.blocks());
-        let worker = Arc::new(Worker::spawn("disk", events)?);
+        let worker = Arc::new(Worker::spawn(&DISK, events)?);
         let sizes = vec![QUEUE_SIZE; usize::from(options.queues.max(1))];
         let shared = Shared {
             options,

@@ -4,6 +4,7 @@
 //! * [`Engine`]: how requests reach the host: io_uring, or threads;
 //! * [`Block`]: the device.
 
+pub mod calls;
 mod control;
 mod counters;
 mod device;

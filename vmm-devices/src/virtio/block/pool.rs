@@ -3,6 +3,8 @@
 //! Threads are started as requests need them, and end with the engine. A request that has begun cannot be cancelled, but zeros that
 //! are written in pieces: between two of them, and others have their turn there.
 
+use vmm_core::thread::spawn;
+use super::calls::DISK_IO;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -82,7 +84,7 @@ impl Pool {
     fn staff(&mut self, missing: usize) -> io::Result<()> {
         for _ in 0..missing.min(MOST_THREADS.saturating_sub(self.threads.len())) {
             let shared = Arc::clone(&self.shared);
-            match thread::Builder::new().name("disk-io".into()).spawn(move || shared.work()) {
+            match spawn(&DISK_IO, DISK_IO.name, move || shared.work()) {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) if self.threads.is_empty() => return Err(error),
                 // Slower.

@@ -40,7 +40,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let worker = Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap());
+        let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
         let (output, (sender, drained)) = (Output::default(), channel());
         let sender: Mutex<Sender<()>> = Mutex::new(sender);
         let on_drained = Box::new(move || sender.lock().unwrap().send(()).unwrap());

@@ -12,6 +12,7 @@
 //! * `request`: what is asked and answered, as bytes; `region`: the rules, and the blocks; `desk`: changes that wait;
 //! * `queue`: the chains; `device`: what a transport sees.
 
+pub mod calls;
 mod counters;
 mod desk;
 mod device;

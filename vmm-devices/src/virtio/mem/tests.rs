@@ -46,7 +46,7 @@ struct Bench {
 
 fn device(memory: &Arc<AddressSpace>, requested: &Arc<AtomicU64>, node: Option<u16>) -> Mem {
     let region = HotplugRegion::reserve(memory, LAYOUT, &Backing::default()).unwrap();
-    let worker = Worker::spawn("test", VmEvents::new().unwrap()).unwrap();
+    let worker = Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap();
     Mem::new(Arc::new(worker), MemOptions { region, requested: Arc::clone(requested), node })
 }
 

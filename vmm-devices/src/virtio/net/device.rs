@@ -1,5 +1,6 @@
 //! `Net`: a network device (virtio 1.3, section 5.1): its features, its configuration, and the queues it is served by.
 
+use super::calls::NET;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -118,7 +119,7 @@ impl Net {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(options, link)?);
         let threads = if backend.is_some() { 1 } else { shared.pairs.len() };
-        let worker = |_| Worker::spawn("net", events.clone()).map(Arc::new).map_err(|error| error.source);
+        let worker = |_| Worker::spawn(&NET, events.clone()).map(Arc::new).map_err(|error| error.source);
         let workers: Vec<_> = (0..threads).map(worker).collect::<Result<_, _>>()?;
         let queues = shared.pairs.len().saturating_mul(2).saturating_add(1);
         Ok(Self { shared, workers: workers.into(), backend, sizes: vec![QUEUE_SIZE; queues] })

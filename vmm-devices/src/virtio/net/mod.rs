@@ -9,6 +9,7 @@
 //! other in bounded batches on the worker of its pair. Frames that find no buffer wait in the host's queue, which drops what does
 //! not fit; nobody is woken for them again and again.
 
+pub mod calls;
 mod control;
 mod counters;
 mod device;

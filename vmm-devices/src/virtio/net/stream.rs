@@ -9,6 +9,8 @@ mod error;
 mod frames;
 mod relay;
 
+use vmm_core::thread::spawn;
+use super::calls::NET_STREAM;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -62,7 +64,7 @@ impl StreamLink {
         let (end, ended) = UnixStream::pair().map_err(StreamError::Own)?;
         let shared = Arc::new(Shared { is_connected: AtomicBool::new(true), news: Arc::new(news) });
         let relay = Relay::new(path.into(), other, stream, Arc::clone(&shared));
-        let thread = thread::Builder::new().name("net-stream".into()).spawn(move || relay.run(&ended));
+        let thread = spawn(&NET_STREAM, NET_STREAM.name, move || relay.run(&ended));
         let thread = Some(thread.map_err(StreamError::Own)?);
         Ok(Self { queues: [Arc::new(LinkQueue::new(own))], shared, end: Some(end), thread })
     }

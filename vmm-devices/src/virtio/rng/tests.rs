@@ -14,7 +14,7 @@ use crate::virtio::testing::{Driver, RAM, Started, Used, WRITE, ram};
 const SIZE: u16 = 16;
 
 fn device() -> Rng {
-    Rng::new(Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap()))
+    Rng::new(Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap()))
 }
 
 #[test]

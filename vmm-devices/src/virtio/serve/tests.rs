@@ -80,7 +80,7 @@ impl VirtioDevice for Device {
 }
 
 fn device(batch: usize) -> (Device, Receiver<usize>) {
-    let worker = Worker::spawn("test", VmEvents::new().unwrap()).unwrap();
+    let worker = Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap();
     let (calls, called) = channel();
     (Device { worker: Arc::new(worker), batch, calls }, called)
 }

@@ -11,6 +11,7 @@
 //!
 //! Of what a device does here dirty pages are not logged.
 
+pub mod calls;
 mod backend;
 mod error;
 mod fd;

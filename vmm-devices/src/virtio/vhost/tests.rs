@@ -45,7 +45,7 @@ impl Bench {
         let (memory, followed) = followed();
         let fd = FakeFd::new(SEQPACKET | features::EVENT_IDX | 1 << VIRTIO_F_VERSION_1 | 1 << 26);
         let backend = Backend::new(vec![Arc::clone(&fd) as _], &followed).unwrap();
-        let worker = Arc::new(Worker::spawn("vsock", VmEvents::new().unwrap()).unwrap());
+        let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
         Self {
             fd,
             device: KernelVsock::new(worker, backend, 7),

@@ -3,6 +3,8 @@
 //! The vhost crate waits for answers without a limit, and takes the time-out of a socket for a reason to wait again. The end of the
 //! connection it takes for what it is.
 
+use vmm_core::thread::spawn;
+use super::calls::VHOST_USER;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -41,7 +43,7 @@ impl Deadline {
         let shared = Arc::<Shared>::default();
         let (socket, watched) = (socket.try_clone()?, Arc::clone(&shared));
         let thread =
-            thread::Builder::new().name("vhost-user".into()).spawn(move || watched.watch(&socket))?;
+            spawn(&VHOST_USER, VHOST_USER.name, move || watched.watch(&socket))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

@@ -1,5 +1,6 @@
 //! `VhostUserDevice`: the device whose queues a back end serves, as a transport sees it.
 
+use super::calls::VHOST_USER;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -29,7 +30,7 @@ impl VhostUserDevice {
     /// # Errors
     /// The host has no thread for it, or the back end does not take the memory.
     pub fn new(user: &Arc<VhostUser>, memory: &VhostMemory, events: &VmEvents) -> io::Result<Self> {
-        let worker = Worker::spawn("vhost-user", events.clone()).map_err(|error| error.source)?;
+        let worker = Worker::spawn(&VHOST_USER, events.clone()).map_err(|error| error.source)?;
         Ok(Self {
             worker: Arc::new(worker),
             backend: Backend::with_rings(vec![Arc::clone(user) as _], user.queues, memory)?,

@@ -11,6 +11,7 @@
 //!
 //! A back end is trusted with guest RAM, and with nothing else: whatever it says or leaves out costs its own device alone.
 
+pub mod calls;
 mod class;
 mod connection;
 mod counters;

@@ -10,6 +10,7 @@
 //! * `line`, `host`: what a program says first; sockets, and what waits for them;
 //! * `table`, `hub`: all that there is, and what happens to it; `queue`: the chains.
 
+pub mod calls;
 mod connection;
 mod counters;
 mod credit;

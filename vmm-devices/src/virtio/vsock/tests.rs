@@ -54,7 +54,7 @@ impl Machine {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
         let listener = UnixListener::bind(&path).unwrap();
-        let worker = Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap());
+        let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
         let options = VsockOptions { cid: CID as u32, path: path.clone(), listener, connections };
         Self { device: Vsock::new(worker, options).unwrap(), memory: ram(), path, _directory: directory }
     }

@@ -28,7 +28,7 @@ impl Machine {
     fn new(ioeventfd: bool) -> Self {
         let (vm, memory) = (Arc::new(FakeVm::default()), ram());
         let trigger = IrqTrigger::unconnected().unwrap();
-        let worker = Worker::spawn("test", VmEvents::new().unwrap()).unwrap();
+        let worker = Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap();
         let setup = MmioSetup {
             name: "rng",
             base: BASE,
@@ -318,7 +318,7 @@ fn fault_a1_a_driver_that_breaks_its_ring_finds_needs_reset_and_a_reset_mends_it
 fn fault_c1_a_device_without_a_doorbell_is_not_made() {
     let (vm, memory) = (Arc::new(FakeVm::default()), ram());
     vm.fail_call(0, libc::ENOSPC);
-    let worker = Worker::spawn("test", VmEvents::new().unwrap()).unwrap();
+    let worker = Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap();
     let setup = MmioSetup {
         name: "rng",
         base: BASE,

@@ -190,7 +190,7 @@ impl Machine {
 }
 
 fn rng() -> Arc<dyn VirtioDevice> {
-    Arc::new(Rng::new(Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap())))
+    Arc::new(Rng::new(Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap())))
 }
 
 /// A device of two queues that stops when a test says so.

@@ -9,7 +9,7 @@ use crate::virtio::vsock::KernelVsock;
 fn machine() -> (Machine, Arc<FakeFd>) {
     let (fd, followed) = (FakeFd::new(0), VhostMemory::new());
     let backend = Backend::new(vec![Arc::clone(&fd) as _], &followed).unwrap();
-    let worker = Arc::new(Worker::spawn("test", VmEvents::new().unwrap()).unwrap());
+    let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
     let device = Arc::new(KernelVsock::new(worker, backend, 3));
     let machine = Machine::with_vectors(device, Arc::default(), TriggeredBy::Kernel);
     machine.memory.add_observer(followed).unwrap();

@@ -1,0 +1,69 @@
+//! The list of all kinds of threads, whose tables stand beside their code; and those that belong to no other part.
+
+use vmm_core::thread::{Call, Kind};
+use vmm_devices::calls::{RECONFIGURE, SELFTEST, VIRTIO};
+use vmm_devices::virtio;
+
+use crate::control::calls::{CONTROL, CONTROL_WAIT};
+use crate::machine::calls::{MAIN, MEMORY, TEARDOWN_WATCH, VCPU};
+use crate::sink::{CONSOLE, LOG, MESSAGES};
+
+/// Every kind. One that is not here cannot be confined, so that no machine starts with it.
+pub(super) static ALL: &[&Kind] = &[
+    &MAIN,
+    &VCPU,
+    &vmm_vcpu::calls::VCPU,
+    &CONSOLE,
+    &LOG,
+    &MESSAGES,
+    &CONTROL,
+    &CONTROL_WAIT,
+    &MEMORY,
+    &TEARDOWN_WATCH,
+    &NURSERY,
+    &vmm_core::REAPER,
+    &vmm_memory::PREFAULT,
+    &RECONFIGURE,
+    &SELFTEST,
+    &VIRTIO,
+    &virtio::balloon::calls::BALLOON,
+    &virtio::block::calls::DISK,
+    &virtio::block::calls::DISK_IO,
+    &virtio::mem::calls::VIRTIO_MEM,
+    &virtio::net::calls::NET,
+    &virtio::net::calls::NET_STREAM,
+    &virtio::vhost_user::calls::VHOST_USER,
+    &virtio::vsock::calls::VSOCK,
+];
+
+/// Starts threads, confines what it has started, ends the process.
+const STARTING: &[Call] = &[
+    Call::any(libc::SYS_clone3),
+    Call::any(libc::SYS_clone),
+    Call::any(libc::SYS_set_robust_list),
+    Call::any(libc::SYS_rseq),
+    Call::any(libc::SYS_sched_getaffinity),
+    Call::any(libc::SYS_sched_setaffinity),
+    Call::any(libc::SYS_sched_setscheduler),
+    Call::any(libc::SYS_prctl).is(0, libc::PR_SET_NAME),
+    Call::any(libc::SYS_prctl).is(0, libc::PR_SET_NO_NEW_PRIVS),
+    Call::any(libc::SYS_seccomp),
+    Call::any(libc::SYS_capset),
+    Call::any(libc::SYS_landlock_restrict_self),
+];
+
+/// `nursery`: starts threads for others, and ends the process after a violation. It has the tables of all others beside its own.
+pub(super) static NURSERY: Kind =
+    Kind { name: "nursery", tables: &[STARTING, crate::machine::calls::ENDING] };
+
+/// What a thread of `kind` may ask for.
+pub(super) fn calls(kind: &'static Kind) -> Vec<Call> {
+    let of_others = ALL.iter().filter(|_| std::ptr::eq(kind, &raw const NURSERY)).flat_map(|other| other.calls());
+    let mut calls: Vec<Call> = Vec::new();
+    for call in kind.calls().chain(of_others) {
+        if !calls.contains(call) {
+            calls.push(*call);
+        }
+    }
+    calls
+}

@@ -1,0 +1,93 @@
+//! What the threads that have a whole machine in hand ask of the kernel: the vCPUs, whose accesses reach every device, and the main thread.
+
+use vmm_core::thread::{Call, Kind, calls, requests};
+use vmm_devices::virtio::block::calls::RINGS;
+use vmm_devices::virtio::net::calls::TAP;
+use vmm_devices::virtio::vhost::calls::VHOST;
+use vmm_devices::virtio::vhost_user::calls::BACK_END;
+
+/// A device is started, stopped, moved or taken away by an access: its queues come to a worker or leave it, its doorbells and vectors go
+/// where the guest wants them.
+const ACCESSES: &[Call] = &[Call::any(libc::SYS_read), Call::any(libc::SYS_poll), Call::any(libc::SYS_fstat)];
+
+/// `vcpu0`, `vcpu1`…: the vCPUs.
+pub(crate) static VCPU: Kind = Kind {
+    name: "vcpu",
+    tables: &[
+        vmm_vcpu::calls::RUN,
+        calls::KICKING,
+        calls::PUBLISHING,
+        calls::ROUTES,
+        calls::DESCRIPTORS,
+        ACCESSES,
+        RINGS,
+        TAP,
+        VHOST,
+        BACK_END,
+    ],
+};
+
+/// The process ends: sockets are removed, the terminal has its mode again.
+pub(crate) const ENDING: &[Call] = &[
+    Call::any(libc::SYS_unlink),
+    Call::any(libc::SYS_statx),
+    Call::any(libc::SYS_lstat),
+    Call::ioctl(requests::known(libc::TCGETS)),
+    Call::ioctl(requests::known(libc::TCSETS)),
+    Call::ioctl(requests::known(libc::TIOCGPGRP)),
+];
+
+/// Signals, input of the consoles, clients of their sockets.
+const EVENTS: &[Call] = &[
+    Call::any(libc::SYS_accept4),
+    Call::any(libc::SYS_recvfrom),
+    Call::any(libc::SYS_sendto),
+    Call::any(libc::SYS_getsockopt),
+    Call::any(libc::SYS_shutdown),
+    Call::any(libc::SYS_fstat),
+    Call::any(libc::SYS_getpgrp),
+    Call::any(libc::SYS_preadv2),
+    Call::any(libc::SYS_rt_sigaction),
+    Call::ioctl(requests::known(libc::TIOCGWINSZ)),
+];
+
+/// The main thread: the event loop, and the end of the machine, which takes everything apart.
+pub(crate) static MAIN: Kind = Kind {
+    name: "main",
+    tables: &[
+        calls::WAITING,
+        calls::DESCRIPTORS,
+        calls::PUBLISHING,
+        calls::KICKING,
+        calls::ROUTES,
+        calls::SLOTS,
+        calls::LOOKING,
+        EVENTS,
+        ENDING,
+        RINGS,
+        TAP,
+        VHOST,
+        BACK_END,
+    ],
+};
+
+/// `teardown-watch`: ends the process where the teardown does not.
+pub(crate) static TEARDOWN_WATCH: Kind =
+    Kind { name: "teardown-watch", tables: &[calls::WAITING, ENDING] };
+
+/// `memory`: makes the pages of guest RAM before the machine is built.
+pub(crate) static MEMORY: Kind = Kind {
+    name: "memory",
+    tables: &[
+        calls::SLOTS,
+        &[
+            Call::any(libc::SYS_openat),
+            Call::any(libc::SYS_memfd_create),
+            Call::any(libc::SYS_read),
+            Call::any(libc::SYS_fstat),
+            Call::any(libc::SYS_statx),
+            Call::any(libc::SYS_ftruncate),
+            Call::any(libc::SYS_clone3),
+        ],
+    ],
+};

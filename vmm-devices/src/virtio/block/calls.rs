@@ -1,0 +1,34 @@
+//! What the threads of disks ask of the kernel.
+
+use vmm_core::thread::{Call, Kind, calls};
+
+/// A ring of io_uring is made when a driver starts the disk, and ends with it.
+pub const RINGS: &[Call] = &[
+    Call::any(libc::SYS_io_uring_setup),
+    Call::any(libc::SYS_io_uring_register),
+    Call::any(libc::SYS_io_uring_enter),
+];
+
+/// Images are read and written, grow, shrink and are made sparse.
+pub const IMAGES: &[Call] = &[
+    Call::any(libc::SYS_pread64),
+    Call::any(libc::SYS_pwrite64),
+    Call::any(libc::SYS_preadv),
+    Call::any(libc::SYS_pwritev),
+    Call::any(libc::SYS_fdatasync),
+    Call::any(libc::SYS_fsync),
+    Call::any(libc::SYS_fallocate),
+    Call::any(libc::SYS_ftruncate),
+    Call::any(libc::SYS_lseek),
+    Call::any(libc::SYS_fstat),
+    Call::any(libc::SYS_statx),
+];
+
+/// `disk`: the queues of one disk.
+pub static DISK: Kind = Kind {
+    name: "disk",
+    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, RINGS, IMAGES],
+};
+
+/// `disk-io`: requests that wait, one after the other.
+pub static DISK_IO: Kind = Kind { name: "disk-io", tables: &[IMAGES] };

@@ -1,0 +1,21 @@
+//! What devices that other programs serve ask of the kernel.
+
+use vmm_core::thread::{Call, Kind, calls};
+
+/// The other program is connected to, told and asked.
+pub const BACK_END: &[Call] = &[
+    Call::any(libc::SYS_socket).is(0, libc::AF_UNIX),
+    Call::any(libc::SYS_connect),
+    Call::any(libc::SYS_sendmsg),
+    Call::any(libc::SYS_recvmsg),
+    Call::any(libc::SYS_recvfrom),
+    Call::any(libc::SYS_shutdown),
+    Call::any(libc::SYS_getsockopt),
+    Call::any(libc::SYS_setsockopt),
+];
+
+/// `vhost-user`: what is left of a device that another process serves, and the limit of its waits.
+pub static VHOST_USER: Kind = Kind {
+    name: "vhost-user",
+    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, BACK_END],
+};
