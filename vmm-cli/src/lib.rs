@@ -8,7 +8,7 @@ pub mod args;
 mod balloon;
 pub mod boot;
 pub mod config;
-mod confinement;
+pub mod confinement;
 mod console;
 pub mod control;
 mod default_guest;

@@ -50,12 +50,20 @@ pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
     prepare_readers();
     // The threads that are started from here on inherit what is blocked.
     let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
-    confinement::prepare(config)?;
-    logging::start(&config.log).map_err(Failure::bad_input)?;
+    prepare(config)?;
     let result = catch_unwind(AssertUnwindSafe(|| run_to_end(config, signals)))
         .unwrap_or_else(|_| Err(Failure::internal(anyhow!("the main thread panicked"))));
     logging::flush();
     result
+}
+
+/// Confines the threads that are started from here on, and starts the log.
+///
+/// # Errors
+/// The host has no filters, descriptors or threads; the log cannot be opened.
+pub fn prepare(config: &VmConfig) -> Result<(), Failure> {
+    confinement::prepare(config)?;
+    logging::start(&config.log).map_err(Failure::bad_input)
 }
 
 fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> {

@@ -25,6 +25,12 @@ use crate::config::{Seccomp, VmConfig};
 use crate::outcome::{self, Failure};
 use crate::{logging, messages};
 
+/// Every kind of thread that a machine has.
+#[must_use]
+pub fn kinds() -> &'static [&'static Kind] {
+    kinds::ALL
+}
+
 /// Prepares the process, and has every thread that is started from here on confined to its table. The calling thread is so when it says
 /// so itself ([`vmm_core::thread::confine`]). To be called before the second thread is started; in a process that has called it already,
 /// what was prepared then stays.

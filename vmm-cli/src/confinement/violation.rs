@@ -85,7 +85,6 @@ pub(super) fn tell() {
         return;
     }
     console::restore_now();
-    listener::remove_now();
     let [first, second, third, fourth] = VALUES.each_ref().map(|value| value.load(Ordering::Relaxed));
     let number = NUMBER.load(Ordering::Relaxed);
     let name = usize::try_from(number).ok().and_then(::syscalls::Sysno::new);
@@ -98,5 +97,7 @@ pub(super) fn tell() {
         name.map_or_else(|| format!("system call {number}"), |name| name.name().to_owned()),
     ));
     logging::flush();
+    // Last: the thread that is told of may be about to do so itself, with the list in its hands.
+    listener::remove_now();
     std::process::exit(i32::from(VIOLATION));
 }

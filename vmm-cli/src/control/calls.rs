@@ -14,6 +14,9 @@ const CLIENTS: &[Call] = &[
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_getsockopt),
     Call::any(libc::SYS_geteuid),
+    // It takes its socket along.
+    Call::any(libc::SYS_statx),
+    Call::any(libc::SYS_unlink),
     Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_recvmsg),
     Call::any(libc::SYS_sendto),

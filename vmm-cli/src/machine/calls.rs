@@ -47,7 +47,9 @@ const EVENTS: &[Call] = &[
     Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_getpgrp),
     Call::any(libc::SYS_preadv2),
-    Call::any(libc::SYS_rt_sigaction),
+    // Threads that were kept off the CPUs of vCPUs have them back.
+    Call::any(libc::SYS_sched_getaffinity),
+    Call::any(libc::SYS_sched_setaffinity),
     Call::ioctl(requests::known(libc::TIOCGWINSZ)),
 ];
 
