@@ -14,6 +14,7 @@
 mod backend;
 mod error;
 mod fd;
+mod ioctl;
 mod kernel;
 mod memory;
 mod serve;
@@ -28,6 +29,6 @@ pub use backend::Backend;
 pub(super) use backend::{areas, place};
 pub use error::VhostError;
 pub use fd::{VhostFd, VhostRing};
-pub use kernel::{VhostNet, VhostVsock};
+pub use kernel::{HandedVhost, VhostNet, VhostVsock};
 pub use memory::VhostMemory;
 pub(super) use serve::{Attend, KernelQueues, Servers, Unattended};
