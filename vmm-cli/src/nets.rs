@@ -1,17 +1,23 @@
-//! The network devices of a machine: their interfaces, opened before it is built, or when a device is added to it, and kept through
-//! its restarts.
+//! The network devices of a machine: their interfaces, opened before it is built, or by the client that adds a device to it, and kept
+//! through its restarts.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_core::VmEvents;
 use vmm_core::irq::TriggeredBy;
 use vmm_devices::rate_limiter::{LimitError, Limits};
-use vmm_devices::virtio::net::{Link, Net, NetOptions, StreamError, StreamLink, Tap, TapError, Throttle};
-use vmm_devices::virtio::vhost::{Backend, VhostError, VhostFd, VhostMemory, VhostNet};
+use vmm_devices::virtio::net::{
+    HandedAgain, HandedTap, Link, Net, NetOptions, StreamError, StreamLink, Tap, TapError, TapSource,
+    Throttle,
+};
+use vmm_devices::virtio::vhost::{Backend, HandedVhost, VhostError, VhostFd, VhostMemory, VhostNet};
 
 use crate::config::{DeviceId, MacAddress, NetConfig, NetError, Rate, VmConfig};
+use crate::control::devices::DeviceError;
+use crate::control::roles::NetFiles;
 use crate::kept::{Kept, Named};
 use crate::outcome::Failure;
 
@@ -54,26 +60,69 @@ impl Nets {
     }
 }
 
-/// Opens the interface of one network device, and what the kernel has for it. While a machine runs this is the one place that opens
-/// a path for it.
+/// Opens the interface of one network device, and what the kernel has for it. Never in a process with a machine that runs.
 ///
 /// # Errors
 /// It cannot be had.
-pub(crate) fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
-    let receive = throttle(config.receive_bandwidth, config.receive_frames)?;
-    let transmit = throttle(config.transmit_bandwidth, config.transmit_frames)?;
-    let Behind { interface, link, mtu, vhost } = match &config.passt {
+fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
+    let behind = match &config.passt {
         Some(path) => {
             let link = Arc::new(StreamLink::open(path)?);
             Behind { interface: path.display().to_string(), link, mtu: config.mtu, vhost: None }
         }
-        None => open_tap(config)?,
+        None => {
+            let tap = Tap::open(&config.tap_options()?)?;
+            let handed = config.vhost.then(|| open_vhost(&tap)).transpose()?;
+            Behind::tap(tap, handed, config)?
+        }
     };
-    let mac = mac_address(config).map_err(OpenError::Random)?;
-    let pairs = link.queues().len();
-    tracing::info!(device = id.as_str(), interface, %mac, pairs, vhost = config.vhost, "a network device");
-    let options = NetOptions { name: id.to_string(), mac: mac.bytes(), mtu, receive, transmit };
-    Ok(Nic { id, card: Card { interface, mac }, link, vhost, options })
+    Nic::new(behind, config, id)
+}
+
+/// Checks and takes what a client has opened for one network device.
+///
+/// # Errors
+/// Something is missing, or is not what the device needs.
+pub(crate) fn adopt(config: &NetConfig, id: DeviceId, files: NetFiles) -> Result<Nic, OpenError> {
+    let options = config.tap_options()?;
+    let (TapSource::Existing(name) | TapSource::Created(name)) = options.source else {
+        return Err(OpenError::Settings(NetError::NoInterface));
+    };
+    let NetFiles { tap, vhost, interfaces, news } = files;
+    let not_given = |what: &str| OpenError::NotGiven { what: format!("{what} of {name}") };
+    if tap.is_empty() {
+        return Err(OpenError::NotGiven { what: format!("the interface {name}") });
+    }
+    let again = match (interfaces, news) {
+        (Some(interfaces), Some(news)) => Some(HandedAgain { interfaces, news }),
+        (None, None) => None,
+        (None, Some(_)) => return Err(not_given("the socket for interfaces")),
+        (Some(_), None) => return Err(not_given("the socket for news")),
+    };
+    let vhost = match (config.vhost, vhost.len()) {
+        (false, 0) => None,
+        (false, _) => return Err(OpenError::Unwanted { what: "vhost" }),
+        (true, count) if count < tap.len() => return Err(not_given("/dev/vhost-net for each queue")),
+        (true, count) if count > tap.len() => return Err(OpenError::Unwanted { what: "vhost" }),
+        (true, _) => Some(vhost.into_iter().map(HandedVhost::adopt).collect::<Result<_, _>>()?),
+    };
+    let tap = Tap::adopt(&name, HandedTap { queues: tap, again }, options.pairs, options.mtu)?;
+    Nic::new(Behind::tap(tap, vhost, config)?, config, id)
+}
+
+/// Opens what a network device takes, for the monitor to [adopt](adopt); and says what its interface is called, and how many
+/// pairs of queues there are.
+///
+/// # Errors
+/// It cannot be had.
+pub(crate) fn open_for_monitor(config: &NetConfig) -> Result<(String, u16, NetFiles), OpenError> {
+    let tap = Tap::open(&config.tap_options()?)?;
+    let vhost = if config.vhost { open_vhost(&tap)? } else { Vec::new() };
+    let HandedTap { queues, again } = tap.hand_over().map_err(OpenError::HandOver)?;
+    let (interfaces, news) = again.map(|again| (again.interfaces, again.news)).unzip();
+    let pairs = u16::try_from(queues.len()).unwrap_or(u16::MAX);
+    let vhost = vhost.into_iter().map(OwnedFd::from).collect();
+    Ok((tap.name().to_owned(), pairs, NetFiles { tap: queues, vhost, interfaces, news }))
 }
 
 /// What is behind a network device.
@@ -84,14 +133,31 @@ struct Behind {
     vhost: Option<Vec<Arc<dyn VhostFd>>>,
 }
 
-fn open_tap(config: &NetConfig) -> Result<Behind, OpenError> {
-    let tap = Tap::open(&config.tap_options()?)?;
-    let vhost = config.vhost.then(|| open_vhost(&tap)).transpose()?;
-    let mtu = config.mtu.or(tap.mtu());
-    Ok(Behind { interface: tap.name().to_owned(), mtu, vhost, link: Arc::new(tap) })
+impl Behind {
+    /// `tap`, whose frames are moved by `vhost`, one for each of its queues, if there is that.
+    fn tap(tap: Tap, vhost: Option<Vec<HandedVhost>>, config: &NetConfig) -> Result<Self, OpenError> {
+        let vhost = vhost.map(|handed| {
+            let each = handed.into_iter().zip(tap.queues());
+            each.map(|(handed, queue)| VhostNet::new(handed, queue).map(|fd| Arc::new(fd) as _)).collect()
+        });
+        let mtu = config.mtu.or(tap.mtu());
+        Ok(Self { interface: tap.name().to_owned(), mtu, vhost: vhost.transpose()?, link: Arc::new(tap) })
+    }
 }
 
 impl Nic {
+    /// The network device `id` on what is `behind` it.
+    fn new(behind: Behind, config: &NetConfig, id: DeviceId) -> Result<Self, OpenError> {
+        let receive = throttle(config.receive_bandwidth, config.receive_frames)?;
+        let transmit = throttle(config.transmit_bandwidth, config.transmit_frames)?;
+        let Behind { interface, link, mtu, vhost } = behind;
+        let mac = mac_address(config).map_err(OpenError::Random)?;
+        let pairs = link.queues().len();
+        tracing::info!(device = id.as_str(), interface, %mac, pairs, vhost = config.vhost, "a network device");
+        let options = NetOptions { name: id.to_string(), mac: mac.bytes(), mtu, receive, transmit };
+        Ok(Self { id, card: Card { interface, mac }, link, vhost, options })
+    }
+
     /// What no other one has.
     pub(crate) fn card(&self) -> &Card {
         &self.card
@@ -158,12 +224,32 @@ pub(crate) enum OpenError {
     /// An address could not be made up.
     #[error("random bytes")]
     Random(#[source] io::Error),
+    /// The client has no more descriptors.
+    #[error("no descriptor to hand over")]
+    HandOver(#[source] io::Error),
+    /// The client has not opened it.
+    #[error("there is no descriptor for {what}")]
+    NotGiven {
+        /// What.
+        what: String,
+    },
+    /// The client has opened what is not part of the device.
+    #[error("the device has no such descriptor `{what}`")]
+    Unwanted {
+        /// What.
+        what: &'static str,
+    },
 }
 
 impl OpenError {
-    /// Whether somebody else has the interface.
-    pub(crate) fn is_in_use(&self) -> bool {
-        matches!(self, Self::Tap(TapError::Busy { .. }))
+    /// As whoever adds a network device is told.
+    pub(crate) fn device_error(self) -> DeviceError {
+        let message = |error: Self| format!("{:#}", anyhow::Error::new(error));
+        match self {
+            Self::NotGiven { what } => DeviceError::NotGiven { what },
+            error @ Self::Tap(TapError::Busy { .. }) => DeviceError::InUse { message: message(error) },
+            error => DeviceError::BadNet { message: message(error) },
+        }
     }
 
     /// By whose it is to mend, of the device `id`.
@@ -182,9 +268,8 @@ impl OpenError {
 }
 
 /// One descriptor for each queue of `tap`.
-fn open_vhost(tap: &Tap) -> Result<Vec<Arc<dyn VhostFd>>, VhostError> {
-    let open = |queue| VhostNet::open(queue).map(|fd| Arc::new(fd) as _);
-    tap.queues().iter().map(open).collect()
+fn open_vhost(tap: &Tap) -> Result<Vec<HandedVhost>, VhostError> {
+    tap.queues().iter().map(|_| HandedVhost::open()).collect()
 }
 
 fn context(id: &DeviceId) -> String {

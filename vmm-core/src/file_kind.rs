@@ -16,7 +16,9 @@ pub fn file_kind(kind: FileType) -> &'static str {
         "a socket"
     } else if kind.is_char_device() {
         "a character device"
-    } else {
+    } else if kind.is_block_device() {
         "a block device"
+    } else {
+        "no file"
     }
 }

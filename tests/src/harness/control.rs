@@ -82,6 +82,18 @@ impl ControlSocket {
         Ok(answer["error"]["message"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Runs `vmm-cli ctl` with these words, which come to a refusal with this code; what it says.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, does not end, or comes to something else.
+    pub fn ensure_ctl_refused(&self, words: &str, code: &str) -> Result<String> {
+        let line = self.ctl(&format!("--json {words}"))?.ensure_code(1)?.text();
+        let answer: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        ensure!(answer["error"]["code"] == code, "{answer} instead of {code}");
+        Ok(answer["error"]["message"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// The state that the status tells.
     ///
     /// # Errors

@@ -160,20 +160,27 @@ fn what_cannot_be_added_or_removed_says_why() -> Result<()> {
     let vm = start(&place, "bench_halt", &format!("--entropy {disk}"))?;
     let before = devices(&place)?;
     let add = |path: &Path, id: &str| json!({ "verb": "device-add", "disk": { "path": path, "format": "raw", "id": id } });
+    let ctl = |path: &Path, code: &str| {
+        place.ensure_ctl_refused(&format!("device-add --disk path={},format=raw,id=a", path.display()), code)
+    };
     let remove = |id: &str| json!({ "verb": "device-remove", "id": id, "limit": "0s" });
     place.ensure_refused(&add(other.path(), "root"), "id-taken")?;
     place.ensure_refused(&add(other.path(), "a b"), "bad-request")?;
     place.ensure_refused(&add(Path::new("data.img"), "a"), "bad-request")?;
-    let missing = place.ensure_refused(&add(Path::new("/nowhere/x"), "a"), "bad-disk")?;
+    let missing = ctl(Path::new("/nowhere/x"), "bad-disk")?;
     ensure!(missing.contains("/nowhere/x"), "{missing}");
-    place.ensure_refused(&add(Path::new("/dev/null"), "a"), "bad-disk")?;
-    place.ensure_refused(&add(Path::new("/"), "a"), "bad-disk")?;
+    ctl(Path::new("/dev/null"), "bad-disk")?;
+    ctl(Path::new("/"), "bad-disk")?;
     // The disk of this machine, and one that is ours.
-    place.ensure_refused(&add(image.path(), "a"), "in-use")?;
+    let held = ctl(image.path(), "in-use")?;
+    ensure!(held.contains(&format!("is in use by process {} (", vm.process().pid())), "{held}");
     let ours = Image::open(other.path(), ImageOptions::default())?;
-    let held = place.ensure_refused(&add(other.path(), "a"), "in-use")?;
+    let held = ctl(other.path(), "in-use")?;
     ensure!(held.contains(&format!("is in use by process {} (", std::process::id())), "{held}");
     drop(ours);
+    // The monitor opens nothing.
+    let unopened = place.ensure_refused(&add(other.path(), "a"), "no-descriptor")?;
+    ensure!(unopened.contains(&format!("the image {}", other.path().display())), "{unopened}");
     place.ensure_refused(&remove("nobody"), "unknown-id")?;
     place.ensure_refused(&remove("entropy"), "not-removable")?;
     let silent = place.ensure_refused(&remove("root"), "no-answer")?;
@@ -278,11 +285,13 @@ fn a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said() -> 
     Qcow2Image::new(3 << 20).backed_by("raw").write(&path("backed"))?;
     let vm = start(&place, "bench_halt", "")?;
     let add = |disk: Value| json!({ "verb": "device-add", "disk": disk });
-    let unsaid = json!({ "path": path("backed"), "format": "qcow2" });
-    let message = place.ensure_refused(&add(unsaid), "bad-disk")?;
+    let ctl = |name: &str, more: &str, code: &str| {
+        let words = format!("device-add --disk path={},format={more}", path(name).display());
+        place.ensure_ctl_refused(&words, code)
+    };
+    let message = ctl("backed", "qcow2", "bad-disk")?;
     ensure!(message.contains("is used only if the configuration names it too"), "{message}");
-    let other = json!({ "path": path("raw"), "format": "qcow2" });
-    let message = place.ensure_refused(&add(other), "bad-disk")?;
+    let message = ctl("raw", "qcow2", "bad-disk")?;
     ensure!(message.contains("it does not begin as a qcow2 image does"), "{message}");
     let half = json!({ "path": path("backed"), "format": "qcow2", "backing": path("raw") });
     place.ensure_refused(&add(half), "bad-disk")?;
@@ -298,10 +307,8 @@ fn a_disk_that_is_added_has_the_format_and_the_backing_file_that_were_said() -> 
     let disk = format!("path={},format=qcow2,backing={}", image.display(), base.display());
     place.ctl(&format!("device-add --disk {disk},backing_format=raw"))?.ensure_code(0)?;
     place.ctl("disk-resize disk0")?.ensure_code(0)?.ensure_output("disk0 has 3145728 bytes\n")?;
-    let again = json!({ "path": image, "format": "raw" });
-    place.ensure_refused(&add(again), "in-use")?;
-    let under = json!({ "path": base, "format": "raw" });
-    place.ensure_refused(&add(under), "in-use")?;
+    ctl("backed", "raw", "in-use")?;
+    ctl("raw", "raw", "in-use")?;
     place.ctl("device-remove disk0 --force")?.ensure_code(0)?;
     ensure!(is_free(&image) && is_free(&base), "an image is somebody's after its disk");
     place.ctl("quit")?.ensure_code(0)?;

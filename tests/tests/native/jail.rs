@@ -23,7 +23,7 @@ pub fn trials() -> Vec<Trial> {
         the_embedded_guest_runs_in_a_user_namespace,
         only_what_was_named_is_in_the_jail,
         a_directory_with_more_than_was_named_is_told_of,
-        a_disk_that_is_allowed_can_be_added,
+        a_disk_that_is_not_in_the_jail_can_be_added,
         a_dedicated_cpu_is_found_in_a_jail,
         nothing_is_left_of_a_jail,
         a_jail_ends_with_the_code_of_its_machine,
@@ -242,19 +242,19 @@ fn a_directory_with_more_than_was_named_is_told_of() -> Result<()> {
     stopped(vm)
 }
 
-fn a_disk_that_is_allowed_can_be_added() -> Result<()> {
+fn a_disk_that_is_not_in_the_jail_can_be_added() -> Result<()> {
     let (scratch, more, place) = (Scratch::new()?, Scratch::new()?, ControlSocket::new()?);
-    for directory in [&scratch, &more] {
-        File::create(directory.path("disk"))?.set_len(1 << 20)?;
-    }
+    let disk = more.path("disk");
+    File::create(&disk)?.set_len(1 << 20)?;
     let vm = TestVm::bare().arg("--kernel").arg(scratch.guest("bench_halt")?);
-    let vm = place.start(vm.in_jail(&format!("--allow {}", more.path.display())))?;
+    let vm = place.start(vm.in_jail(""))?;
     place.reaches("running")?;
-    let add = |from: &Scratch| {
-        place.ctl(&format!("device-add --disk path={},format=raw", from.path("disk").display()))
-    };
-    add(&scratch)?.ensure_code(1)?.ensure_message(&["No such file"])?;
-    add(&more)?.ensure_code(0)?;
+    let add = |path: &Path| place.ctl(&format!("device-add --disk path={},format=raw", path.display()));
+    add(&more.path("other"))?.ensure_code(1)?.ensure_message(&["No such file"])?;
+    add(&disk)?.ensure_code(0)?;
+    place.ctl("disk-resize disk0 --size 2M")?.ensure_code(0)?;
+    ensure!(fs::metadata(&disk)?.len() == 2 << 20, "another disk");
+    place.ctl("device-remove disk0 --force")?.ensure_code(0)?;
     place.ctl("quit")?.ensure_code(0)?;
     let ended = vm.wait()?.ensure_code(0)?;
     ensure!(ended.stderr.is_empty(), "{:?}", ended.stderr);

@@ -58,10 +58,13 @@ fn a_network_that_cannot_be_had_says_why_and_leaves_nothing() -> Result<()> {
 
 /// Asks for networks that cannot be had, and for what a machine without one does not have.
 fn refuse_each(place: &ControlSocket) -> Result<()> {
-    let missing = place.ensure_refused(&add(&json!({ "tap": "vmmnosuchtap" })), "bad-net")?;
+    let missing = place.ensure_ctl_refused("device-add --net tap=vmmnosuchtap", "bad-net")?;
     ensure!(missing.starts_with("there is no interface vmmnosuchtap: make it"), "{missing}");
+    let unopened = place.ensure_refused(&add(&json!({ "tap": "vmmnosuchtap" })), "no-descriptor")?;
+    ensure!(unopened.contains("for the interface vmmnosuchtap: the monitor opens nothing"), "{unopened}");
     place.ensure_refused(&add(&json!({})), "bad-net")?;
-    place.ensure_refused(&add(&json!({ "tap": "lo" })), "bad-net")?;
+    place.ensure_ctl_refused("device-add --net tap=lo", "bad-net")?;
+    place.ensure_ctl_refused("device-add --net fd=77", "bad-net")?;
     let rate = json!({ "tap": "lo", "vhost": true, "receive_frames": "1/1s" });
     let rate = place.ensure_refused(&add(&rate), "bad-net")?;
     ensure!(rate.contains("knows no rates"), "{rate}");

@@ -192,7 +192,7 @@ impl CtlVerb {
             Self::Devices => Operation::Devices,
             Self::NetLimits(args) => Operation::Net((*args).into()),
             Self::Vsock => Operation::Vsock,
-            Self::DeviceAdd(args) => Operation::DeviceAdd((*args).into()),
+            Self::DeviceAdd(args) => Operation::DeviceAdd(NewDevice::from(*args).into()),
             Self::Balloon => Operation::Balloon(BalloonRequest::Show),
             Self::BalloonSet { size, statistics_interval } => {
                 Operation::Balloon(BalloonRequest::Set(BalloonSetting { size, statistics_interval }))
@@ -235,6 +235,7 @@ mod tests {
 
     use super::super::{Args, Command};
     use super::*;
+    use crate::control::devices::Addition;
 
     #[test]
     fn ctl_takes_a_path_and_a_verb_and_its_flags_anywhere() {
@@ -277,14 +278,17 @@ mod tests {
         assert!(error.contains("a/b is not 1 to 20 of the characters"), "{error}");
         let here = std::env::current_dir().unwrap();
         let settings = "--disk=path=x,format=qcow2,backing=y,backing_format=raw";
-        let Operation::DeviceAdd(NewDevice::Disk(disk)) =
+        let Operation::DeviceAdd(Addition { device: NewDevice::Disk(disk), .. }) =
             parse(&["s", "device-add", settings]).unwrap().verb.operation(false)
         else {
             panic!()
         };
         assert_eq!((disk.path, disk.backing), (Some(here.join("x")), Some(here.join("y"))));
         let net = parse(&["s", "device-add", "--net=tap=a,create"]).unwrap().verb.operation(false);
-        assert_eq!(net, Operation::DeviceAdd(NewDevice::Net(Box::new("tap=a,create".parse().unwrap()))));
+        assert_eq!(
+            net,
+            Operation::DeviceAdd(NewDevice::Net(Box::new("tap=a,create".parse().unwrap())).into())
+        );
         let limits = parse(&["s", "net-limits", "net1", "--transmit-frames=none"]).unwrap();
         let lifted = NewLimits { bandwidth: NewLimit::Same, operations: NewLimit::Lifted };
         let request =

@@ -327,10 +327,21 @@ pub enum DiskError {
 impl DiskConfig {
     /// Checks that the settings go together, and that there is something at the paths; what it is, is checked when it is opened.
     pub(super) fn validate(&self) -> Result<(), DiskError> {
+        self.validate_settings()?;
+        let paths = [(PATH, self.path.as_ref()), (BACKING, self.backing.as_ref())];
+        for (key, path) in paths.into_iter().filter_map(|(key, path)| Some((key, path?))) {
+            let look = |source| DiskError::Look { key, path: path.clone(), source };
+            path.metadata().map_err(look)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the settings go together.
+    pub(super) fn validate_settings(&self) -> Result<(), DiskError> {
         if self.vhost_user.is_some() {
             return self.first_of_back_end().map_or(Ok(()), |key| Err(DiskError::OfBackEnd { key }));
         }
-        let (Some(image), Some(format)) = (&self.path, self.format) else {
+        let (Some(_), Some(format)) = (&self.path, self.format) else {
             return Err(DiskError::NoImage { missing: self.missing().unwrap_or("path") });
         };
         match (format, &self.backing, self.backing_format) {
@@ -349,12 +360,6 @@ impl DiskConfig {
         }
         if format == DiskFormat::Qcow2 && self.direct {
             return Err(DiskError::NotDirect);
-        }
-        for (key, path) in
-            std::iter::once((PATH, image)).chain(self.backing.as_ref().map(|path| (BACKING, path)))
-        {
-            let look = |source| DiskError::Look { key, path: path.clone(), source };
-            path.metadata().map_err(look)?;
         }
         Ok(())
     }

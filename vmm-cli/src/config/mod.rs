@@ -9,6 +9,7 @@ pub(crate) mod disk;
 pub(crate) mod duration;
 mod error;
 mod file;
+mod files;
 mod fs;
 mod keys;
 mod memory;
@@ -43,6 +44,7 @@ pub use device_id::DeviceId;
 pub use disk::{DiskConfig, DiskEngine, DiskError, DiskFormat, Rate};
 pub use error::{ConfigError, Place};
 pub use file::{FileError, open_regular};
+pub(crate) use files::{DiskIdentities, OtherFiles, check_settings};
 pub use fs::{FsConfig, FsError, Tag};
 pub use keys::Hint;
 pub use memory::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig, MemoryError};
@@ -368,18 +370,6 @@ impl VmConfig {
         self.validate_sockets()
     }
 
-    /// Checks a disk for which the configuration had no place, beside everything that it has.
-    ///
-    /// # Errors
-    /// [`ConfigError`] as [`VmConfig::load`]. Whether a disk of the machine has the same image, its lock says.
-    pub(crate) fn check_new_disk(&self, disk: &DiskConfig) -> Result<(), ConfigError> {
-        if disk.vhost_user.is_some() {
-            return Err(DiskError::NotWhileRunning.into());
-        }
-        let beside = Self { disk: vec![disk.clone()], ..self.clone() };
-        beside.validate_files(&beside.boot_images())
-    }
-
     /// What is only read, but for disks.
     fn boot_images(&self) -> [(&'static str, Option<&PathBuf>); 3] {
         [
@@ -446,10 +436,10 @@ impl VmConfig {
         }
     }
 
-    /// Checks that no output, a file or a socket, is an image or another output.
-    fn validate_outputs(&self, images: &[(&'static str, Option<&PathBuf>)]) -> Result<(), ConfigError> {
+    /// What is written to, but for disks.
+    fn outputs(&self) -> [(&'static str, Option<&PathBuf>); 7] {
         let stats = self.stats.output.as_ref().and_then(StatsOutput::path);
-        let outputs = [
+        [
             (memory::BACKING, self.memory.backing.shared_path()),
             ("console.serial", self.console.serial.path()),
             ("console.virtio", self.console.virtio.as_ref().and_then(SerialMode::path)),
@@ -457,7 +447,12 @@ impl VmConfig {
             ("control.socket", self.control.socket.as_ref()),
             ("log.file", self.log.file.as_ref()),
             ("stats.output", stats),
-        ];
+        ]
+    }
+
+    /// Checks that no output, a file or a socket, is an image or another output.
+    fn validate_outputs(&self, images: &[(&'static str, Option<&PathBuf>)]) -> Result<(), ConfigError> {
+        let outputs = self.outputs();
         let disks =
             self.disk.iter().filter(|disk| !disk.read_only).map(|disk| (disk::PATH, disk.path.as_ref()));
         let outputs = outputs.into_iter().chain(disks);

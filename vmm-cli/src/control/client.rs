@@ -15,7 +15,9 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::Value;
 
+use super::descriptors;
 use super::disks::SETTLE_LIMIT;
+use super::opening::{self, Prepared};
 use super::operations::Operation;
 use super::render;
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
@@ -81,7 +83,11 @@ pub fn run(args: &CtlArgs) -> ExitCode {
         _ => Duration::ZERO,
     };
     let timeout = args.timeout.unwrap_or(owed + PATIENCE);
-    let answered = Attempt { path: &args.path, timeout, deadline: Instant::now() + timeout }.ask(&operation);
+    let attempt = Attempt { path: &args.path, timeout, deadline: Instant::now() + timeout };
+    let answered = match opening::prepare(operation.clone()) {
+        Ok(prepared) => attempt.ask(&prepared).map(|answer| instead(answer, prepared.failure)),
+        Err(failure) => Ok(told(failure)),
+    };
     let (text, code) = match answered {
         Err(error) => {
             let code = error.exit_code();
@@ -103,6 +109,20 @@ pub fn run(args: &CtlArgs) -> ExitCode {
     code
 }
 
+/// Where the monitor misses what could not be opened here, this is the reason.
+fn instead(answer: (String, Answer<Value>), failure: Option<ErrorBody>) -> (String, Answer<Value>) {
+    match (&answer.1, failure) {
+        (Answer::Error(ErrorBody { code: ErrorCode::NoDescriptor, .. }), Some(failure)) => told(failure),
+        _ => answer,
+    }
+}
+
+/// What is found here, as if the monitor had said it.
+fn told(failure: ErrorBody) -> (String, Answer<Value>) {
+    let answer = Answer::Error(failure);
+    (wire::line(&answer), answer)
+}
+
 /// One request to one socket.
 struct Attempt<'a> {
     path: &'a Path,
@@ -113,10 +133,10 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// Asks until there is an answer. A client that had to make room has not been heard, or waits for a pause, which may
     /// be asked for again.
-    fn ask(&self, operation: &Operation) -> Result<(String, Answer<Value>), CtlError> {
-        let request = wire::request(operation);
+    fn ask(&self, prepared: &Prepared) -> Result<(String, Answer<Value>), CtlError> {
+        let request = wire::request(&prepared.operation);
         loop {
-            let line = self.exchange(request.as_bytes())?;
+            let line = self.exchange(request.as_bytes(), &prepared.descriptors)?;
             let path = || self.path.to_owned();
             let answer = serde_json::from_str(&line).map_err(|_| CtlError::NotAnAnswer { path: path() })?;
             match answer {
@@ -126,13 +146,13 @@ impl Attempt<'_> {
         }
     }
 
-    /// Sends a line and receives one.
-    fn exchange(&self, request: &[u8]) -> Result<String, CtlError> {
+    /// Sends a line with descriptors, and receives one.
+    fn exchange(&self, request: &[u8], descriptors: &[OwnedFd]) -> Result<String, CtlError> {
         let mut stream = self.connect()?;
         let failed = |error: io::Error| self.io_error(error);
         stream.set_write_timeout(Some(self.left()?)).map_err(failed)?;
         // A monitor that refuses does not read; its answer says why.
-        let sent = stream.write_all(request);
+        let sent = descriptors::send(&stream, request, descriptors);
         let mut answer = Vec::new();
         let mut chunk = [0; 4096];
         // Whatever follows the first line is about the connection, which is of no more use.

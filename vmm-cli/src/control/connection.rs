@@ -1,12 +1,14 @@
 //! `Connection`: one client of the control socket. It is served one request at a time, and never waited for.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
+use super::arrivals::{Arrivals, Bag};
+use super::descriptors::{self, Received};
 use super::lines::Lines;
 use super::wire::RequestError;
 
@@ -16,16 +18,25 @@ pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// Bytes that are read at once.
 const CHUNK: usize = 16 << 10;
 
+/// A request, and the descriptors that have come with it.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) line: Result<Vec<u8>, RequestError>,
+    pub(super) bag: Bag<OwnedFd>,
+}
+
 /// The client is gone, or of no more use.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Gone;
 
 /// One client. What it is about to send waits in the kernel until it has read the answer to its last request, so that
-/// no more than one request and one answer are kept for it.
+/// no more than one request with its descriptors and one answer are kept for it.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
     input: Lines,
+    /// What has come with it.
+    arrivals: Arrivals<OwnedFd>,
     /// What it has not read yet.
     answer: Vec<u8>,
     /// An operation is under way for it.
@@ -41,8 +52,8 @@ pub(super) struct Connection {
 impl Connection {
     /// Serves `stream`, which does not block.
     pub(super) fn new(stream: UnixStream, now: Instant) -> Self {
-        let (input, answer) = (Lines::default(), Vec::new());
-        Self { stream, input, answer, busy: false, deaf: false, known: false, since: now }
+        let (input, arrivals, answer) = (Lines::default(), Arrivals::default(), Vec::new());
+        Self { stream, input, arrivals, answer, busy: false, deaf: false, known: false, since: now }
     }
 
     /// What to wait for. A hang-up is reported without being asked for.
@@ -87,20 +98,21 @@ impl Connection {
     }
 
     /// The next request, unless the last one is not answered yet. Its answer is owed from then on.
-    pub(super) fn take_request(&mut self, now: Instant) -> Option<Result<Vec<u8>, RequestError>> {
+    pub(super) fn take_request(&mut self, now: Instant) -> Option<Request> {
         if !self.has_request() {
             return None;
         }
-        let request = self.input.take_line()?;
+        let line = self.input.take_line()?;
+        let bag = self.arrivals.take();
         self.busy = true;
         self.known = true;
         self.since = now;
-        if request.is_err() {
+        if line.is_err() {
             // Where the next request begins is not known.
             self.deaf = true;
-            self.input = Lines::default();
+            (self.input, self.arrivals) = (Lines::default(), Arrivals::default());
         }
-        Some(request)
+        Some(Request { line, bag })
     }
 
     /// Answers the request that was taken.
@@ -129,10 +141,13 @@ impl Connection {
     fn read(&mut self) -> Result<(), Gone> {
         let mut chunk = [0; CHUNK];
         let room = self.input.room().min(CHUNK);
-        match self.stream.read(&mut chunk[..room]) {
+        match descriptors::receive(&self.stream, &mut chunk[..room]) {
             // It may still read.
-            Ok(0) => self.deaf = true,
-            Ok(count) => self.input.push(&chunk[..count]),
+            Ok(Received { count: 0, .. }) => self.deaf = true,
+            Ok(Received { count, descriptors, cut }) => {
+                self.arrivals.came(&chunk[..count], descriptors, cut);
+                self.input.push(&chunk[..count]);
+            }
             Err(error) if is_passing(&error) => {}
             Err(_) => return Err(Gone),
         }
@@ -168,7 +183,10 @@ fn is_passing(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
+    use crate::control::arrivals::{Fault, MOST_DESCRIPTORS};
     use crate::control::wire::MAX_REQUEST;
 
     fn pair() -> (Connection, UnixStream) {
@@ -182,7 +200,18 @@ mod tests {
     }
 
     fn take(connection: &mut Connection) -> Option<Result<Vec<u8>, RequestError>> {
-        connection.take_request(Instant::now())
+        connection.take_request(Instant::now()).map(|request| request.line)
+    }
+
+    /// A descriptor to be sent, and what is at its end when nobody has it any more.
+    fn witness() -> (OwnedFd, UnixStream) {
+        let (sent, told) = UnixStream::pair().unwrap();
+        (sent.into(), told)
+    }
+
+    fn is_closed(mut told: &UnixStream) -> bool {
+        told.set_nonblocking(true).unwrap();
+        matches!(told.read(&mut [0]), Ok(0))
     }
 
     fn answer(connection: &mut Connection, line: &str) -> Result<(), Gone> {
@@ -292,7 +321,7 @@ mod tests {
         assert_eq!(connection.deadline(), Some(start + IDLE));
         client.write_all(b"\n").unwrap();
         connection.on_ready(PollFlags::POLLIN, start + IDLE / 2).unwrap();
-        connection.take_request(start + IDLE / 2).unwrap().unwrap();
+        connection.take_request(start + IDLE / 2).unwrap().line.unwrap();
         assert_eq!(connection.deadline(), None);
         connection.answer("1\n".into(), start + IDLE).unwrap();
         assert_eq!(connection.deadline(), Some(start + IDLE * 2));
@@ -308,6 +337,76 @@ mod tests {
         (busy.known, busy.busy, busy.since) = (true, true, now - IDLE * 2);
         let ranks = [first.worth(), second.worth(), known.worth(), busy.worth()];
         assert!(ranks.is_sorted(), "{ranks:?}");
+    }
+
+    #[test]
+    fn descriptors_are_taken_with_the_request_that_they_came_with() {
+        let (mut connection, client) = pair();
+        let (sent, told) = witness();
+        (&client).write_all(b"one\ntw").unwrap();
+        descriptors::send(&client, b"o\n", &[sent]).unwrap();
+        receive(&mut connection).unwrap();
+        let request = connection.take_request(Instant::now()).unwrap();
+        assert!(request.line == Ok(b"one".to_vec()) && request.bag.descriptors.is_empty());
+        answer(&mut connection, "1\n").unwrap();
+        let request = connection.take_request(Instant::now()).unwrap();
+        assert_eq!((request.line, request.bag.descriptors.len()), (Ok(b"two".to_vec()), 1));
+        assert!(!is_closed(&told));
+        drop(request.bag);
+        assert!(is_closed(&told));
+    }
+
+    #[test]
+    fn fault_c11_descriptors_of_a_client_that_vanishes_in_a_request_are_closed() {
+        let (mut connection, client) = pair();
+        let (sent, told) = witness();
+        descriptors::send(&client, b"half", &[sent]).unwrap();
+        receive(&mut connection).unwrap();
+        drop(client);
+        receive(&mut connection).unwrap();
+        assert!(connection.is_done() && !is_closed(&told));
+        drop(connection);
+        assert!(is_closed(&told));
+    }
+
+    #[test]
+    fn fault_c10_of_a_flood_of_descriptors_no_more_than_those_of_one_request_are_kept() {
+        let (mut connection, client) = pair();
+        let mut told = Vec::new();
+        for _ in 0..3 * MOST_DESCRIPTORS {
+            let (sent, other) = witness();
+            descriptors::send(&client, b"x", &[sent]).unwrap();
+            receive(&mut connection).unwrap();
+            told.push(other);
+        }
+        assert_eq!(told.iter().filter(|told| !is_closed(told)).count(), MOST_DESCRIPTORS);
+        (&client).write_all(b"\n").unwrap();
+        receive(&mut connection).unwrap();
+        let request = connection.take_request(Instant::now()).unwrap();
+        assert_eq!(request.bag.fault, Some(Fault::TooMany));
+        drop(request);
+        assert!(told.iter().all(is_closed));
+    }
+
+    #[test]
+    fn fault_c10_a_request_that_is_too_long_takes_its_descriptors_along() {
+        let (mut connection, client) = pair();
+        let (sent, told) = witness();
+        descriptors::send(&client, b"x", &[sent]).unwrap();
+        let flood =
+            std::thread::spawn(move || (&client).write_all(&vec![b'x'; MAX_REQUEST + 1]).map(|()| client));
+        let request = loop {
+            receive(&mut connection).unwrap();
+            if let Some(request) = connection.take_request(Instant::now()) {
+                break request;
+            }
+        };
+        assert_eq!(request.line, Err(RequestError::TooLong));
+        drop(request);
+        assert!(is_closed(&told));
+        drop(connection);
+        // It may have been cut off in the midst of it.
+        let _ = flood.join().unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::roles::{Given, Roles};
 use super::wire::ErrorCode;
 use crate::config::{DeviceId, DiskConfig, NetConfig, duration};
 use crate::outcome::Failure;
@@ -40,6 +41,21 @@ pub enum NewDevice {
     Disk(Box<DiskConfig>),
     /// A network device; its interface is named.
     Net(Box<NetConfig>),
+}
+
+/// A device that is to be added, and what the descriptors are that come along.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addition {
+    /// The device.
+    pub device: NewDevice,
+    /// What each descriptor is.
+    pub roles: Roles,
+}
+
+impl From<NewDevice> for Addition {
+    fn from(device: NewDevice) -> Self {
+        Self { device, roles: Roles::default() }
+    }
 }
 
 /// Where a device is on its way.
@@ -104,6 +120,15 @@ pub enum DeviceError {
         /// The name.
         id: DeviceId,
     },
+    /// Something of it was to come along, and has not.
+    #[error(
+        "no descriptor has come for {what}: the monitor opens nothing while a machine runs, its client does and sends it along \
+         (`vmm-cli ctl` does)"
+    )]
+    NotGiven {
+        /// What.
+        what: String,
+    },
     /// The disk cannot be had.
     #[error("{message}")]
     BadDisk {
@@ -164,6 +189,7 @@ impl DeviceError {
             Self::IdTaken { .. } => ErrorCode::IdTaken,
             Self::UnknownId { .. } => ErrorCode::UnknownId,
             Self::NotRemovable { .. } => ErrorCode::NotRemovable,
+            Self::NotGiven { .. } => ErrorCode::NoDescriptor,
             Self::BadDisk { .. } => ErrorCode::BadDisk,
             Self::BadNet { .. } => ErrorCode::BadNet,
             Self::InUse { .. } => ErrorCode::InUse,
@@ -178,11 +204,11 @@ impl DeviceError {
 pub trait DeviceControl {
     /// All of them.
     fn list(&self) -> Vec<DeviceStatus>;
-    /// Adds a device.
+    /// Adds a device, of which everything was opened that it takes.
     ///
     /// # Errors
     /// [`DeviceError`]: the machine is as before.
-    fn add(&self, device: &NewDevice) -> Result<Added, DeviceError>;
+    fn add(&self, device: &NewDevice, given: Given) -> Result<Added, DeviceError>;
     /// Removes a device; returns when nothing of it is left.
     ///
     /// # Errors

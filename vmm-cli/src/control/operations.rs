@@ -12,10 +12,11 @@ use vmm_core::{VmEvent, VmEvents};
 
 use super::balloon::{BalloonRefusal, BalloonReport, BalloonRequest, ControlledBalloon};
 use super::current::{Current, Lease};
-use super::devices::{Added, DeviceControl, DeviceError, DeviceStatus, NewDevice, Removal};
+use super::devices::{Added, Addition, DeviceControl, DeviceError, DeviceStatus, Removal};
 use super::disks::{ControlledDisks, DiskChange, DiskOutcome, DiskRefusal, DiskRequest};
 use super::memory::{MemoryRefusal, MemoryStatus};
 use super::nets::{ControlledNets, NetLimits, NetRefusal, NetRequest};
+use super::roles::{Given, Roles};
 use super::vsock::{NoVsock, VsockStatus};
 use crate::config::{MemorySize, StatsFormat};
 use crate::stats::Report;
@@ -66,7 +67,7 @@ pub enum Operation {
     /// Which devices there are.
     Devices,
     /// The machine gets one more device.
-    DeviceAdd(NewDevice),
+    DeviceAdd(Addition),
     /// The machine has a device no more.
     DeviceRemove(Removal),
     /// Something is asked of the balloon.
@@ -76,6 +77,15 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// What the descriptors are that come with it; `None`: none do.
+    #[must_use]
+    pub fn roles(&self) -> Option<&Roles> {
+        match self {
+            Self::DeviceAdd(addition) => Some(&addition.roles),
+            _ => None,
+        }
+    }
+
     /// Whether it may wait, for a vCPU, for the guest, for the host or for time to pass. Any other is done at once.
     #[must_use]
     pub fn waits(&self) -> bool {
@@ -293,11 +303,19 @@ impl Operations {
         Self { facts, current, asked }
     }
 
-    /// Carries `operation` out.
+    /// Carries `operation` out, with which no descriptors have come.
     ///
     /// # Errors
     /// [`OperationError`]: nothing has changed then, but for a pause that stays asked for.
     pub fn execute(&self, operation: Operation) -> Result<Outcome, OperationError> {
+        self.execute_with(operation, Given::default())
+    }
+
+    /// Carries `operation` out with the descriptors that it was `given`; those that nobody has then are closed.
+    ///
+    /// # Errors
+    /// [`OperationError`], as [`execute`](Self::execute).
+    pub fn execute_with(&self, operation: Operation, given: Given) -> Result<Outcome, OperationError> {
         match operation {
             Operation::Status => Ok(Outcome::Status(self.status())),
             Operation::Pause { limit } => {
@@ -329,7 +347,9 @@ impl Operations {
                 Ok(Outcome::Balloon(Box::new(report)))
             }
             Operation::Devices => Ok(Outcome::Devices { devices: self.machine()?.devices().list() }),
-            Operation::DeviceAdd(device) => Ok(Outcome::Added(self.machine()?.devices().add(&device)?)),
+            Operation::DeviceAdd(Addition { device, .. }) => {
+                Ok(Outcome::Added(self.machine()?.devices().add(&device, given)?))
+            }
             Operation::DeviceRemove(removal) => {
                 self.machine()?.devices().remove(&removal)?;
                 Ok(Outcome::Passed {})

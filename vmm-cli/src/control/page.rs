@@ -14,11 +14,11 @@ use super::nets::{NetLimits, NetRefusal};
 use super::operations::{DirtyRate, Operation, OperationError, Outcome, Status};
 use super::vsock::{NoVsock, VsockStatus};
 use super::wire::{self, Answer, ErrorBody, ErrorCode};
-use super::{connection, server};
+use super::{arrivals, connection, server};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
 
-const CODES: [ErrorCode; 31] = [
+const CODES: [ErrorCode; 33] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLong,
     ErrorCode::Starting,
@@ -43,6 +43,8 @@ const CODES: [ErrorCode; 31] = [
     ErrorCode::NotRemovable,
     ErrorCode::BadDisk,
     ErrorCode::BadNet,
+    ErrorCode::BadDescriptors,
+    ErrorCode::NoDescriptor,
     ErrorCode::InUse,
     ErrorCode::NoBalloon,
     ErrorCode::BalloonRefused,
@@ -189,6 +191,7 @@ fn every_limit_is_the_one_of_the_code() {
             "| operations that wait (`pause`, `dirty-rate`, `disk-resize`, `device-add`, `device-remove`) | ",
             server::MOST_WAITING.to_string() + " |",
         ),
+        ("| descriptors of a request | ", arrivals::MOST_DESCRIPTORS.to_string() + " |"),
         ("| idle time | ", connection::IDLE.as_secs().to_string() + " seconds |"),
     ] {
         assert!(PAGE.contains(&format!("{row}{value}")), "{row}{value}");

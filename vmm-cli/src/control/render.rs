@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn devices_that_come_and_go_are_named() {
         let disk = Box::new("path=/x,format=raw".parse().unwrap());
-        let operation = Operation::DeviceAdd(NewDevice::Disk(disk));
+        let operation = Operation::DeviceAdd(NewDevice::Disk(disk).into());
         let mut value = json!({
             "id": "disk1", "device": "virtio-blk", "slot": "00:02.0", "state": "plugged", "removable": true,
             "path": "/x", "notified": true,

@@ -18,9 +18,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::connection::Connection;
+use super::connection::{Connection, Request};
 use super::operations::{Operation, Operations, Outcome};
-use super::wire::{self, Answer, ErrorBody, ErrorCode, RequestError};
+use super::roles::Given;
+use super::wire::{self, Answer, ErrorBody, ErrorCode};
 use crate::listener::Listener;
 use crate::signals::at_least;
 
@@ -234,8 +235,8 @@ impl Clients {
             .iter_mut()
             .filter_map(|client| Some((client.id, client.connection.take_request(now)?)))
             .collect();
-        for (id, line) in taken {
-            if let Some(answer) = self.execute(id, line) {
+        for (id, request) in taken {
+            if let Some(answer) = self.execute(id, request) {
                 self.answer(id, &answer, now);
             }
         }
@@ -243,25 +244,33 @@ impl Clients {
     }
 
     /// Carries out a request of the client `id`; `None`: a thread does, and its answer comes as mail.
-    fn execute(&mut self, id: u64, line: Result<Vec<u8>, RequestError>) -> Option<Answer<Outcome>> {
-        match line.and_then(|line| wire::parse(&line)) {
+    /// Of what has come with it nothing is left when it is answered, but for what a device has.
+    fn execute(&mut self, id: u64, Request { line, bag }: Request) -> Option<Answer<Outcome>> {
+        let operation = match line.and_then(|line| wire::parse(&line)) {
+            Err(error) => return Some(Answer::Error(error.into())),
+            Ok(operation) => operation,
+        };
+        match Given::of(operation.roles(), bag) {
             Err(error) => Some(Answer::Error(error.into())),
-            Ok(operation) if operation.waits() => self.start_thread(id, operation).err().map(Answer::Error),
-            Ok(operation) => Some(self.operations.execute(operation).into()),
+            Ok(given) if operation.waits() => {
+                self.start_thread(id, operation, given).err().map(Answer::Error)
+            }
+            Ok(_) => Some(self.operations.execute(operation).into()),
         }
     }
 
-    fn start_thread(&mut self, id: u64, operation: Operation) -> Result<(), ErrorBody> {
+    fn start_thread(&mut self, id: u64, operation: Operation, given: Given) -> Result<(), ErrorBody> {
         self.waiting.retain(|thread| !thread.is_finished());
         if self.waiting.len() >= MOST_WAITING {
             let message = format!("{MOST_WAITING} operations are under way; ask again when one has ended");
             return Err(ErrorBody::new(ErrorCode::Busy, message));
         }
         let (operations, inbox) = (Arc::clone(&self.operations), Arc::clone(&self.inbox));
-        let execute = move || match catch_unwind(AssertUnwindSafe(|| operations.execute(operation))) {
-            Ok(result) => inbox.send(|mail| mail.answers.push((id, result.into()))),
-            Err(_) => operations.fail("an operation of the control socket panicked"),
-        };
+        let execute =
+            move || match catch_unwind(AssertUnwindSafe(|| operations.execute_with(operation, given))) {
+                Ok(result) => inbox.send(|mail| mail.answers.push((id, result.into()))),
+                Err(_) => operations.fail("an operation of the control socket panicked"),
+            };
         let thread = spawn(&CONTROL_WAIT, CONTROL_WAIT.name, execute);
         let exhausted = |error| ErrorBody::new(ErrorCode::Exhausted, format!("no thread for it: {error}"));
         self.waiting.push(thread.map_err(exhausted)?);

@@ -14,6 +14,7 @@ use super::limits::{self, NewLimits};
 use super::memory::{MemoryRefusal, MemoryStatus};
 use super::nets::{ControlledNets, NetLimits, NetRefusal, NetRequest};
 use super::operations::{Controlled, DirtyRate, OperationError, State};
+use super::roles::Given;
 use super::vsock::{NoVsock, VsockStatus};
 use crate::config::DeviceId;
 use crate::stats::{MachineCounters, Report};
@@ -189,7 +190,7 @@ impl DeviceControl for FakeMachine {
         self.devices.lock().unwrap().clone()
     }
 
-    fn add(&self, new: &NewDevice) -> Result<Added, DeviceError> {
+    fn add(&self, new: &NewDevice, _given: Given) -> Result<Added, DeviceError> {
         let (id, name) = match new {
             NewDevice::Disk(disk) => (disk.id(0), "virtio-blk"),
             NewDevice::Net(net) => (net.id(0), "virtio-net"),

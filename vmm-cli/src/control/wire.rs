@@ -8,9 +8,10 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::balloon::{self, BalloonRequest};
-use super::devices::{NewDevice, Removal};
+use super::devices::{Addition, NewDevice, Removal};
 use super::disks::{self, DiskChange};
 use super::operations::Operation;
+use super::roles::Roles;
 use super::{memory, nets};
 use crate::config::{DeviceId, DiskConfig, NetConfig, StatsFormat, choice, duration};
 pub use answer::{Answer, ErrorBody, ErrorCode};
@@ -142,6 +143,8 @@ struct DeviceAdd {
     disk: Option<DiskConfig>,
     #[serde(default, deserialize_with = "new_net")]
     net: Option<NetConfig>,
+    #[serde(default)]
+    descriptors: Roles,
 }
 
 /// A request to remove a device.
@@ -170,14 +173,14 @@ fn new_disk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DiskCon
     Ok(Some(disk))
 }
 
-/// A network device as in a configuration, but descriptors of the monitor are those that it was started with.
+/// A network device as in a configuration, but numbers of descriptors are those of this process, and the client has others.
 fn new_net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NetConfig>, D::Error> {
     let net = NetConfig::deserialize(deserializer)?;
     match net.fd {
         None => Ok(Some(net)),
-        Some(_) => {
-            Err(D::Error::custom("a descriptor (fd) cannot be handed over here; name an interface (tap)"))
-        }
+        Some(_) => Err(D::Error::custom(
+            "a number of a descriptor (fd) says nothing here; name the interface (tap), and send the descriptor along",
+        )),
     }
 }
 
@@ -295,14 +298,17 @@ pub fn parse(line: &[u8]) -> Result<Operation, RequestError> {
 }
 
 /// The one device of a request that ends at `column`.
-fn new_device(DeviceAdd { disk, net, .. }: DeviceAdd, column: usize) -> Result<NewDevice, RequestError> {
-    match (disk, net) {
-        (Some(disk), None) => Ok(NewDevice::Disk(Box::new(disk))),
-        (None, Some(net)) => Ok(NewDevice::Net(Box::new(net))),
-        _ => {
-            let reason = "expected one device to add, `disk` or `net`".to_owned();
-            Err(RequestError::Malformed { column, reason })
-        }
+fn new_device(add: DeviceAdd, column: usize) -> Result<Addition, RequestError> {
+    let DeviceAdd { disk, net, descriptors: roles, .. } = add;
+    let bad = |reason: String| Err(RequestError::Malformed { column, reason });
+    let (device, other) = match (disk, net) {
+        (Some(disk), None) => (NewDevice::Disk(Box::new(disk)), roles.first_of_net()),
+        (None, Some(net)) => (NewDevice::Net(Box::new(net)), roles.first_of_disk()),
+        _ => return bad("expected one device to add, `disk` or `net`".to_owned()),
+    };
+    match other {
+        Some(name) => bad(format!("the device has no descriptor `{name}`")),
+        None => Ok(Addition { device, roles }),
     }
 }
 
@@ -334,6 +340,8 @@ pub fn request(operation: &Operation) -> String {
         disk: Option<&'a DiskConfig>,
         #[serde(skip_serializing_if = "Option::is_none")]
         net: Option<&'a NetConfig>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        descriptors: Option<&'a Roles>,
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a DeviceId>,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -389,7 +397,8 @@ pub fn request(operation: &Operation) -> String {
             Verb::Memory
         }
         Operation::Devices => Verb::Devices,
-        Operation::DeviceAdd(device) => {
+        Operation::DeviceAdd(Addition { device, roles }) => {
+            request.descriptors = (*roles != Roles::default()).then_some(roles);
             match device {
                 NewDevice::Disk(disk) => request.disk = Some(disk),
                 NewDevice::Net(net) => request.net = Some(net),

@@ -21,6 +21,7 @@ use crate::config::DeviceId;
 use crate::control::devices::{
     Added, DeviceControl, DeviceError, DeviceState, DeviceStatus, NewDevice, Removal,
 };
+use crate::control::roles::Given;
 use crate::disks::{Disk, Disks};
 use crate::nets::{Card, Nets, Nic};
 pub(super) use slots::Parts;
@@ -281,18 +282,18 @@ impl DeviceControl for Plugged {
         state.devices.iter().map(|device| state.status(device)).collect()
     }
 
-    fn add(&self, new: &NewDevice) -> Result<Added, DeviceError> {
+    fn add(&self, new: &NewDevice, given: Given) -> Result<Added, DeviceError> {
         let slots = self.slots()?;
         let reserved = self.reserve(slots, new)?;
         let (behind, device, named): (_, Arc<dyn VirtioDevice>, _) = match new {
             NewDevice::Disk(config) => {
-                let disk = disks::open(config, &slots.config, &reserved)?;
+                let disk = disks::adopt(config, given.disk, slots, &reserved)?;
                 let block = Arc::new(disk.device(&slots.virtio.events)?);
                 let plugged = PluggedDisk { disk, block: Arc::clone(&block) };
                 (Behind::Disk(plugged), block, (DISK, TriggeredBy::UserSpace))
             }
             NewDevice::Net(config) => {
-                let nic = nets::open(config, &reserved)?;
+                let nic = nets::adopt(config, given.net, &reserved)?;
                 let net = Arc::new(nic.device(&slots.virtio.events, &slots.virtio.vhost)?);
                 let named = (NET, nic.triggered_by());
                 (Behind::Net(PluggedNet { nic, net: Arc::clone(&net) }), net, named)

@@ -107,7 +107,7 @@ fn devices_come_and_go_and_their_errors_are_passed_on() {
     let execute = |operation| bench.operations.execute(operation);
     let kept = || "kept".parse::<DeviceId>().unwrap();
     let disk = Box::new("id=kept,path=/x,format=raw".parse().unwrap());
-    let add = Operation::DeviceAdd(NewDevice::Disk(disk));
+    let add = Operation::DeviceAdd(crate::control::devices::NewDevice::Disk(disk).into());
     let remove = |force| {
         let limit = Duration::from_secs(1);
         Operation::DeviceRemove(Removal { id: kept(), limit, force })

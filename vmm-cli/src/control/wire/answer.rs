@@ -8,6 +8,7 @@ use crate::control::disks::DiskRefusal;
 use crate::control::memory::MemoryRefusal;
 use crate::control::nets::NetRefusal;
 use crate::control::operations::{OperationError, Outcome};
+use crate::control::roles::GivenError;
 use crate::control::vsock::NoVsock;
 
 /// The answer to a request.
@@ -87,6 +88,10 @@ pub enum ErrorCode {
     BadDisk,
     /// The interface of a network device cannot be had.
     BadNet,
+    /// [`GivenError`].
+    BadDescriptors,
+    /// The client has not opened what a device takes.
+    NoDescriptor,
     /// Somebody has the image of a disk, or the interface of a network device.
     InUse,
     /// [`BalloonRefusal::NoBalloon`].
@@ -118,6 +123,16 @@ impl From<RequestError> for ErrorBody {
             RequestError::TooLong => (ErrorCode::TooLong, None),
         };
         Self { column, ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl From<GivenError> for ErrorBody {
+    fn from(error: GivenError) -> Self {
+        let code = match &error {
+            GivenError::Lost => ErrorCode::Exhausted,
+            _ => ErrorCode::BadDescriptors,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -34,14 +34,18 @@ fn every_operation() -> impl Strategy<Value = Operation> {
             "path=/a,format=qcow2,backing=/b,backing_format=raw",
             "id=x,path=/a b/ü,format=raw,read_only,direct,engine=threads,queues=2,bandwidth=1M/1s+1G",
         ])
-        .prop_map(|disk| Operation::DeviceAdd(NewDevice::Disk(Box::new(disk.parse().unwrap())))),
+        .prop_map(|disk| {
+            let roles = Roles { image: Some(1), backing: Some(0), ..Roles::default() };
+            let device = NewDevice::Disk(Box::new(disk.parse().unwrap()));
+            Operation::DeviceAdd(Addition { device, roles })
+        }),
         prop::sample::select(&[
             "tap=a",
             "tap=b,create,vhost,mtu=9000",
             "tap=c,id=lan,mac=02:00:00:00:00:01,queues=2,receive_bandwidth=1M/1s+1G,receive_frames=1/1s,\
              transmit_bandwidth=2/1m,transmit_frames=3/1s+4",
         ])
-        .prop_map(|net| Operation::DeviceAdd(NewDevice::Net(Box::new(net.parse().unwrap())))),
+        .prop_map(|net| Operation::DeviceAdd(NewDevice::Net(Box::new(net.parse().unwrap())).into())),
         every_net_request().prop_map(Operation::Net),
         prop::sample::select(vec![
             Operation::Devices,
@@ -153,7 +157,7 @@ fn fault_c10_what_is_no_request_is_refused_with_its_place() {
             66,
             "expected one device to add, `disk` or `net`",
         ),
-        (r#"{"verb":"device-add","net":{"fd":3}}"#, 36, "a descriptor (fd) cannot be handed over here"),
+        (r#"{"verb":"device-add","net":{"fd":3}}"#, 36, "a number of a descriptor (fd) says nothing here"),
         (r#"{"verb":"device-add","net":{"tap":"a","mac":"1"}}"#, 48, "1 is not the address of one device"),
         (r#"{"verb":"net-limits"}"#, 21, "missing field `net`"),
         (r#"{"verb":"net-limits","net":"a","bandwidth":"1/1s"}"#, 42, "unknown field `bandwidth`"),

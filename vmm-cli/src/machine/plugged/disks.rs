@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use vmm_devices::virtio::block::{Block, ImageError, ResizeError};
+use vmm_devices::virtio::block::{Block, ResizeError};
 
 use super::state::{Device, PluggedDisk};
-use super::{Plugged, Reserved};
-use crate::config::{DeviceId, DiskConfig, VmConfig};
+use super::{Plugged, Reserved, Slots};
+use crate::config::{DeviceId, DiskConfig, check_settings};
 use crate::control::devices::DeviceError;
 use crate::control::disks::{ControlledDisks, DiskLimits, DiskRefusal, DiskSize, NewSize, SETTLE_LIMIT};
 use crate::control::limits::{self, NewLimits};
-use crate::disks::{Disk, OpenError};
+use crate::control::roles::DiskFiles;
+use crate::disks::{Disk, Images, OpenError};
 use crate::kept::Named;
 use crate::stats::DiskCounts;
 
@@ -78,20 +79,20 @@ impl ControlledDisks for Plugged {
     }
 }
 
-/// Opens the image of a disk to come, beside all that `machine` says of other files.
-pub(super) fn open(
+/// Takes the image of a disk to come, beside all other files of the machine in `slots`.
+pub(super) fn adopt(
     config: &DiskConfig,
-    machine: &VmConfig,
+    files: DiskFiles,
+    slots: &Slots,
     reserved: &Reserved<'_>,
 ) -> Result<Arc<Disk>, DeviceError> {
-    let message = |error: anyhow::Error| format!("{error:#}");
-    let bad_disk = |error| DeviceError::BadDisk { message: message(error) };
-    machine.check_new_disk(config).map_err(|error| bad_disk(error.into()))?;
-    let backend = crate::disks::open(config).map_err(|error| match error {
-        OpenError::Image(ImageError::InUse { .. }) => DeviceError::InUse { message: message(error.into()) },
-        error => bad_disk(error.into()),
-    })?;
-    Ok(Arc::new(Disk::new(backend, config, reserved.id.clone(), machine.cpu.count)?))
+    let bad_disk = |error: anyhow::Error| DeviceError::BadDisk { message: format!("{error:#}") };
+    check_settings(config).map_err(|error| bad_disk(error.into()))?;
+    let images = Images::adopt(config, files).map_err(OpenError::device_error)?;
+    let found = images.identities().map_err(|error| bad_disk(error.into()))?;
+    slots.others.check(config, &found).map_err(|error| bad_disk(error.into()))?;
+    let backend = images.backend().map_err(OpenError::device_error)?;
+    Ok(Arc::new(Disk::new(backend, config, reserved.id.clone(), slots.config.cpu.count)?))
 }
 
 /// By whose it is to mend.
@@ -115,6 +116,7 @@ mod tests {
     use super::super::state::{Behind, Rest};
     use super::super::{Backing, DISK};
     use super::*;
+    use crate::config::VmConfig;
     use crate::control::devices::DeviceControl;
     use crate::disks::Disks;
     use crate::nets::Nets;

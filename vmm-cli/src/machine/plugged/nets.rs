@@ -8,8 +8,9 @@ use crate::config::NetConfig;
 use crate::control::devices::DeviceError;
 use crate::control::limits;
 use crate::control::nets::{ControlledNets, NetLimits, NetRefusal, NetRequest};
+use crate::control::roles::NetFiles;
 use crate::kept::Named;
-use crate::nets::Nic;
+use crate::nets::{Nic, OpenError};
 use crate::stats::NetReport;
 
 impl Plugged {
@@ -43,15 +44,15 @@ impl ControlledNets for Plugged {
     }
 }
 
-/// Opens the interface of a network device to come.
-pub(super) fn open(config: &NetConfig, reserved: &Reserved<'_>) -> Result<Arc<Nic>, DeviceError> {
+/// Takes the interface of a network device to come.
+pub(super) fn adopt(
+    config: &NetConfig,
+    files: NetFiles,
+    reserved: &Reserved<'_>,
+) -> Result<Arc<Nic>, DeviceError> {
     config.tap_options().map_err(|error| DeviceError::BadNet { message: error.to_string() })?;
     reserved.plugged.lock().check_card(config.tap.as_deref(), config.mac)?;
-    let nic = crate::nets::open(config, reserved.id.clone()).map_err(|error| {
-        let is_in_use = error.is_in_use();
-        let message = format!("{:#}", anyhow::Error::new(error));
-        if is_in_use { DeviceError::InUse { message } } else { DeviceError::BadNet { message } }
-    })?;
+    let nic = crate::nets::adopt(config, reserved.id.clone(), files).map_err(OpenError::device_error)?;
     reserved.claim(nic.card())?;
     Ok(Arc::new(nic))
 }

@@ -11,7 +11,7 @@ use vmm_devices::virtio::VirtioDevice;
 
 use super::Plugged;
 use super::state::Rest;
-use crate::config::VmConfig;
+use crate::config::{OtherFiles, VmConfig};
 use crate::control::devices::DeviceError;
 use crate::machine::layout::EVENTS_LINE;
 use crate::machine::virtio::VirtioDevices;
@@ -25,6 +25,7 @@ pub(super) struct Slots {
     router: IrqRouter,
     pub(super) virtio: VirtioDevices,
     pub(super) config: VmConfig,
+    pub(super) others: OtherFiles,
 }
 
 /// The parts of a machine from which devices are made.
@@ -53,7 +54,8 @@ impl Slots {
             poster.post(given_back).ok().map(|()| access)
         };
         let registers = Arc::new(HotplugSlots::new(events, eject));
-        Self { plugged, registers, root, host, router, virtio, config }
+        let others = config.other_files();
+        Self { plugged, registers, root, host, router, virtio, config, others }
     }
 
     /// Whether the guest has the interrupt of the events open.

@@ -230,7 +230,8 @@ mod tests {
         file.as_file().set_len(4096).unwrap();
         let config: DiskConfig =
             format!("path={},format=raw,engine=threads", file.path().display()).parse().unwrap();
-        let disk = Disk::new(disks::open(&config).unwrap(), &config, id.parse().unwrap(), 1).unwrap();
+        let backend = disks::Images::open(&config).unwrap().backend().unwrap();
+        let disk = Disk::new(backend, &config, id.parse().unwrap(), 1).unwrap();
         let block = disk.device(&VmEvents::new().unwrap()).unwrap();
         Behind::Disk(PluggedDisk { disk: Arc::new(disk), block: Arc::new(block) })
     }

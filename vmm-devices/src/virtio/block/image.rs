@@ -19,7 +19,7 @@ use rustix::fs::{
 use vmm_core::file_kind;
 
 use super::SECTOR;
-use super::lock::{LockHolder, LockRefusal, lock};
+use super::lock::{LockHolder, LockRefusal, lock, lock_without_search};
 
 /// What unaligned direct I/O is assumed to need where the kernel does not say it (before Linux 6.1).
 const ASSUMED_ALIGNMENT: u64 = 4096;
@@ -31,6 +31,15 @@ pub struct ImageOptions {
     pub read_only: bool,
     /// The host's page cache is passed by, for requests that are aligned as the host needs it.
     pub direct: bool,
+}
+
+/// The descriptors of an image that somebody else has opened.
+#[derive(Debug)]
+pub struct HandedImage {
+    /// The file or device, through the host's page cache.
+    pub file: File,
+    /// The same past the page cache, exactly of an image that is [direct](ImageOptions::direct).
+    pub direct: Option<File>,
 }
 
 /// Why an image cannot be used.
@@ -66,6 +75,10 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    #[error("the descriptor of {path:?} {problem}")]
+    Descriptor { path: PathBuf, problem: &'static str },
+    #[error("the two descriptors of {path:?} are of two files")]
+    TwoFiles { path: PathBuf },
     #[error("cannot look at {path:?}")]
     Look {
         path: PathBuf,
@@ -111,28 +124,55 @@ impl Image {
     /// # Errors
     /// Any [`ImageError`].
     pub fn open(path: &Path, options: ImageOptions) -> Result<Self, ImageError> {
-        let look = |source| ImageError::Look { path: path.to_owned(), source };
-        let purpose = if options.read_only { "reading" } else { "reading and writing" };
         let open = |flags| open_as(path, options.read_only, flags);
+        let purpose = options.purpose();
         let failed = |source| ImageError::Open { path: path.to_owned(), purpose, source };
         check_kind(path, path.metadata().map_err(failed)?.file_type())?;
         let file = open(OFlags::empty()).map_err(failed)?;
+        let kind = file.metadata().map_err(|source| ImageError::Look { path: path.to_owned(), source })?;
+        check_kind(path, kind.file_type())?;
+        lock(&file, !options.read_only).map_err(|refusal| refused(path, options, refusal))?;
+        let direct = options.direct.then(|| open(OFlags::DIRECT)).transpose();
+        let direct = direct.map_err(|source| ImageError::NotDirect { path: path.to_owned(), source })?;
+        Self::locked(path, HandedImage { file, direct }, options).map_err(|error| match error {
+            ImageError::TwoFiles { path } => ImageError::Replaced { path },
+            other => other,
+        })
+    }
+
+    /// Takes what somebody else has opened, whose `path` is only for messages. It is checked as what is opened here, and locked; no
+    /// path is looked at.
+    ///
+    /// # Errors
+    /// Any [`ImageError`].
+    pub fn adopt(path: &Path, handed: HandedImage, options: ImageOptions) -> Result<Self, ImageError> {
+        let HandedImage { file, direct } = &handed;
+        let look = |source| ImageError::Look { path: path.to_owned(), source };
+        check_kind(path, file.metadata().map_err(look)?.file_type())?;
+        for (file, is_direct) in std::iter::once((file, false)).chain(direct.iter().map(|file| (file, true)))
+        {
+            let flags = fcntl_getfl(file).map_err(|errno| look(errno.into()))?;
+            if let Some(problem) = problem_of(flags, options.read_only, is_direct) {
+                return Err(ImageError::Descriptor { path: path.to_owned(), problem });
+            }
+        }
+        lock_without_search(file, !options.read_only).map_err(|refusal| refused(path, options, refusal))?;
+        Self::locked(path, handed, options)
+    }
+
+    /// Of a file that is locked already.
+    fn locked(path: &Path, handed: HandedImage, options: ImageOptions) -> Result<Self, ImageError> {
+        let HandedImage { file, direct } = handed;
+        let look = |source| ImageError::Look { path: path.to_owned(), source };
         let metadata = file.metadata().map_err(look)?;
-        check_kind(path, metadata.file_type())?;
-        lock(&file, !options.read_only).map_err(|refusal| match refusal {
-            LockRefusal::Held(holder) => ImageError::InUse { path: path.to_owned(), holder, purpose },
-            LockRefusal::System(source) => ImageError::Lock { path: path.to_owned(), source },
-        })?;
         let is_device = metadata.file_type().is_block_device();
         let blocks = blocks(&file, is_device).map_err(look)?;
         let mut image = Self::with(file, path.to_owned(), blocks);
         (image.read_only, image.is_device) = (options.read_only, is_device);
-        if options.direct {
-            let direct = open(OFlags::DIRECT)
-                .map_err(|source| ImageError::NotDirect { path: path.to_owned(), source })?;
+        if let Some(direct) = direct {
             let same = direct.metadata().map_err(look)?;
             if (same.dev(), same.ino()) != (metadata.dev(), metadata.ino()) {
-                return Err(ImageError::Replaced { path: path.to_owned() });
+                return Err(ImageError::TwoFiles { path: path.to_owned() });
             }
             let alignment = alignment(&direct);
             // The lock stays with the one that was opened first.
@@ -143,6 +183,24 @@ impl Image {
             length if length < SECTOR => Err(ImageError::TooSmall { path: path.to_owned(), length }),
             _ => Ok(image),
         }
+    }
+
+    /// More descriptors of its open files, for whoever is to have it from this process.
+    ///
+    /// # Errors
+    /// The host has none left.
+    pub fn hand_over(&self) -> io::Result<HandedImage> {
+        let [first, second] = self.files();
+        let direct = self.cached.is_some().then(|| first.try_clone()).transpose()?;
+        Ok(HandedImage { file: second.try_clone()?, direct })
+    }
+
+    /// The device and the number of its file there, which no other file has.
+    ///
+    /// # Errors
+    /// The host cannot say it.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        self.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
     }
 
     /// Any file, unchecked.
@@ -244,6 +302,46 @@ impl Image {
             |(address, length): (u64, u64)| address.is_multiple_of(*memory) && length.is_multiple_of(*unit);
         offset.is_multiple_of(*unit) && buffers.into_iter().all(is_aligned)
     }
+}
+
+impl ImageOptions {
+    /// What it is opened for.
+    fn purpose(self) -> &'static str {
+        if self.read_only { "reading" } else { "reading and writing" }
+    }
+}
+
+/// What the lock of an image came to.
+fn refused(path: &Path, options: ImageOptions, refusal: LockRefusal) -> ImageError {
+    let path = path.to_owned();
+    match refusal {
+        LockRefusal::Held(holder) => ImageError::InUse { path, holder, purpose: options.purpose() },
+        LockRefusal::System(source) => ImageError::Lock { path, source },
+    }
+}
+
+/// What is wrong with a descriptor with these flags. They are of whoever has opened it, and are left alone.
+fn problem_of(flags: OFlags, read_only: bool, is_direct: bool) -> Option<&'static str> {
+    let mode = flags & OFlags::RWMODE;
+    let problems = [
+        (flags.contains(OFlags::PATH), "is of a path alone (O_PATH)"),
+        (
+            read_only && mode != OFlags::RDONLY,
+            "is not for reading alone, as a disk that is only read needs it",
+        ),
+        (
+            !read_only && mode != OFlags::RDWR,
+            "is not for reading and writing; a disk that is only read says so",
+        ),
+        (flags.contains(OFlags::APPEND), "appends whatever is written (O_APPEND)"),
+        (flags.contains(OFlags::NONBLOCK), "does not wait (O_NONBLOCK)"),
+        (
+            is_direct && !flags.contains(OFlags::DIRECT),
+            "that is to pass the page cache by does not (O_DIRECT)",
+        ),
+        (!is_direct && flags.contains(OFlags::DIRECT), "passes the page cache by (O_DIRECT), and is not to"),
+    ];
+    problems.into_iter().find_map(|(is_there, problem)| is_there.then_some(problem))
 }
 
 fn check_kind(path: &Path, kind: FileType) -> Result<(), ImageError> {

@@ -34,6 +34,8 @@ pub enum LockHolder {
     },
     /// A process of another user or another name space of processes.
     Unseen,
+    /// Nobody was looked for.
+    Unsought,
 }
 
 impl fmt::Display for LockHolder {
@@ -42,12 +44,21 @@ impl fmt::Display for LockHolder {
             Self::ThisProcess => f.write_str("this process"),
             Self::Process { pid, command } => write!(f, "process {pid} ({command:?})"),
             Self::Unseen => f.write_str("another process"),
+            Self::Unsought => f.write_str("another process, or as another disk"),
         }
     }
 }
 
-/// Locks `file`, alone or shared with others that do not ask for it alone.
+/// Locks `file`, alone or shared with others that do not ask for it alone. Whoever has a lock on it is looked for.
 pub(super) fn lock(file: &File, alone: bool) -> Result<(), LockRefusal> {
+    lock_without_search(file, alone).map_err(|refusal| match refusal {
+        LockRefusal::Held(_) => LockRefusal::Held(holder(file)),
+        other => other,
+    })
+}
+
+/// The same on the descriptor alone: no path is opened to look for somebody.
+pub(super) fn lock_without_search(file: &File, alone: bool) -> Result<(), LockRefusal> {
     let kind = if alone { libc::F_WRLCK } else { libc::F_RDLCK };
     #[expect(clippy::cast_possible_truncation, reason = "constants that fit")]
     let (l_type, l_whence) = (kind as i16, libc::SEEK_SET as i16);
@@ -55,7 +66,7 @@ pub(super) fn lock(file: &File, alone: bool) -> Result<(), LockRefusal> {
     let whole = libc::flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 };
     match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(LockRefusal::Held(holder(file))),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(LockRefusal::Held(LockHolder::Unsought)),
         Err(error) => Err(LockRefusal::System(error.into())),
     }
 }

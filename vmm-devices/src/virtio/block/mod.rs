@@ -28,7 +28,7 @@ mod uring;
 pub use counters::{BlockCounts, LATENCY_CLASSES, Latency};
 pub use device::{Backend, Block, BlockError, BlockOptions, EngineChoice};
 pub use engine::{Completion, Engine, Operation, Request};
-pub use image::{Blocks, Image, ImageError, ImageOptions};
+pub use image::{Blocks, HandedImage, Image, ImageError, ImageOptions};
 pub use lock::LockHolder;
 pub use qcow2::{Backing, Qcow2, Qcow2Error};
 pub use resize::ResizeError;

@@ -42,7 +42,9 @@ pub enum Backing {
 }
 
 impl Backing {
-    fn image(&self) -> &Arc<Image> {
+    /// The file.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Image> {
         match self {
             Self::Raw(image) | Self::Qcow2(image) => image,
         }
@@ -109,16 +111,40 @@ impl Qcow2 {
     /// # Errors
     /// [`Qcow2Error`].
     pub fn open(image: Arc<Image>, backing: Option<&Backing>) -> Result<Self, Qcow2Error> {
-        let header = read_header(&image)?;
-        let path = || image.path().to_owned();
-        match (&header.backing, backing) {
-            (None, None) => {}
-            (Some(name), None) => return Err(Qcow2Error::NeedsBacking { path: path(), name: name.clone() }),
-            (None, Some(given)) => {
-                return Err(Qcow2Error::NoBacking { path: path(), given: given.image().path().to_owned() });
-            }
-            (Some(name), Some(given)) => check_backing(&image, name, &header, given)?,
+        Self::check(&image, backing)?;
+        Self::of(image, backing)
+    }
+
+    /// The same of images that somebody else has opened and [checked](Self::check): the name that the image has for its backing file is
+    /// not looked for.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`].
+    pub fn adopt(image: Arc<Image>, backing: Option<&Backing>) -> Result<Self, Qcow2Error> {
+        check_headers(&image, backing)?;
+        Self::of(image, backing)
+    }
+
+    /// Checks that the disk in `image` has exactly the backing file that is `backing`, and nothing behind that.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`].
+    pub fn check(image: &Image, backing: Option<&Backing>) -> Result<(), Qcow2Error> {
+        let name = check_headers(image, backing)?;
+        let (Some(name), Some(given)) = (name, backing) else { return Ok(()) };
+        let beside = image.path().parent().unwrap_or(Path::new("")).join(&name);
+        if given.image().is_at(&beside) {
+            return Ok(());
         }
+        Err(Qcow2Error::OtherBacking {
+            path: image.path().to_owned(),
+            name,
+            given: given.image().path().to_owned(),
+        })
+    }
+
+    fn of(image: Arc<Image>, backing: Option<&Backing>) -> Result<Self, Qcow2Error> {
+        let path = || image.path().to_owned();
         let opened = catch_unwind(AssertUnwindSafe(|| access(&image, backing)));
         let access = opened.map_err(|_| Qcow2Error::Panicked { path: path() })?;
         let access = access.map_err(|source| Qcow2Error::Open { path: path(), source })?;
@@ -147,14 +173,24 @@ fn read_header(image: &Image) -> Result<Header, Qcow2Error> {
     Header::read(file).map_err(|source| Qcow2Error::Header { path: image.path().to_owned(), source })
 }
 
-/// Checks that `given` is what the header names, and is usable as that.
-fn check_backing(image: &Image, name: &str, header: &Header, given: &Backing) -> Result<(), Qcow2Error> {
+/// Checks that there is a backing file if the header says so, and that it is usable as that; returns what the header calls it.
+fn check_headers(image: &Image, backing: Option<&Backing>) -> Result<Option<String>, Qcow2Error> {
+    let header = read_header(image)?;
     let path = || image.path().to_owned();
-    let beside = image.path().parent().unwrap_or(Path::new("")).join(name);
-    if !given.image().is_at(&beside) {
-        let given = given.image().path().to_owned();
-        return Err(Qcow2Error::OtherBacking { path: path(), name: name.to_owned(), given });
+    match (&header.backing, backing) {
+        (None, None) => {}
+        (Some(name), None) => return Err(Qcow2Error::NeedsBacking { path: path(), name: name.clone() }),
+        (None, Some(given)) => {
+            return Err(Qcow2Error::NoBacking { path: path(), given: given.image().path().to_owned() });
+        }
+        (Some(_), Some(given)) => check_backing(image, &header, given)?,
     }
+    Ok(header.backing)
+}
+
+/// Checks that `given` is usable as the backing file that the header names.
+fn check_backing(image: &Image, header: &Header, given: &Backing) -> Result<(), Qcow2Error> {
+    let path = || image.path().to_owned();
     if let Some(format) = &header.backing_format
         && format != given.format()
     {

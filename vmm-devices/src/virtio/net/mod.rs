@@ -33,6 +33,6 @@ pub use device::{Net, NetOptions};
 pub use link::{Link, LinkQueue};
 pub use offloads::Offloads;
 pub use stream::{StreamError, StreamLink};
-pub use tap::{MAX_PAIRS, Tap, TapError, TapOptions, TapSource};
+pub use tap::{HandedAgain, HandedTap, MAX_PAIRS, Tap, TapError, TapOptions, TapSource};
 
 pub use super::throttle::Throttle;

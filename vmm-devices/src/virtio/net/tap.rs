@@ -4,6 +4,7 @@
 //! While a machine runs no path is opened for it.
 
 mod error;
+mod handed;
 mod ioctl;
 mod news;
 
@@ -17,6 +18,7 @@ use libc::{c_int, c_uint};
 use rustix::fs::OFlags;
 
 pub use error::TapError;
+pub use handed::{HandedAgain, HandedTap};
 pub(super) use ioctl::replace;
 use ioctl::{Interface, Request};
 use news::News;
@@ -72,6 +74,14 @@ pub struct Tap {
     again: Option<Again>,
 }
 
+/// An interface, opened and set up.
+struct Found {
+    name: String,
+    fds: Vec<OwnedFd>,
+    mtu: Option<u16>,
+    again: Option<Again>,
+}
+
 /// What it takes to have an interface again.
 #[derive(Debug)]
 struct Again {
@@ -99,7 +109,7 @@ impl Tap {
             set_up(fd).map_err(|source| TapError::SetUp { name: name.clone(), source })?;
         }
         let host = |source| TapError::SetUp { name: name.clone(), source };
-        let interface = Interface::new(&name).ok_or_else(|| TapError::Name { name: name.clone() })?;
+        let interface = interface(&name)?;
         if matches!(options.source, TapSource::Created(_)) {
             bring_up(&socket, interface, options.mtu).map_err(host)?;
         }
@@ -107,12 +117,6 @@ impl Tap {
         let is_here =
             !matches!(options.source, TapSource::Descriptors(_)) || is_here(&socket, first, interface);
         let mtu = is_here.then(|| mtu(&socket, interface)).transpose().map_err(host)?;
-        if let (Some(wanted), Some(mtu)) = (options.mtu, mtu)
-            && wanted > mtu
-        {
-            return Err(TapError::Mtu { name, wanted, mtu });
-        }
-        let offloads = probe(first).map_err(host)?;
         let again = match flags {
             Some(flags) => {
                 let news = News::new().map(Arc::new).map_err(|source| TapError::Socket { source })?;
@@ -120,6 +124,18 @@ impl Tap {
             }
             None => None,
         };
+        Self::with(Found { name, fds, mtu, again }, options.mtu)
+    }
+
+    /// Of what was found, with an MTU of `wanted` for the guest.
+    fn with(Found { name, fds, mtu, again }: Found, wanted: Option<u16>) -> Result<Self, TapError> {
+        if let (Some(wanted), Some(mtu)) = (wanted, mtu)
+            && wanted > mtu
+        {
+            return Err(TapError::Mtu { name, wanted, mtu });
+        }
+        let first = fds.first().ok_or(TapError::NoDescriptor)?;
+        let offloads = probe(first).map_err(|source| TapError::SetUp { name: name.clone(), source })?;
         let used = Mutex::new(fds.len());
         let queues = fds.into_iter().map(|fd| Arc::new(LinkQueue::new(fd))).collect();
         Ok(Self { name, queues, offloads, mtu, used, again })
@@ -254,8 +270,7 @@ type Opened = (String, Vec<OwnedFd>, Option<c_int>);
 
 /// `pairs` descriptors of the interface `name`, which exists.
 fn attach(socket: &OwnedFd, name: &str, pairs: u16) -> Result<Opened, TapError> {
-    let bad_name = || TapError::Name { name: name.to_owned() };
-    let interface = Interface::new(name).ok_or_else(bad_name)?;
+    let interface = interface(name)?;
     // Otherwise the kernel would create one.
     ioctl::ask(socket, Request::Index, &mut { interface }).map_err(|source| TapError::NotThere {
         name: name.to_owned(),
@@ -309,7 +324,7 @@ fn flags_in_sysfs(name: &str) -> Option<c_int> {
 
 /// `pairs` descriptors of a new interface `name`.
 fn create(name: &str, pairs: u16) -> Result<Opened, TapError> {
-    let interface = Interface::new(name).ok_or_else(|| TapError::Name { name: name.to_owned() })?;
+    let interface = interface(name)?;
     let several = if pairs > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     let one = |index| {
         let fd = open()?;
@@ -330,26 +345,32 @@ fn create(name: &str, pairs: u16) -> Result<Opened, TapError> {
 fn adopt(numbers: &[RawFd]) -> Result<Opened, TapError> {
     let (mut name, mut fds) = (None, Vec::new());
     for &number in numbers {
-        let bad = |source| TapError::Descriptor { number, source };
-        let fd = ioctl::duplicate(number).map_err(bad)?;
-        let mut interface = Interface::unnamed();
-        ioctl::ask(&fd, Request::Attached, &mut interface)
-            .map_err(|source| TapError::NotATapDescriptor { number, source })?;
-        let missing = FLAGS & !interface.flags();
-        if missing != 0 {
-            return Err(TapError::Flags { number, missing: flag_names(missing) });
-        }
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(|errno| bad(errno.into()))?;
-        if !flags.contains(OFlags::NONBLOCK) {
-            return Err(TapError::Blocks { number });
-        }
-        let own = interface.name();
+        let fd = ioctl::duplicate(number).map_err(|source| TapError::Descriptor { number, source })?;
+        let own = attached(number, &fd)?.name();
         if let Some(other) = name.replace(own.clone()).filter(|other| *other != own) {
             return Err(TapError::TwoInterfaces { one: other, other: own });
         }
         fds.push(fd);
     }
     name.map(|name| (name, fds, None)).ok_or(TapError::NoDescriptor)
+}
+
+/// The interface of a descriptor that is one of a TAP as it is needed here; messages have its number.
+fn attached(number: RawFd, fd: &OwnedFd) -> Result<Interface, TapError> {
+    let mut interface = Interface::unnamed();
+    ioctl::ask(fd, Request::Attached, &mut interface)
+        .map_err(|source| TapError::NotATapDescriptor { number, source })?;
+    let missing = FLAGS & !interface.flags();
+    if missing != 0 {
+        return Err(TapError::Flags { number, missing: flag_names(missing) });
+    }
+    let flags = rustix::fs::fcntl_getfl(fd);
+    let flags = flags.map_err(|errno| TapError::Descriptor { number, source: errno.into() })?;
+    if flags.contains(OFlags::NONBLOCK) { Ok(interface) } else { Err(TapError::Blocks { number }) }
+}
+
+fn interface(name: &str) -> Result<Interface, TapError> {
+    Interface::new(name).ok_or_else(|| TapError::Name { name: name.to_owned() })
 }
 
 /// Whether the `interface` of the descriptor `fd` is in the network namespace of `socket`: one there may have the same name, but not the

@@ -13,6 +13,8 @@ pub enum VhostError {
         #[source]
         source: io::Error,
     },
+    #[error("the descriptor is of something else than {path}")]
+    OtherDescriptor { path: &'static str },
     #[error("{path} cannot be set up: {step}")]
     SetUp {
         path: &'static str,

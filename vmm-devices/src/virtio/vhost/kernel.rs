@@ -1,13 +1,13 @@
 //! The kernel's vhost: `/dev/vhost-net` and `/dev/vhost-vsock`, by the vhost crate.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
-use vhost::net::VhostNet as _;
+use rustix::fs::{major, minor};
 use vhost::vhost_kern::VhostKernBackend;
-use vhost::vhost_kern::net::Net;
 use vhost::vhost_kern::vsock::Vsock;
 use vhost::vsock::VhostVsock as _;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -15,7 +15,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{VhostError, VhostFd, VhostRing};
+use super::{VhostError, VhostFd, VhostRing, ioctl};
 use crate::virtio::features;
 use crate::virtio::net::LinkQueue;
 
@@ -27,9 +27,48 @@ const VSOCK_MODULE: &str = "vhost_vsock";
 /// What the crate keeps of guest memory in a descriptor: nothing. Rings are set up through a [`View`].
 type NoMemory = Arc<GuestMemory>;
 
+/// The number of `/dev/vhost-net` as a device (`MISC_MAJOR`, `VHOST_NET_MINOR`).
+const NET_NUMBER: (u32, u32) = (10, 238);
+
+/// `/dev/vhost-net`, opened and nobody's so far.
+#[derive(Debug)]
+pub struct HandedVhost(File);
+
+impl HandedVhost {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`VhostError`] says what is missing, and what mends it.
+    pub fn open() -> Result<Self, VhostError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let missing = |source| VhostError::Device { path: NET, module: NET_MODULE, source };
+        options.open(NET).map(Self).map_err(missing)
+    }
+
+    /// Takes a descriptor that another process has opened.
+    ///
+    /// # Errors
+    /// It is of something else.
+    pub fn adopt(fd: OwnedFd) -> Result<Self, VhostError> {
+        let file = File::from(fd);
+        let is_it = file.metadata().is_ok_and(|metadata| {
+            let number = (major(metadata.rdev()), minor(metadata.rdev()));
+            metadata.file_type().is_char_device() && number == NET_NUMBER
+        });
+        if is_it { Ok(Self(file)) } else { Err(VhostError::OtherDescriptor { path: NET }) }
+    }
+}
+
+impl From<HandedVhost> for OwnedFd {
+    fn from(handed: HandedVhost) -> Self {
+        handed.0.into()
+    }
+}
+
 /// `/dev/vhost-net` with one queue pair of an interface behind it: ring 0 receives, ring 1 transmits.
 pub struct VhostNet {
-    fd: Net<NoMemory>,
+    fd: File,
     /// The link's queue: nothing here keeps its interface when that lets go of it.
     link: Arc<LinkQueue>,
     features: u64,
@@ -41,14 +80,20 @@ impl VhostNet {
     /// # Errors
     /// [`VhostError`] says what is missing, and what mends it.
     pub fn open(link: &Arc<LinkQueue>) -> Result<Self, VhostError> {
-        let fd = Net::new(NoMemory::default());
-        let fd = fd.map_err(|error| missing(NET, NET_MODULE, error))?;
+        Self::new(HandedVhost::open()?, link)
+    }
+
+    /// The same with one that is open.
+    ///
+    /// # Errors
+    /// [`VhostError`].
+    pub fn new(HandedVhost(fd): HandedVhost, link: &Arc<LinkQueue>) -> Result<Self, VhostError> {
         let features = set_up(NET, &fd)?;
         Ok(Self { fd, link: Arc::clone(link), features })
     }
 
-    fn set_backends(&self, rings: &[VhostRing], link: Option<&File>) -> io::Result<()> {
-        rings.iter().try_for_each(|ring| self.fd.set_backend(ring.index, link).map_err(host))
+    fn set_backends(&self, rings: &[VhostRing], link: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        rings.iter().try_for_each(|ring| ioctl::set_backend(&self.fd, ring.index, link))
     }
 }
 
@@ -64,8 +109,8 @@ impl VhostFd for VhostNet {
     fn start(&self, features: u64, rings: &[VhostRing], memory: &GuestMemory) -> io::Result<()> {
         set_rings(&self.fd, features & self.features, rings, memory)?;
         // Of this call alone.
-        let link = self.link.as_fd().try_clone_to_owned()?.into();
-        self.set_backends(rings, Some(&link))
+        let link = self.link.as_fd().try_clone_to_owned()?;
+        self.set_backends(rings, Some(link.as_fd()))
     }
 
     fn stop(&self, rings: &[VhostRing]) -> io::Result<Vec<u16>> {

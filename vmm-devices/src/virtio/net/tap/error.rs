@@ -97,6 +97,14 @@ pub enum TapError {
     TwoInterfaces { one: String, other: String },
     #[error("there is no descriptor of a TAP")]
     NoDescriptor,
+    #[error(
+        "there are {found} descriptors of the interface {name}, and {pairs} are needed, one for each pair of queues"
+    )]
+    Pairs { name: String, found: usize, pairs: u16 },
+    #[error("the descriptors are of the interface {found}, and not of {name}")]
+    OtherInterface { name: String, found: String },
+    #[error("the descriptor of {what} {problem}")]
+    Companion { what: &'static str, problem: &'static str },
 }
 
 fn device_advice(error: &io::Error) -> &'static str {
@@ -128,6 +136,9 @@ impl TapError {
                 | Self::Blocks { .. }
                 | Self::TwoInterfaces { .. }
                 | Self::NoDescriptor
+                | Self::Pairs { .. }
+                | Self::OtherInterface { .. }
+                | Self::Companion { .. }
         )
     }
 }

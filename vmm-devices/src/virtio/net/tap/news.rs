@@ -27,6 +27,16 @@ impl News {
         Ok(Self { socket, came: AtomicBool::new(false) })
     }
 
+    /// The same over a socket that somebody else has made.
+    pub(super) fn over(socket: OwnedFd) -> Self {
+        Self { socket, came: AtomicBool::new(false) }
+    }
+
+    /// One more descriptor of the socket.
+    pub(super) fn hand_over(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
     /// Whether some has come since this was asked.
     pub(super) fn came(&self) -> bool {
         self.came.swap(false, Ordering::AcqRel)
