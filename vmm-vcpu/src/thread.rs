@@ -64,7 +64,7 @@ pub struct ThreadOptions {
 pub struct VcpuThread {
     shared: Arc<Shared<Vcpu, ThreadTarget>>,
     index: u32,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Vcpu>>,
 }
 
 impl VcpuThread {
@@ -149,6 +149,14 @@ impl VcpuThread {
         self.shared.kicks.kick(Requests::STOP);
     }
 
+    /// Ends the run loop, joins the thread and returns the vCPU as it was left, perhaps with an access that is not completed;
+    /// `None` if the thread has panicked in `on_end`.
+    #[must_use]
+    pub fn end(mut self) -> Option<Vcpu> {
+        self.request_stop();
+        self.thread.take()?.join().ok()
+    }
+
     /// Whether the calling thread is this vCPU's.
     pub(crate) fn is_current(&self) -> bool {
         self.shared.kicks.target().is_current_thread()
@@ -185,7 +193,7 @@ fn thread_main<H: ExitHandler>(
     shared: &Arc<Shared<Vcpu, ThreadTarget>>,
     (placement, report): (Placement, &SyncSender<Result<(), PlacementError>>),
     on_end: impl FnOnce(&Vcpu, VcpuEnd),
-) {
+) -> Vcpu {
     let target = shared.kicks.target();
     let settled = target.settle(&vcpu);
     // A thread that kicks do not reach cannot even enter and return.
@@ -195,7 +203,7 @@ fn thread_main<H: ExitHandler>(
     let _ = report.send(placed);
     if !is_placed {
         shared.end();
-        return;
+        return vcpu;
     }
     let end = match settled {
         // The state behind the references is only used further by `on_end`, which reads registers.
@@ -205,6 +213,7 @@ fn thread_main<H: ExitHandler>(
     };
     shared.end();
     on_end(&vcpu, end);
+    vcpu
 }
 
 /// The text of a panic.
