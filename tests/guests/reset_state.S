@@ -149,7 +149,6 @@ is_there:
     cmpl $1, (%edi)
     je 1f
     mov (%edi), %eax
-    mov 8(%edi), %ecx
     xor %ecx, %ecx
     cpuid
     cmpl $7, (%edi)
@@ -248,7 +247,7 @@ show_chips:
     in $SPEAKER, %al
     movzbl %al, %ebp
     and $1, %ebp
-    show_value "speaker", %ebp
+    show_value "gate 2", %ebp
     ret
 
 change_chips:
@@ -278,7 +277,8 @@ change_chips:
     out %al, $(PIT_CHANNEL_0 + \channel)
     out %al, $(PIT_CHANNEL_0 + \channel)
     .endr
-    mov $1, %al
+    in $SPEAKER, %al
+    xor $1, %al
     out %al, $SPEAKER
     ret
 

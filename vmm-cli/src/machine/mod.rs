@@ -71,6 +71,7 @@ pub struct Machine {
     _mem: Option<Arc<Mem>>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
+    standstill: Arc<Standstill>,
     /// Absent only when it has been taken out.
     chassis: Option<Chassis>,
 }
@@ -175,7 +176,8 @@ impl Machine {
             dirty,
         };
         let handle = Arc::new(handle);
-        memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
+        let standstill = Arc::new(Standstill::new(&handle));
+        memory.set_machine(Arc::clone(&standstill) as _);
         let chassis = Some(chassis);
         Ok(Self {
             handle,
@@ -185,6 +187,7 @@ impl Machine {
             _mem: mem_last,
             _lines: lines,
             _memory: memory,
+            standstill,
             chassis,
         })
     }
@@ -194,13 +197,20 @@ impl Machine {
     /// # Errors
     /// Somebody still has the machine, or a vCPU does not come back from its thread.
     pub(crate) fn end(mut self) -> Result<Chassis, Failure> {
-        self.handle.mem.iter().for_each(|mem| mem.end());
         let lent = || Failure::internal(anyhow!("an ended machine is still in use"));
-        let vcpus = Arc::get_mut(&mut self.handle).ok_or_else(lent)?.vcpus.end();
+        let vcpus = self.own_handle().ok_or_else(lent)?.vcpus.end();
         let mut chassis = self.chassis.take().ok_or_else(lent)?;
         drop(self);
         chassis.take_back(vcpus)?;
         Ok(chassis)
+    }
+
+    /// The handle, if nobody else has it any more.
+    fn own_handle(&mut self) -> Option<&mut Handle> {
+        // A change of memory may have the machine in hand, to have it stand still.
+        self.handle.mem.iter().for_each(|mem| mem.end());
+        self.standstill.forget();
+        Arc::get_mut(&mut self.handle)
     }
 
     /// Lets every vCPU enter the guest.
@@ -246,9 +256,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // A change of memory may have the machine in hand, to have it stand still.
-        self.handle.mem.iter().for_each(|mem| mem.end());
-        match Arc::get_mut(&mut self.handle) {
+        match self.own_handle() {
             Some(handle) => handle.vcpus.stop(),
             // Whoever has it still joins them.
             None => self.handle.vcpus.request_stop(),
