@@ -28,6 +28,7 @@ mod nets;
 pub mod outcome;
 mod output_file;
 mod processors;
+mod renewal;
 pub mod run;
 mod signals;
 mod sink;

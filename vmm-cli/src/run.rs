@@ -1,7 +1,7 @@
 //! `run`: the main job, from a configuration to an exit code.
 
-use vmm_core::thread::{confine, spawn_scoped};
-use crate::machine::calls::{MAIN, MEMORY};
+use vmm_core::thread::confine;
+use crate::machine::calls::MAIN;
 use crate::confinement;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use nix::sys::eventfd::EventFd;
 use vmm_core::{Kvm, KvmOpenError, VmEvent, VmEvents, prepare_readers};
+use vmm_memory::Backing;
 
 use crate::acpi;
 use crate::boot::{self, BootSource, Image, Platform};
@@ -24,13 +25,15 @@ use crate::console::{Consoles, OpenError};
 use crate::control::{self, Control, Publication};
 use crate::disks::Disks;
 use crate::event_loop::{self, Ended, Inputs, Until};
-use crate::machine::{Machine, Resources, layout};
+use crate::machine::{Chassis, Machine, Resources, StopAtEnd, layout};
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, Ram};
 use crate::nets::Nets;
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
+use crate::renewal::{Built, Renewal};
 use crate::signals::Signals;
+use crate::stats::Report;
 use crate::vhost_user;
 use crate::vsock::Socket;
 use crate::{advice, balloon, default_guest, host, logging, messages, stats};
@@ -74,64 +77,44 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let kvm = Kvm::open(Path::new(KVM)).map_err(kvm_failure)?;
     let processors = Processors::prepare(&kvm, &config.cpu)?;
     memory::check(&config.memory, config.memory_hotplug.bytes())?;
-    let hotplug = Hotplug::of(config);
+    let backing = memory::backing(&config.memory)?;
+    let hotplug = Hotplug::of(config, &backing);
     let disks = Arc::new(Disks::open(config)?);
     let nets = Arc::new(Nets::open(config)?);
     let back_ends = vhost_user::open(config)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
-    let count = |machine: &Machine| stats.is_some().then(|| machine.final_report());
-    let mut report = None;
     let mut consoles = Consoles::open(&config.console).map_err(console_failure)?;
     let vsock = Socket::open(&config.vsock)?;
     let balloon = balloon::settings(&config.balloon);
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;
-    let (ended, life) = loop {
-        let started = Instant::now();
-        let ram = match reserve(config, &signals, &control, &mut consoles)? {
-            ControlFlow::Continue(ram) => ram,
-            ControlFlow::Break(ended) => break (ended, None),
-        };
-        let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
-        let (vsock, hotplug, balloon) = (vsock.as_ref(), hotplug.as_ref(), balloon.as_ref());
-        let resources = Resources {
-            processors: &processors,
-            ram,
-            disks: &disks,
-            nets: &nets,
-            back_ends: &back_ends,
-            vsock,
-            hotplug,
-            balloon,
-        };
-        let machine = Machine::build(&kvm, config, resources, &source, &consoles, &events)?;
-        // Before the driver looks.
-        consoles.tell_sizes(&machine.ports());
-        confine(&MAIN);
-        machine.resume();
-        // Not before: a client's pause would be undone.
-        let life = Life { _published: control.publish(machine.handle()), machine };
-        let inputs = Inputs { events: &events, signals: &signals, control: &control };
-        let ended = event_loop::run(inputs, &mut consoles, &life.machine, config.machine.grace_time);
-        let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
-        if !lives_again || config.machine.on_reset == OnReset::Exit {
-            break (ended, Some(life));
-        }
-        tracing::info!(event = ?ended.event, "restart");
-        report = count(&life.machine);
-        drop(life);
-        control.starts_again();
-        let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
-        if let Some(ended) = event_loop::pause(&signals, &control, &mut consoles, Until::Passed(left)) {
-            break (ended, None);
-        }
+    let outlets = consoles.outlets();
+    let resources = Resources {
+        kvm: &kvm,
+        config,
+        source: &source,
+        processors: &processors,
+        outlets: &outlets,
+        disks: &disks,
+        nets: &nets,
+        back_ends: &back_ends,
+        vsock: vsock.as_ref(),
+        hotplug: hotplug.as_ref(),
+        balloon: balloon.as_ref(),
     };
+    let End { ended, life, mut report } = thread::scope(|scope| {
+        let lives_again = config.machine.on_reset == OnReset::Restart;
+        let renewal = lives_again.then(|| Renewal::start(scope, &resources, &backing)).transpose()?;
+        let counts = stats.is_some();
+        let (signals, control, consoles) = (&signals, &control, &mut consoles);
+        Lives { resources: &resources, signals, control, consoles, renewal, counts }.live(&backing)
+    })?;
     let code = ended.forced.map_or_else(|| outcome::exit_code(&ended.event), outcome::forced);
     signals.watch_over_teardown(ended.asked, config.machine.grace_time, code);
     if let Some(life) = life {
-        report = count(&life.machine);
+        report = stats.is_some().then(|| life.machine.final_report());
     }
-    drop((consoles, vsock));
+    drop((outlets, consoles, vsock));
     // Last: until then a client is told that the machine is being stopped.
     drop(control);
     tell_end(&ended);
@@ -143,35 +126,112 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     Ok(ExitCode::from(code))
 }
 
-/// Reserves RAM for one life of the machine. While pages are made, which may take minutes, the machine can be asked not to
-/// live.
-fn reserve(
-    config: &VmConfig,
-    signals: &Signals,
-    control: &Control,
-    consoles: &mut Consoles,
-) -> Result<ControlFlow<Ended, Ram>, Failure> {
-    let ranges = layout::ram(config.memory.size.bytes());
-    let stop = AtomicBool::new(false);
-    let reserve = || memory::reserve(&config.memory, &ranges, &|| stop.load(Ordering::Relaxed));
-    if !config.memory.prefault {
-        return reserve()?.map(ControlFlow::Continue).ok_or_else(memory::lost);
-    }
-    let done = EventFd::new().context("an eventfd").map_err(Failure::host_cannot)?;
-    thread::scope(|scope| {
-        let making = spawn_scoped(scope, &MEMORY, MEMORY.name, || {
-            let _done = Done(&done);
-            reserve()
-        });
-        let making = making.context("a thread").map_err(Failure::host_cannot)?;
-        let ended = event_loop::pause(signals, control, consoles, Until::Ready(done.as_fd()));
-        stop.store(ended.is_some(), Ordering::Relaxed);
-        let made = making.join().map_err(|_| memory::lost())?;
-        match ended {
-            Some(ended) => Ok(ControlFlow::Break(ended)),
-            None => made?.map(ControlFlow::Continue).ok_or_else(memory::lost),
+/// The lives of a machine, one after the other.
+struct Lives<'a> {
+    resources: &'a Resources<'a>,
+    signals: &'a Signals,
+    control: &'a Control,
+    consoles: &'a mut Consoles,
+    /// Absent where there is one life only.
+    renewal: Option<Renewal>,
+    /// Whether somebody wants to know what was counted.
+    counts: bool,
+}
+
+/// How they end.
+struct End {
+    ended: Ended,
+    /// The last one, unless it had not begun.
+    life: Option<Life>,
+    /// What was counted in the last one but that.
+    report: Option<Report>,
+}
+
+impl Lives<'_> {
+    fn live(mut self, backing: &Backing) -> Result<End, Failure> {
+        let config = self.resources.config;
+        let mut report = None;
+        let mut started = Instant::now();
+        let mut next = self.first(backing)?;
+        loop {
+            let Built { machine, events } = match next {
+                ControlFlow::Continue(built) => built,
+                ControlFlow::Break(ended) => return Ok(End { ended, life: None, report }),
+            };
+            // Before the driver looks.
+            self.consoles.tell_sizes(&machine.ports());
+            machine.resume();
+            // Not before: a client's pause would be undone.
+            let published = self.control.publish(machine.handle());
+            let life = Life { _stop: machine.stop_at_end(), _published: published, machine };
+            let inputs = Inputs { events: &events, signals: self.signals, control: self.control };
+            let ended = event_loop::run(inputs, self.consoles, &life.machine, config.machine.grace_time);
+            let lives_again = matches!(ended.event, VmEvent::Reset(_)) && ended.asked.is_none();
+            let Some(renewal) = self.renewal.as_ref().filter(|_| lives_again) else {
+                return Ok(End { ended, life: Some(life), report });
+            };
+            tracing::info!(event = ?ended.event, "restart");
+            report = self.counts.then(|| life.machine.final_report());
+            let chassis = life.end()?;
+            self.control.starts_again();
+            let left = RESTART_INTERVAL.saturating_sub(started.elapsed());
+            if let Some(ended) =
+                event_loop::pause(self.signals, self.control, self.consoles, Until::Passed(left))
+            {
+                return Ok(End { ended, life: None, report });
+            }
+            started = Instant::now();
+            renewal.begin(chassis);
+            let until = Until::Ready(renewal.ready());
+            let ended = event_loop::pause(self.signals, self.control, self.consoles, until);
+            next = match (renewal.take(ended.is_some()), ended) {
+                // Whatever has come of it.
+                (_, Some(ended)) => ControlFlow::Break(ended),
+                (made, None) => ControlFlow::Continue(made?.ok_or_else(memory::lost)?),
+            };
         }
-    })
+    }
+
+    /// Builds the machine of the first life.
+    fn first(&mut self, backing: &Backing) -> Result<ControlFlow<Ended, Built>, Failure> {
+        let ram = match self.reserve(backing)? {
+            ControlFlow::Continue(ram) => ram,
+            ControlFlow::Break(ended) => return Ok(ControlFlow::Break(ended)),
+        };
+        let Resources { kvm, config, processors, .. } = *self.resources;
+        let events = VmEvents::new().context("an eventfd").map_err(Failure::host_cannot)?;
+        let bare = Chassis::build(kvm, config, processors, ram)?;
+        let machine = Machine::build(bare, self.resources, &events)?;
+        // Everything is open, and no guest has run yet.
+        confine(&MAIN);
+        Ok(ControlFlow::Continue(Built { machine, events }))
+    }
+
+    /// Reserves RAM. While pages are made, which may take minutes, the machine can be asked not to live.
+    fn reserve(&mut self, backing: &Backing) -> Result<ControlFlow<Ended, Ram>, Failure> {
+        let ranges = layout::ram(self.resources.config.memory.size.bytes());
+        let stop = AtomicBool::new(false);
+        let reserve = || memory::reserve(backing, &ranges, &|| stop.load(Ordering::Relaxed));
+        if !backing.prefault {
+            return reserve()?.map(ControlFlow::Continue).ok_or_else(memory::lost);
+        }
+        let done = EventFd::new().context("an eventfd").map_err(Failure::host_cannot)?;
+        thread::scope(|scope| {
+            let making = thread::Builder::new().name("memory".into()).spawn_scoped(scope, || {
+                let _done = Done(&done);
+                reserve()
+            });
+            let making = making.context("a thread").map_err(Failure::host_cannot)?;
+            let until = Until::Ready(done.as_fd());
+            let ended = event_loop::pause(self.signals, self.control, self.consoles, until);
+            stop.store(ended.is_some(), Ordering::Relaxed);
+            let made = making.join().map_err(|_| memory::lost())?;
+            match ended {
+                Some(ended) => Ok(ControlFlow::Break(ended)),
+                None => made?.map(ControlFlow::Continue).ok_or_else(memory::lost),
+            }
+        })
+    }
 }
 
 /// Says that a thread has come to its end, however.
@@ -186,14 +246,19 @@ impl Drop for Done<'_> {
 
 /// A machine from its start to its end. Nobody else has it when it is dropped.
 struct Life {
+    /// First: whoever waits for a vCPU has the machine, no longer than this.
+    _stop: StopAtEnd,
     _published: Publication,
     machine: Machine,
 }
 
-impl Drop for Life {
-    fn drop(&mut self) {
-        // Whoever waits for a vCPU has the machine: no longer than this.
-        self.machine.request_stop();
+impl Life {
+    /// Ends this life, and returns what the next one is made of.
+    fn end(self) -> Result<Chassis, Failure> {
+        let Self { _stop: stop, _published: published, machine } = self;
+        drop(stop);
+        drop(published);
+        machine.end()
     }
 }
 

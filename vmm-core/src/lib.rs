@@ -51,4 +51,4 @@ pub use file_kind::file_kind;
 pub use kvm::{Capabilities, Kvm, KvmOpenError};
 pub use log_limit::LogLimit;
 pub use published::{InReadSection, Published, REAPER, ReadGuard, Retired, in_read_section, prepare_readers};
-pub use vm::Vm;
+pub use vm::{ChipState, Vm};

@@ -1,5 +1,6 @@
 //! `Vm`: the VM descriptor and the ioctls that are issued on it.
 
+mod chips;
 mod dirty;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,6 +17,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
+
+pub use chips::ChipState;
 
 use crate::irq::{IOAPIC_PINS, MsiMessage};
 use crate::seam::{

@@ -2,7 +2,7 @@
 
 use vmm_core::thread::{Call, Kind, calls};
 
-use crate::virtio::block::calls::RINGS;
+use crate::virtio::block::calls::{IMAGES, RINGS};
 use crate::virtio::net::calls::TAP;
 use crate::virtio::vhost::calls::VHOST;
 use crate::virtio::vhost_user::calls::BACK_END;
@@ -27,6 +27,7 @@ pub static RECONFIGURE: Kind = Kind {
         calls::ROUTES,
         calls::SLOTS,
         PLAIN,
+        IMAGES,
         RINGS,
         TAP,
         VHOST,

@@ -127,12 +127,13 @@ impl AddressSpace {
         self.place(parts)
     }
 
-    /// Puts memory that was reserved elsewhere at these guest-physical addresses.
+    /// Puts memory that was reserved elsewhere at these guest-physical addresses. Who keeps a share of it has it for himself again
+    /// when his is the only one.
     ///
     /// # Errors
-    /// Any [`ChangeError`]; nothing is mapped then, and the memory is gone.
-    pub fn place(&self, parts: Vec<(u64, HostMemory)>) -> Result<(), ChangeError> {
-        let map = |(start, memory)| Change::Map { start, memory, read_only: false };
+    /// Any [`ChangeError`]; nothing is mapped then, and memory that nobody else has is gone.
+    pub fn place<M: Into<Arc<HostMemory>>>(&self, parts: Vec<(u64, M)>) -> Result<(), ChangeError> {
+        let map = |(start, memory): (u64, M)| Change::Map { start, memory: memory.into(), read_only: false };
         self.apply(parts.into_iter().map(map))
     }
 

@@ -25,9 +25,10 @@ pub(crate) struct RamBlock {
 
 impl RamBlock {
     /// All of `memory`, which goes as a whole.
-    pub(crate) fn new(memory: HostMemory) -> Arc<Self> {
+    pub(crate) fn new(memory: impl Into<Arc<HostMemory>>) -> Arc<Self> {
+        let memory = memory.into();
         let unit = memory.len();
-        let mut block = Self::part(&Arc::new(memory), 0, unit, &[Arc::default()]);
+        let mut block = Self::part(&memory, 0, unit, &[Arc::default()]);
         block.is_plugged = false;
         Arc::new(block)
     }

@@ -1,5 +1,6 @@
 //! `Change`: one step of a transaction, and why a transaction is refused or fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use vm_memory::GuestMemoryError;
@@ -17,11 +18,11 @@ pub enum Change {
         /// First guest-physical address.
         start: u64,
         /// What is to be there; its length is the size of the range.
-        memory: HostMemory,
+        memory: Arc<HostMemory>,
         /// Whether stores of the guest become MMIO exits.
         read_only: bool,
     },
-    /// The range becomes a hole, and its memory goes back to the host.
+    /// The range becomes a hole, and its memory goes back to the host unless somebody else has it too.
     Unmap(RamRange),
     /// Other host memory takes the place of that behind the range; what the guest has there is copied into it. The machine
     /// is brought to a standstill.

@@ -117,7 +117,7 @@ fn memory(size: u64) -> HostMemory {
 
 fn change(wish: Wish) -> Change {
     match wish {
-        Wish::Map { start, size, read_only } => Change::Map { start, memory: memory(size), read_only },
+        Wish::Map { start, size, read_only } => Change::Map { start, memory: memory(size).into(), read_only },
         Wish::Unmap(range) => Change::Unmap(range),
         Wish::Replace { range, size } => Change::Replace { range, memory: memory(size) },
         Wish::Protect { range, read_only } => Change::Protect { range, read_only },

@@ -29,7 +29,7 @@ fn memory() -> HostMemory {
 }
 
 fn map(number: u64) -> Change {
-    Change::Map { start: place(number).start, memory: memory(), read_only: false }
+    Change::Map { start: place(number).start, memory: memory().into(), read_only: false }
 }
 
 /// Makes a transaction.

@@ -74,7 +74,7 @@ impl Default for ThreadOptions {
 pub struct VcpuThread {
     shared: Arc<Shared<Vcpu, ThreadTarget>>,
     index: u32,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Vcpu>>,
 }
 
 impl VcpuThread {
@@ -162,6 +162,14 @@ impl VcpuThread {
         self.shared.kicks.kick(Requests::STOP);
     }
 
+    /// Ends the run loop, joins the thread and returns the vCPU as it was left, perhaps with an access that is not completed;
+    /// `None` if the thread has panicked in `on_end`.
+    #[must_use]
+    pub fn end(mut self) -> Option<Vcpu> {
+        self.request_stop();
+        self.thread.take()?.join().ok()
+    }
+
     /// Whether the calling thread is this vCPU's.
     pub(crate) fn is_current(&self) -> bool {
         self.shared.kicks.target().is_current_thread()
@@ -220,11 +228,11 @@ fn thread_main<H: ExitHandler>(
     handler: &H,
     shared: &Arc<Shared<Vcpu, ThreadTarget>>,
     on_end: impl FnOnce(&Vcpu, VcpuEnd),
-) {
+) -> Vcpu {
     let Settled { mut vcpu, reached, is_placed } = settled;
     if !is_placed {
         shared.end();
-        return;
+        return vcpu;
     }
     let end = match reached {
         // The state behind the references is only used further by `on_end`, which reads registers.
@@ -234,6 +242,7 @@ fn thread_main<H: ExitHandler>(
     };
     shared.end();
     on_end(&vcpu, end);
+    vcpu
 }
 
 /// The text of a panic.

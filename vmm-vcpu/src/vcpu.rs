@@ -117,15 +117,18 @@ impl Vcpu {
         if let Some(refused) = msrs.get(set) {
             return Err(VcpuError::Msr { index: self.index, msr: refused.index });
         }
-        if let Some(boot) = boot {
-            let mut sregs = self.sregs()?;
-            boot.apply_to(&mut sregs);
-            self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
-            self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
-            let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
-            self.fd.set_mp_state(runnable).map_err(self.failed("KVM_SET_MP_STATE"))?;
-        }
-        Ok(())
+        boot.map_or(Ok(()), |boot| self.start_as(boot))
+    }
+
+    /// Gives a vCPU in the state after reset the registers with which a boot protocol enters the guest, and makes it one that
+    /// runs without INIT and SIPI.
+    pub fn start_as(&self, boot: &BootRegs) -> Result<(), VcpuError> {
+        let mut sregs = self.sregs()?;
+        boot.apply_to(&mut sregs);
+        self.fd.set_sregs(&sregs).map_err(self.failed("KVM_SET_SREGS"))?;
+        self.fd.set_regs(&boot.regs()).map_err(self.failed("KVM_SET_REGS"))?;
+        let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        self.fd.set_mp_state(runnable).map_err(self.failed("KVM_SET_MP_STATE"))
     }
 
     /// The general registers, `rip` and `rflags`.

@@ -179,6 +179,15 @@ impl Vcpus {
         self.threads.clear();
     }
 
+    /// The same, and returns the vCPUs by index. One is missing whose thread has panicked where that is not caught.
+    #[must_use]
+    pub fn end(&mut self) -> Vec<Vcpu> {
+        self.request_stop();
+        let mut vcpus: Vec<_> = self.threads.drain(..).filter_map(VcpuThread::end).collect();
+        vcpus.sort_unstable_by_key(Vcpu::index);
+        vcpus
+    }
+
     /// A handle for each vCPU that can only stop it.
     #[must_use]
     pub fn stop_handles(&self) -> Vec<StopHandle> {

@@ -218,7 +218,7 @@ impl Coming {
     ///
     /// The host has no memory.
     pub fn map() -> Result<Change> {
-        Ok(Change::Map { start: Self::RANGE.start, memory: Self::memory()?, read_only: false })
+        Ok(Change::Map { start: Self::RANGE.start, memory: Self::memory()?.into(), read_only: false })
     }
 
     /// Has it go.

@@ -1,11 +1,11 @@
 //! The list of all kinds of threads, whose tables stand beside their code; and those that belong to no other part.
 
-use vmm_core::thread::{Call, Kind};
+use vmm_core::thread::{Call, Kind, requests};
 use vmm_devices::calls::{RECONFIGURE, SELFTEST, VIRTIO};
 use vmm_devices::virtio;
 
 use crate::control::calls::{CONTROL, CONTROL_WAIT};
-use crate::machine::calls::{MAIN, MEMORY, TEARDOWN_WATCH, VCPU};
+use crate::machine::calls::{MAIN, RENEWAL, TEARDOWN_WATCH, VCPU};
 use crate::sink::{CONSOLE, LOG, MESSAGES};
 
 /// Every kind. One that is not here cannot be confined, so that no machine starts with it.
@@ -18,7 +18,7 @@ pub(super) static ALL: &[&Kind] = &[
     &MESSAGES,
     &CONTROL,
     &CONTROL_WAIT,
-    &MEMORY,
+    &RENEWAL,
     &TEARDOWN_WATCH,
     &NURSERY,
     &vmm_core::REAPER,
@@ -45,6 +45,7 @@ const STARTING: &[Call] = &[
     Call::any(libc::SYS_sched_getaffinity),
     Call::any(libc::SYS_sched_setaffinity),
     Call::any(libc::SYS_sched_setscheduler),
+    Call::ioctl(requests::KVM_SET_SIGNAL_MASK),
     Call::any(libc::SYS_prctl).is(0, libc::PR_SET_NAME),
     Call::any(libc::SYS_prctl).is(0, libc::PR_SET_NO_NEW_PRIVS),
     Call::any(libc::SYS_seccomp),

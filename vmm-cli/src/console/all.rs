@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Console, GuestPort, OpenError, PortKind};
+use super::{Console, GuestPort, OpenError, Outlets, PortKind};
 use crate::config::ConsoleConfig;
 
 /// The open consoles, which outlive the lives of their machine.
@@ -18,6 +18,11 @@ impl Consoles {
         let serial = Console::open(&config.serial, PortKind::Serial)?;
         let virtio = config.virtio.as_ref().map(|mode| Console::open(mode, PortKind::Virtio));
         Ok(Self { serial, virtio: virtio.transpose()? })
+    }
+
+    /// What the guest's ports are connected to.
+    pub(crate) fn outlets(&self) -> Outlets {
+        Outlets { serial: self.serial.outlet(), virtio: self.virtio.as_ref().map(Console::outlet) }
     }
 
     /// Each of them, in the order of [`Machine::ports`](crate::machine::Machine::ports).

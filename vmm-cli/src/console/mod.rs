@@ -6,6 +6,7 @@ mod ahead;
 mod all;
 mod backend;
 mod escape;
+mod outlet;
 mod outside;
 mod port;
 mod stdin;
@@ -24,6 +25,7 @@ pub(crate) use all::Consoles;
 use backend::Backend;
 pub(crate) use backend::OpenError;
 use escape::{Escape, HELP, INTERRUPT_HINT, Keys};
+pub(crate) use outlet::{Outlet, Outlets};
 pub(crate) use outside::set_outside;
 pub(crate) use port::GuestPort;
 use port::PortKind;
@@ -64,18 +66,9 @@ impl Console {
         Ok(Self { kind, backend, output, drained: Arc::new(drained), pending, keys })
     }
 
-    /// A sink for a device, which never blocks.
-    pub(crate) fn output(&self) -> Box<dyn Write + Send> {
-        Box::new(self.output.pen())
-    }
-
-    /// To be called by the port when its input FIFO is empty.
-    pub(crate) fn on_drained(&self) -> Box<dyn Fn() + Send + Sync> {
-        let drained = Arc::clone(&self.drained);
-        // Fails when the counter is full: then the event loop has been told often enough.
-        Box::new(move || {
-            let _ = drained.write(1);
-        })
+    /// What a port of the guest is connected to.
+    pub(crate) fn outlet(&self) -> Outlet {
+        Outlet { pen: self.output.pen(), drained: Arc::clone(&self.drained) }
     }
 
     /// Readable when the guest's FIFO has become empty.

@@ -146,7 +146,7 @@ fn seccomp(files: &Files) -> Finding {
         Some(_) => Finding::note(ID, "a filter is set on this process")
             .lost("what it forbids; a refusal that nothing else explains may come from it"),
         None => Finding::note(ID, "this kernel has no filters")
-            .lost("later: a monitor that gives up the system calls it does not need")
+            .lost("the table of system calls of each thread; machines need `--seccomp off` here")
             .mend_by("a host kernel with CONFIG_SECCOMP_FILTER"),
     }
 }
@@ -163,7 +163,7 @@ fn landlock(abi: io::Result<i64>) -> Finding {
                 "a host kernel with CONFIG_SECURITY_LANDLOCK"
             };
             Finding::note(ID, format!("may not be used: {error}"))
-                .lost("later: a monitor that gives up the files it does not need")
+                .lost("a layer of confinement: threads without paths and TCP connections, whatever their tables have")
                 .mend_by(mend)
         }
     }

@@ -1,7 +1,7 @@
 //! What the threads that have a whole machine in hand ask of the kernel: the vCPUs, whose accesses reach every device, and the main thread.
 
 use vmm_core::thread::{Call, Kind, calls, requests};
-use vmm_devices::virtio::block::calls::RINGS;
+use vmm_devices::virtio::block::calls::{IMAGES, RINGS};
 use vmm_devices::virtio::net::calls::TAP;
 use vmm_devices::virtio::vhost::calls::VHOST;
 use vmm_devices::virtio::vhost_user::calls::BACK_END;
@@ -66,6 +66,7 @@ pub(crate) static MAIN: Kind = Kind {
         calls::LOOKING,
         EVENTS,
         ENDING,
+        IMAGES,
         RINGS,
         TAP,
         VHOST,
@@ -77,19 +78,48 @@ pub(crate) static MAIN: Kind = Kind {
 pub(crate) static TEARDOWN_WATCH: Kind =
     Kind { name: "teardown-watch", tables: &[calls::WAITING, ENDING] };
 
-/// `memory`: makes the pages of guest RAM before the machine is built.
-pub(crate) static MEMORY: Kind = Kind {
-    name: "memory",
+/// What KVM has made is as it was at first.
+const RESET: &[Call] = &[
+    Call::ioctl(requests::KVM_CHECK_EXTENSION),
+    Call::ioctl(requests::KVM_GET_SUPPORTED_CPUID),
+    Call::ioctl(requests::KVM_SET_IRQCHIP),
+    Call::ioctl(requests::KVM_SET_PIT2),
+    Call::ioctl(requests::KVM_SET_CLOCK),
+    Call::ioctl(requests::KVM_RUN),
+    Call::ioctl(requests::KVM_GET_REGS),
+    Call::ioctl(requests::KVM_SET_REGS),
+    Call::ioctl(requests::KVM_GET_SREGS),
+    Call::ioctl(requests::KVM_SET_SREGS),
+    Call::ioctl(requests::KVM_GET_MSRS),
+    Call::ioctl(requests::KVM_SET_MSRS),
+    Call::ioctl(requests::KVM_SET_LAPIC),
+    Call::ioctl(requests::KVM_SET_CPUID2),
+    Call::ioctl(requests::KVM_GET_MP_STATE),
+    Call::ioctl(requests::KVM_SET_MP_STATE),
+    Call::ioctl(requests::KVM_SET_VCPU_EVENTS),
+    Call::ioctl(requests::KVM_SET_DEBUGREGS),
+    Call::ioctl(requests::KVM_SET_TSC_KHZ),
+    Call::ioctl(requests::KVM_SET_XSAVE),
+    Call::ioctl(requests::KVM_SET_XCRS),
+    Call::ioctl(requests::KVM_SET_NESTED_STATE),
+];
+
+/// `renewal`: makes the machine of each life but the first.
+pub(crate) static RENEWAL: Kind = Kind {
+    name: "renewal",
     tables: &[
+        calls::WAITING,
+        calls::DESCRIPTORS,
+        calls::PUBLISHING,
+        calls::KICKING,
+        calls::ROUTES,
+        calls::LOOKING,
         calls::SLOTS,
-        &[
-            Call::any(libc::SYS_openat),
-            Call::any(libc::SYS_memfd_create),
-            Call::any(libc::SYS_read),
-            Call::any(libc::SYS_fstat),
-            Call::any(libc::SYS_statx),
-            Call::any(libc::SYS_ftruncate),
-            Call::any(libc::SYS_clone3),
-        ],
+        RESET,
+        IMAGES,
+        RINGS,
+        TAP,
+        VHOST,
+        BACK_END,
     ],
 };

@@ -32,7 +32,7 @@ use super::power::PowerButton;
 use super::virtio::VirtioDevices;
 use crate::balloon;
 use crate::config::{DeviceId, VmConfig, device_id};
-use crate::console::Console;
+use crate::console::Outlet;
 use crate::disks::Disk;
 use crate::kept::Named;
 use crate::memory::hotplug::Hotplug;
@@ -85,7 +85,7 @@ impl Devices {
     /// Adds what every machine has; returns its serial port.
     pub(super) fn add_legacy(
         &mut self,
-        console: &Console,
+        console: &Outlet,
         events: &VmEvents,
     ) -> Result<Arc<Serial>, Failure> {
         let interrupt = self.line(SERIAL_LINE, "serial")?;
@@ -151,7 +151,7 @@ impl Devices {
     pub(super) fn add_virtio_console(
         &mut self,
         virtio: &mut VirtioDevices,
-        console: &Console,
+        console: &Outlet,
     ) -> Result<Arc<VirtioConsole>, Failure> {
         let device = VirtioConsole::new(virtio.worker()?, console.output(), console.on_drained());
         let device = Arc::new(device);

@@ -1,18 +1,15 @@
 //! The interrupt controllers of a machine: KVM's, or an I/O APIC of this program beside KVM's local APICs.
 
-use std::sync::Arc;
-
 use anyhow::anyhow;
-use vmm_core::irq::{self, IrqOptions, IrqRouter};
-use vmm_core::seam::InterruptVm;
+use vmm_core::irq::{self, IrqOptions};
 use vmm_core::{Kvm, Vm};
 
 use crate::config::{Irqchip, VmConfig};
 use crate::outcome::Failure;
 
-/// Makes what `config` asks for, and the router over it. To be called before the first vCPU is made: later KVM refuses the
+/// Makes what `config` asks for; returns how interrupts work with it. To be called before the first vCPU is made: later KVM refuses the
 /// split irqchip, or takes it and does nothing.
-pub(super) fn create(kvm: &Kvm, vm: &Arc<Vm>, config: &VmConfig) -> Result<IrqRouter, Failure> {
+pub(super) fn create(kvm: &Kvm, vm: &Vm, config: &VmConfig) -> Result<IrqOptions, Failure> {
     let irqchip = match config.machine.irqchip {
         Irqchip::Kernel => {
             vm.create_irqchip().map_err(Failure::host_cannot)?;
@@ -26,8 +23,7 @@ pub(super) fn create(kvm: &Kvm, vm: &Arc<Vm>, config: &VmConfig) -> Result<IrqRo
             irq::Irqchip::Split
         }
     };
-    let options = IrqOptions::of_host(kvm.capabilities(), irqchip);
-    Ok(IrqRouter::new(Arc::clone(vm) as Arc<dyn InterruptVm>, options))
+    Ok(IrqOptions::of_host(kvm.capabilities(), irqchip))
 }
 
 fn split(kvm: &Kvm, vm: &Vm) -> Result<(), Failure> {

@@ -1,9 +1,11 @@
 //! `Machine`: one virtual machine, from nothing to running and back to nothing.
 //!
-//! [`Machine::build`] is a straight line; each step is undone by `Drop`, in reverse, when a later one fails or when
-//! the machine ends. The order of the fields is the order of the teardown.
+//! A [`Chassis`] has what KVM makes, through all lives of a machine; [`Machine::build`] adds the rest for one of them. It is a
+//! straight line; each step is undone by `Drop`, in reverse, when a later one fails or when the machine ends. The order of
+//! the fields is the order of the teardown.
 
 pub(crate) mod calls;
+mod chassis;
 mod devices;
 mod exits;
 mod handle;
@@ -23,31 +25,31 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_core::irq::IrqLine;
-use vmm_core::seam::{DirtyLog, DoorbellFds};
-use vmm_core::{Kvm, Vm, VmEvent, VmEvents};
+use vmm_core::seam::DoorbellFds;
+use vmm_core::{Kvm, VmEvent, VmEvents};
 use vmm_devices::legacy::Serial;
 use vmm_devices::virtio::balloon::BalloonSettings;
 use vmm_devices::virtio::console::Console as VirtioConsole;
 use vmm_devices::virtio::mem::Mem;
 use vmm_devices::virtio::vhost::VhostMemory;
-use vmm_memory::{AddressSpace, DirtyTracker, MemoryReader};
-use vmm_vcpu::x86_64::{BootRegs, CpuidTemplate};
-use vmm_vcpu::{Mechanism, StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
+use vmm_memory::{AddressSpace, MemoryReader};
+use vmm_vcpu::x86_64::BootRegs;
+use vmm_vcpu::{StopHandle, ThreadOptions, Vcpu, VcpuEnd, VcpuThread, Vcpus};
 
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Platform};
-use crate::config::{Irqchip, Kick, OnTripleFault, VmConfig};
-use crate::console::{Consoles, GuestPort};
+use crate::config::{Irqchip, OnTripleFault, VmConfig};
+use crate::console::{GuestPort, Outlets};
 use crate::control::operations::Controlled;
 use crate::disks::Disks;
-use crate::memory::hotplug::{self, Hotplug};
-use crate::memory::{Ram, dirty_mechanism};
+use crate::memory::hotplug::Hotplug;
 use crate::nets::Nets;
 use crate::outcome::Failure;
 use crate::processors::Processors;
-use crate::stats::{KernelStats, Report};
+use crate::stats::Report;
 use crate::vhost_user::BackEnd;
 use crate::vsock::Socket;
+pub(crate) use chassis::{Bare, Chassis};
 use devices::Devices;
 use exits::Exits;
 use handle::Handle;
@@ -70,12 +72,29 @@ pub struct Machine {
     _mem: Option<Arc<Mem>>,
     _lines: Vec<IrqLine>,
     _memory: Arc<AddressSpace>,
+    standstill: Arc<Standstill>,
+    /// Absent only when it has been taken out.
+    chassis: Option<Chassis>,
 }
 
-/// What a machine gets of the host.
+/// Dropped, it asks every vCPU to end, and with it whoever waits for one; does not wait.
+pub(crate) struct StopAtEnd(Arc<Handle>);
+
+impl Drop for StopAtEnd {
+    fn drop(&mut self) {
+        self.0.vcpus.request_stop();
+        self.0.plugged.end();
+    }
+}
+
+/// What all lives of a machine are built of.
+#[derive(Clone, Copy)]
 pub struct Resources<'a> {
+    pub(crate) kvm: &'a Kvm,
+    pub(crate) config: &'a VmConfig,
+    pub(crate) source: &'a BootSource<'a>,
     pub(crate) processors: &'a Processors,
-    pub(crate) ram: Ram,
+    pub(crate) outlets: &'a Outlets,
     pub(crate) disks: &'a Arc<Disks>,
     pub(crate) nets: &'a Arc<Nets>,
     pub(crate) back_ends: &'a [BackEnd],
@@ -86,47 +105,29 @@ pub struct Resources<'a> {
 }
 
 impl Machine {
-    /// Builds the machine of `config` on `resources` and loads `source` into it; events go to `events`, output to `consoles`.
+    /// Builds a machine of `bare` and `resources`, and loads the images into it; events go to `events`.
     ///
     /// # Errors
     /// A [`Failure`] that says whose it is to mend; nothing of the machine is left then.
-    pub fn build(
-        kvm: &Kvm,
-        config: &VmConfig,
-        resources: Resources<'_>,
-        source: &BootSource<'_>,
-        consoles: &Consoles,
-        events: &VmEvents,
-    ) -> Result<Self, Failure> {
-        let Resources { processors, ram, disks, nets, back_ends, vsock, hotplug, balloon } = resources;
-        let mut cpuid = cpuid(kvm, config)?;
-        processors.describe(&mut cpuid);
-        let vm = Arc::new(Vm::create(kvm).map_err(Failure::host_cannot)?);
-        processors.set_up(&vm).map_err(Failure::host_cannot)?;
-        vm.set_vmx_pages(layout::TSS, layout::IDENTITY_MAP).map_err(Failure::host_cannot)?;
-        // All slots before irqchip and doorbells: the first slot change after a change of the I/O bus waits for a
-        // grace period of the kernel.
-        vm.set_dirty_mechanism(dirty_mechanism(kvm, &config.memory)?).map_err(Failure::host_cannot)?;
-        let (memory, dirty) =
-            DirtyTracker::track(Arc::clone(&vm) as Arc<dyn DirtyLog>).map_err(Failure::internal)?;
-        let memory = Arc::new(memory.with_address_bits(cpuid.physical_address_bits()));
-        let size = config.memory.size.bytes();
-        memory.place(ram).map_err(Failure::host_cannot)?;
-        let mut devices = Devices::new(irqchip::create(kvm, &vm, config)?);
+    pub(crate) fn build(bare: Bare, resources: &Resources<'_>, events: &VmEvents) -> Result<Self, Failure> {
+        let &Resources { kvm, config, source, outlets, disks, nets, .. } = resources;
+        let Bare { memory, dirty, router, kernel_stats, mut chassis } = bare;
+        let vm = chassis.vm();
+        let mut devices = Devices::new(router);
         if config.machine.irqchip == Irqchip::Split {
             devices.add_ioapic()?;
         }
-        let serial = devices.add_legacy(&consoles.serial, events)?;
+        let serial = devices.add_legacy(&outlets.serial, events)?;
         if config.has_pci() {
             devices.add_pci(events)?;
         } else {
             devices.add_reset_control(events)?;
         }
         if config.selftest() {
-            devices.add_selftest(kvm, &vm, events)?;
+            devices.add_selftest(kvm, vm, events)?;
         }
         let power_button = devices.add_acpi(events)?;
-        let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(&vm) as Arc<dyn DoorbellFds>);
+        let doorbells = kvm.capabilities().ioeventfd.then(|| Arc::clone(vm) as Arc<dyn DoorbellFds>);
         let vhost = VhostMemory::new();
         memory.add_observer(Arc::clone(&vhost) as _).map_err(Failure::internal)?;
         let reader = MemoryReader::new(Arc::clone(&memory));
@@ -137,39 +138,27 @@ impl Machine {
         for nic in nets.of_next_life() {
             devices.add_net(&mut virtio, nic)?;
         }
-        for back_end in back_ends {
+        for back_end in resources.back_ends {
             devices.add_back_end(&mut virtio, back_end)?;
         }
-        let virtio_console = consoles.virtio.as_ref();
+        let virtio_console = outlets.virtio.as_ref();
         let virtio_console =
             virtio_console.map(|console| devices.add_virtio_console(&mut virtio, console)).transpose()?;
         if config.entropy.device {
             devices.add_entropy(&mut virtio)?;
         }
-        let vsock = vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
-        let mem = hotplug.map(|hotplug| devices.add_mem(&mut virtio, hotplug, &memory)).transpose()?;
-        let balloon = devices.add_balloon(&mut virtio, config, balloon)?;
-        let described = acpi::Described {
-            vcpus: config.cpu.count.into(),
-            pci: config.has_pci(),
-            virtio: virtio.places(),
-        };
-        acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
+        let vsock = resources.vsock.map(|socket| devices.add_vsock(&mut virtio, socket)).transpose()?;
+        let mem = resources.hotplug.map(|hotplug| devices.add_mem(&mut virtio, hotplug, &memory));
+        let mem = mem.transpose()?;
+        let balloon = devices.add_balloon(&mut virtio, config, resources.balloon)?;
+        let boot = load(&memory, &virtio, config, source)?;
         let backing = Backing { disks: Arc::clone(disks), nets: Arc::clone(nets) };
         let plugged = devices.add_slots(virtio, backing, config)?;
-        memory
-            .memory()
-            .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
-            .map_err(Failure::internal)?;
-        let platform = Platform { map: &layout::e820(size), rsdp: Some(acpi::RSDP) };
-        let boot = boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)?;
         let Devices { exits, lines, pci, back_ends, .. } = devices;
         let exits = Arc::new(exits);
-        let vcpus = configured_vcpus(kvm, &vm, &cpuid, &boot)?;
-        let kernel_stats = kernel_stats(kvm, config, &vm, &vcpus)?;
         let ends =
             Ends { events: events.clone(), memory: Arc::clone(&memory), on: config.machine.on_triple_fault };
-        let vcpus = start(vcpus, &exits, mechanism(kvm, config.cpu.kick), processors, &ends)?;
+        let vcpus = start(&mut chassis, &boot, &exits, resources.processors, &ends)?;
         // A vCPU that asks for the end of the machine executes nothing after it.
         let stops = vcpus.stop_handles();
         events.on_first(move || stops.iter().for_each(StopHandle::request_stop));
@@ -188,8 +177,41 @@ impl Machine {
             dirty,
         };
         let handle = Arc::new(handle);
-        memory.set_machine(Arc::new(Standstill(Arc::downgrade(&handle))));
-        Ok(Self { handle, serial, virtio_console, _pci: pci, _mem: mem_last, _lines: lines, _memory: memory })
+        let standstill = Arc::new(Standstill::new(&handle));
+        memory.set_machine(Arc::clone(&standstill) as _);
+        let chassis = Some(chassis);
+        Ok(Self {
+            handle,
+            serial,
+            virtio_console,
+            _pci: pci,
+            _mem: mem_last,
+            _lines: lines,
+            _memory: memory,
+            standstill,
+            chassis,
+        })
+    }
+
+    /// Takes the machine apart, all but its chassis, for another life. It has been asked to stop.
+    ///
+    /// # Errors
+    /// Somebody still has the machine, or a vCPU does not come back from its thread.
+    pub(crate) fn end(mut self) -> Result<Chassis, Failure> {
+        let lent = || Failure::internal(anyhow!("an ended machine is still in use"));
+        let vcpus = self.own_handle().ok_or_else(lent)?.vcpus.end();
+        let mut chassis = self.chassis.take().ok_or_else(lent)?;
+        drop(self);
+        chassis.take_back(vcpus)?;
+        Ok(chassis)
+    }
+
+    /// The handle, if nobody else has it any more.
+    fn own_handle(&mut self) -> Option<&mut Handle> {
+        // A change of memory may have the machine in hand, to have it stand still.
+        self.handle.mem.iter().for_each(|mem| mem.end());
+        self.standstill.forget();
+        Arc::get_mut(&mut self.handle)
     }
 
     /// Lets every vCPU enter the guest.
@@ -197,10 +219,9 @@ impl Machine {
         self.handle.vcpus.resume();
     }
 
-    /// Asks every vCPU to end, and with it whoever waits for one; does not wait.
-    pub fn request_stop(&self) {
-        self.handle.vcpus.request_stop();
-        self.handle.plugged.end();
+    /// What asks the machine to stop when it is dropped, which has to be before the machine is.
+    pub(crate) fn stop_at_end(&self) -> StopAtEnd {
+        StopAtEnd(Arc::clone(&self.handle))
     }
 
     /// The machine as it is controlled from outside. Whoever has it gives it back before the machine is dropped.
@@ -236,9 +257,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // A change of memory may have the machine in hand, to have it stand still.
-        self.handle.mem.iter().for_each(|mem| mem.end());
-        match Arc::get_mut(&mut self.handle) {
+        match self.own_handle() {
             Some(handle) => handle.vcpus.stop(),
             // Whoever has it still joins them.
             None => self.handle.vcpus.request_stop(),
@@ -258,53 +277,36 @@ fn boot_failure(error: BootError) -> Failure {
     }
 }
 
-/// The mechanism that is asked for, or the one that every KVM has.
-fn mechanism(kvm: &Kvm, kick: Kick) -> Mechanism {
-    match kick {
-        Kick::ImmediateExit if kvm.capabilities().immediate_exit => Mechanism::ImmediateExit,
-        Kick::ImmediateExit => {
-            tracing::info!("KVM lacks KVM_CAP_IMMEDIATE_EXIT: vCPUs are kicked by signal mask");
-            Mechanism::SignalMask
-        }
-        Kick::SignalMask => Mechanism::SignalMask,
-    }
+/// Writes to guest memory what a guest finds there: the ACPI tables, the reset vector, what is booted. Returns how.
+fn load(
+    memory: &AddressSpace,
+    virtio: &VirtioDevices,
+    config: &VmConfig,
+    source: &BootSource<'_>,
+) -> Result<BootRegs, Failure> {
+    let described =
+        acpi::Described { vcpus: config.cpu.count.into(), pci: config.has_pci(), virtio: virtio.places() };
+    acpi::write(&*memory.memory(), described).map_err(Failure::internal)?;
+    memory
+        .memory()
+        .write_slice(&reset_vector::code(), GuestAddress(layout::RESET_VECTOR))
+        .map_err(Failure::internal)?;
+    let platform = Platform { map: &layout::e820(config.memory.size.bytes()), rsdp: Some(acpi::RSDP) };
+    boot::load(&*memory.memory(), &platform, source).map_err(boot_failure)
 }
 
-/// Checks the size of the machine against the host's KVM and makes the CPUID table.
-fn cpuid(kvm: &Kvm, config: &VmConfig) -> Result<CpuidTemplate, Failure> {
-    let count = u32::from(config.cpu.count);
-    let most = kvm.capabilities().max_vcpus;
-    if count as usize > most {
-        let error = anyhow!("cpu.count = {count}: this host's KVM takes at most {most} vCPUs");
-        return Err(Failure::host_cannot(error));
-    }
-    let supported = kvm.supported_cpuid().map_err(Failure::host_cannot)?;
-    let mut template = CpuidTemplate::new(&supported, kvm.capabilities(), count);
-    if config.machine.irqchip == Irqchip::Split {
-        template.offer_extended_destinations();
-    }
-    let bits = template.physical_address_bits();
-    let end = layout::ram(config.memory.size.bytes()).last().map_or(0, |range| range.start + range.size);
-    if end > 1 << bits {
-        let error = anyhow!(
-            "memory.size = {}: the guest's last address {:#x} is beyond the {bits} physical address bits of this host",
-            config.memory.size,
-            end - 1
-        );
-        return Err(Failure::host_cannot(error));
-    }
-    hotplug::check_addresses(config, bits)?;
-    Ok(template)
-}
-
-/// The threads of `vcpus`, paused.
+/// The threads of the vCPUs, paused. The first vCPU starts as `boot` says; the others wait for INIT and SIPI.
 fn start(
-    vcpus: Vec<Vcpu>,
+    chassis: &mut Chassis,
+    boot: &BootRegs,
     exits: &Arc<Exits>,
-    mechanism: Mechanism,
     processors: &Processors,
     ends: &Ends,
 ) -> Result<Vcpus, Failure> {
+    let (vcpus, mechanism) = (chassis.take_vcpus(), chassis.mechanism());
+    if let Some(first) = vcpus.first() {
+        first.start_as(boot).map_err(Failure::host_cannot)?;
+    }
     let start = |vcpu: Vcpu| {
         let ends = ends.clone();
         let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
@@ -313,34 +315,6 @@ fn start(
     };
     let threads: Result<Vec<_>, _> = vcpus.into_iter().map(start).collect();
     Ok(Vcpus::new(threads.map_err(Failure::host_cannot)?))
-}
-
-/// Makes the vCPUs, the first of which starts as `boot` says; the others wait for INIT and SIPI.
-fn configured_vcpus(
-    kvm: &Kvm,
-    vm: &Vm,
-    cpuid: &CpuidTemplate,
-    boot: &BootRegs,
-) -> Result<Vec<Vcpu>, Failure> {
-    (0..cpuid.vcpus())
-        .map(|index| {
-            let vcpu = Vcpu::create(kvm, vm, index).map_err(Failure::host_cannot)?;
-            let table = cpuid.for_vcpu(index).map_err(Failure::internal)?;
-            vcpu.configure(&table, (index == 0).then_some(boot)).map_err(Failure::host_cannot)?;
-            Ok(vcpu)
-        })
-        .collect()
-}
-
-/// Opens what the kernel counts, if that is wanted and there.
-fn kernel_stats(
-    kvm: &Kvm,
-    config: &VmConfig,
-    vm: &Vm,
-    vcpus: &[Vcpu],
-) -> Result<Option<KernelStats>, Failure> {
-    let wanted = config.keeps_kernel_stats() && kvm.capabilities().binary_stats;
-    wanted.then(|| KernelStats::open(vm, vcpus)).transpose().map_err(Failure::host_cannot)
 }
 
 /// What the end of a vCPU means for the machine.

@@ -9,9 +9,9 @@ use anyhow::{Error, anyhow};
 use vmm_core::VmEvents;
 use vmm_devices::Worker;
 use vmm_devices::virtio::mem::{Mem, MemOptions};
-use vmm_memory::{AddressSpace, HotplugError, HotplugLayout, HotplugRegion};
+use vmm_memory::{AddressSpace, Backing, HotplugError, HotplugLayout, HotplugRegion};
 
-use crate::config::{MemoryConfig, MemorySize, VmConfig};
+use crate::config::{MemorySize, VmConfig};
 use crate::machine::layout;
 use crate::outcome::Failure;
 
@@ -20,18 +20,19 @@ const CHUNK: u64 = 128 << 20;
 
 /// What all lives of a machine have in common.
 pub(crate) struct Hotplug {
-    memory: MemoryConfig,
+    backing: Backing,
     layout: HotplugLayout,
     /// Bytes that the guest is asked to have plugged, whoever has asked last.
     requested: Arc<AtomicU64>,
 }
 
 impl Hotplug {
-    /// As `config` says, if memory is to be plugged at all.
-    pub(crate) fn of(config: &VmConfig) -> Option<Self> {
+    /// As `config` says, if memory is to be plugged at all; made of `backing`, as the RAM is.
+    pub(crate) fn of(config: &VmConfig, backing: &Backing) -> Option<Self> {
         let requested = config.memory_hotplug.requested.map_or(0, MemorySize::bytes);
         let requested = Arc::new(AtomicU64::new(requested));
-        Some(Self { memory: config.memory.clone(), layout: layout(config)?, requested })
+        let backing = backing.further(config.memory.size.bytes());
+        Some(Self { backing, layout: layout(config)?, requested })
     }
 
     /// The device of one life of the machine, with a thread of its own. Nothing is plugged.
@@ -39,8 +40,7 @@ impl Hotplug {
     /// # Errors
     /// What the host does not give.
     pub(crate) fn device(&self, space: &Arc<AddressSpace>, events: &VmEvents) -> Result<Mem, Failure> {
-        let backing = super::backing(&self.memory)?.further(self.memory.size.bytes());
-        let region = HotplugRegion::reserve(space, self.layout, &backing).map_err(failure)?;
+        let region = HotplugRegion::reserve(space, self.layout, &self.backing).map_err(failure)?;
         let worker = Worker::spawn(&VIRTIO_MEM, events.clone()).map_err(Failure::host_cannot)?;
         let options = MemOptions { region, requested: Arc::clone(&self.requested), node: None };
         Ok(Mem::new(Arc::new(worker), options))
@@ -86,7 +86,7 @@ pub(crate) fn check_addresses(config: &VmConfig, bits: u32) -> Result<(), Failur
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::MemoryHotplugConfig;
+    use crate::config::{MemoryConfig, MemoryHotplugConfig};
     use vmm_core::fake::FakeVm;
 
     fn config(ram: &str, plugged: &str) -> VmConfig {
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_outlives_the_device() {
-        let hotplug = Hotplug::of(&config("128M", "size=64M,requested=4M")).unwrap();
+        let hotplug = Hotplug::of(&config("128M", "size=64M,requested=4M"), &Backing::default()).unwrap();
         let space = Arc::new(AddressSpace::new(Arc::new(FakeVm::default())));
         let events = VmEvents::new().unwrap();
         for (found, next) in [(4 << 20, 6 << 20), (6 << 20, 0), (0, 2 << 20)] {

@@ -21,7 +21,7 @@ use host::Locked;
 pub(crate) const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// Host memory for one life of a machine, each part with its guest-physical address.
-pub(crate) type Ram = Vec<(u64, HostMemory)>;
+pub(crate) type Ram = Vec<(u64, Arc<HostMemory>)>;
 
 /// Checks what `config` asks of the host, before anything is built; `pluggable` bytes can be plugged besides.
 ///
@@ -46,22 +46,52 @@ pub(crate) fn check(config: &MemoryConfig, pluggable: u64) -> Result<(), Failure
 /// # Errors
 /// What the host does not give, or what is wrong with the file; nothing is left reserved.
 pub(crate) fn reserve(
-    config: &MemoryConfig,
+    backing: &Backing,
     ranges: &[RamRange],
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Ram>, Failure> {
-    let backing = backing(config)?;
     let mut ram = Ram::with_capacity(ranges.len());
     let mut before = 0;
     for range in ranges {
         match HostMemory::reserve_unless(&backing.further(before), range.size, stop) {
-            Ok(memory) => ram.push((range.start, memory)),
+            Ok(memory) => ram.push((range.start, Arc::new(memory))),
             Err(BackingError::Stopped { .. }) => return Ok(None),
             Err(error) => return Err(failure(error)),
         }
         before += range.size;
     }
     Ok(Some(ram))
+}
+
+/// Makes `ram`, which was reserved as `backing` says, ready for the next life of the machine: as [`reserve`] would make it, at the same
+/// host addresses. A part that somebody still has, for a request that did not end with the last life, is left to him, and reserved
+/// anew; so is all of it with `anew`.
+///
+/// # Errors
+/// As [`reserve`].
+pub(crate) fn renew(
+    backing: &Backing,
+    ram: Ram,
+    anew: bool,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Ram>, Failure> {
+    let mut renewed = Ram::with_capacity(ram.len());
+    let mut before = 0;
+    for (start, memory) in ram {
+        let (size, backing) = (memory.len(), backing.further(before));
+        let own = if anew { None } else { Arc::into_inner(memory) };
+        let made = match own {
+            Some(mut memory) => memory.renew(&backing, stop).map(|()| memory),
+            None => HostMemory::reserve_unless(&backing, size, stop),
+        };
+        match made {
+            Ok(memory) => renewed.push((start, Arc::new(memory))),
+            Err(BackingError::Stopped { .. }) => return Ok(None),
+            Err(error) => return Err(failure(error)),
+        }
+        before += size;
+    }
+    Ok(Some(renewed))
 }
 
 /// The size of a dirty ring for which nobody has asked otherwise: 65,536 pages, what every KVM with rings can.
@@ -101,7 +131,11 @@ fn failure_of(error: BackingError, what: &'static str) -> Failure {
     if is_about_file { Failure::bad_input(error) } else { Failure::host_cannot(error) }
 }
 
-fn backing(config: &MemoryConfig) -> Result<Backing, Failure> {
+/// What the RAM of all lives of a machine is made of: its file, if there is one, is opened here and not again.
+///
+/// # Errors
+/// The file cannot be opened.
+pub(crate) fn backing(config: &MemoryConfig) -> Result<Backing, Failure> {
     let file = |path: &Path, shared| {
         let file = Arc::new(open(path, shared).map_err(Failure::bad_input)?);
         Ok::<_, Failure>(BackingKind::File { file, shared, offset: 0 })
@@ -153,18 +187,32 @@ mod tests {
             (MemoryBacking::PrivateFile(path.clone()), [Some(0), Some(MIB)]),
         ] {
             let config = MemoryConfig { backing, ..MemoryConfig::default() };
-            let ram = reserve(&config, &ranges(), &|| false).unwrap().unwrap();
-            let found: Vec<_> =
-                ram.iter().map(|(_, memory)| memory.file().map(|(_, offset)| offset)).collect();
-            assert_eq!(found, offsets, "{config:?}");
-            assert_eq!((ram[1].0, ram[1].1.len()), (1 << 32, MIB));
+            let backing = super::backing(&config).unwrap();
+            let ram = reserve(&backing, &ranges(), &|| false).unwrap().unwrap();
+            let check = |ram: &Ram| {
+                let found: Vec<_> =
+                    ram.iter().map(|(_, memory)| memory.file().map(|(_, offset)| offset)).collect();
+                assert_eq!(found, offsets, "{config:?}");
+                assert_eq!((ram[1].0, ram[1].1.len()), (1 << 32, MIB));
+            };
+            check(&ram);
+            let places = |ram: &Ram| [0, 1].map(|part: usize| ram[part].1.as_ptr());
+            let (before, held) = (places(&ram), Arc::clone(&ram[1].1));
+            let ram = renew(&backing, ram, false, &|| false).unwrap().unwrap();
+            check(&ram);
+            assert_eq!((places(&ram)[0], places(&ram)[1] == before[1]), (before[0], false), "held by somebody");
+            drop(held);
+            check(&renew(&backing, ram, true, &|| false).unwrap().unwrap());
         }
     }
 
     #[test]
     fn a_stop_while_pages_are_made_is_no_failure() {
         let config = MemoryConfig { prefault: true, ..MemoryConfig::default() };
-        assert!(reserve(&config, &ranges(), &|| true).unwrap().is_none());
+        let backing = backing(&config).unwrap();
+        assert!(reserve(&backing, &ranges(), &|| true).unwrap().is_none());
+        let ram = reserve(&backing, &ranges(), &|| false).unwrap().unwrap();
+        assert!(renew(&backing, ram, false, &|| true).unwrap().is_none());
     }
 
     #[test]
@@ -182,7 +230,8 @@ mod tests {
             MemoryBacking::PrivateFile("/no-such-file".into()),
         ] {
             let config = MemoryConfig { backing, ..MemoryConfig::default() };
-            let failure = reserve(&config, &ranges(), &|| false).unwrap_err();
+            let reserved = super::backing(&config).and_then(|backing| reserve(&backing, &ranges(), &|| false));
+            let failure = reserved.unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{failure}");
         }
     }

@@ -6,6 +6,6 @@ mod output;
 mod report;
 mod table;
 
-pub(crate) use kernel::KernelStats;
+pub(crate) use kernel::{KernelStats, StatsFiles};
 pub(crate) use output::Output;
 pub use report::{DiskCounts, MachineCounters, NetReport, Report};

@@ -241,6 +241,18 @@ impl IrqRouter {
         Self(Arc::new(Shared { vm, options, pins: Pins::new(), losses: Arc::default(), routes }))
     }
 
+    /// A router over `vm`, on which an earlier one has left no interrupt: KVM's table is again the one that it had at first.
+    ///
+    /// # Errors
+    /// KVM refuses the routes.
+    pub fn renewed(vm: Arc<dyn InterruptVm>, options: IrqOptions) -> Result<Self, IrqError> {
+        let router = Self::new(vm, options);
+        if options.irqfd {
+            router.0.hand_over(&lock(&router.0.routes).table).map_err(IrqError::Routes)?;
+        }
+        Ok(router)
+    }
+
     /// Makes the edge-triggered line `gsi` for `owner` (a device name for messages). Takes one descriptor.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::descriptor::Statistic;
+use super::descriptor::{Kind, Statistic};
 use super::schema::Schema;
 
 /// What a file of statistics held when it was read. Independent of the file.
@@ -36,6 +36,21 @@ impl Sample {
         &self.schema
     }
 
+    /// The same without what `before`, an earlier one of the same file, has of counts and histograms. What is the case now, and
+    /// the highest that has been, stay as they are.
+    #[must_use]
+    pub fn since(mut self, before: &Self) -> Self {
+        for statistic in self.schema.statistics() {
+            let is_counted = statistic.is_histogram() || statistic.kind == Kind::Cumulative;
+            let earlier = before.values.get(statistic.values.clone()).filter(|_| is_counted);
+            let now = self.values.get_mut(statistic.values.clone());
+            if let (Some(now), Some(earlier)) = (now, earlier) {
+                now.iter_mut().zip(earlier).for_each(|(now, earlier)| *now = now.saturating_sub(*earlier));
+            }
+        }
+        self
+    }
+
     fn of(&self, statistic: &Statistic) -> &[u64] {
         self.values.get(statistic.values.clone()).unwrap_or_default()
     }
@@ -43,7 +58,28 @@ impl Sample {
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::{KVM_STATS_TYPE_INSTANT, KVM_STATS_TYPE_LOG_HIST, KVM_STATS_UNIT_NONE};
+
     use super::super::blob::{Blob, Described};
+
+    #[test]
+    fn what_was_counted_before_is_left_out_and_what_is_the_case_stays() {
+        let at = |count, instant, bucket| {
+            let described = |name, kind, values| {
+                let flags = kind | KVM_STATS_UNIT_NONE;
+                Described { name, flags, values, ..Described::default() }
+            };
+            let blob = Blob::default()
+                .count("exits", count)
+                .with(described("pages", KVM_STATS_TYPE_INSTANT, vec![instant]))
+                .with(described("hist", KVM_STATS_TYPE_LOG_HIST, vec![bucket, 1]));
+            blob.sample().unwrap()
+        };
+        let since = at(10, 3, 7).since(&at(4, 9, 2));
+        assert_eq!(since.values("exits"), Some(&[6][..]));
+        assert_eq!(since.values("pages"), Some(&[3][..]));
+        assert_eq!(since.values("hist"), Some(&[5, 0][..]));
+    }
 
     #[test]
     fn values_are_found_by_name() {

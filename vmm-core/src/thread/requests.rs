@@ -54,8 +54,8 @@ macro_rules! kvm {
 }
 
 kvm! {
-    KVM_CREATE_VM = io(0x01);
-    KVM_CREATE_VCPU = io(0x41);
+    KVM_CHECK_EXTENSION = io(0x03);
+    KVM_GET_SUPPORTED_CPUID = iowr::<kvm_bindings::kvm_cpuid2>(0x05);
     KVM_GET_DIRTY_LOG = iow::<kvm_bindings::kvm_dirty_log>(0x42);
     KVM_SET_USER_MEMORY_REGION = iow::<kvm_bindings::kvm_userspace_memory_region>(0x46);
     KVM_IRQ_LINE = iow::<kvm_bindings::kvm_irq_level>(0x61);
@@ -69,6 +69,24 @@ kvm! {
     KVM_TRANSLATE = iowr::<kvm_bindings::kvm_translation>(0x85);
     KVM_SIGNAL_MSI = iow::<kvm_bindings::kvm_msi>(0xa5);
     KVM_KVMCLOCK_CTRL = io(0xad);
+    KVM_SET_IRQCHIP = ior::<kvm_bindings::kvm_irqchip>(0x63);
+    KVM_SET_CLOCK = iow::<kvm_bindings::kvm_clock_data>(0x7b);
+    KVM_SET_REGS = iow::<kvm_bindings::kvm_regs>(0x82);
+    KVM_SET_SREGS = iow::<kvm_bindings::kvm_sregs>(0x84);
+    KVM_GET_MSRS = iowr::<kvm_bindings::kvm_msrs>(0x88);
+    KVM_SET_MSRS = iow::<kvm_bindings::kvm_msrs>(0x89);
+    KVM_SET_SIGNAL_MASK = iow::<u32>(0x8b);
+    KVM_SET_LAPIC = iow::<kvm_bindings::kvm_lapic_state>(0x8f);
+    KVM_SET_CPUID2 = iow::<kvm_bindings::kvm_cpuid2>(0x90);
+    KVM_GET_MP_STATE = ior::<kvm_bindings::kvm_mp_state>(0x98);
+    KVM_SET_MP_STATE = iow::<kvm_bindings::kvm_mp_state>(0x99);
+    KVM_SET_VCPU_EVENTS = iow::<kvm_bindings::kvm_vcpu_events>(0xa0);
+    KVM_SET_PIT2 = iow::<kvm_bindings::kvm_pit_state2>(0xa0);
+    KVM_SET_DEBUGREGS = iow::<kvm_bindings::kvm_debugregs>(0xa2);
+    KVM_SET_TSC_KHZ = io(0xa2);
+    KVM_SET_XSAVE = iow::<kvm_bindings::kvm_xsave>(0xa5);
+    KVM_SET_XCRS = iow::<kvm_bindings::kvm_xcrs>(0xa7);
+    KVM_SET_NESTED_STATE = iow::<kvm_bindings::kvm_nested_state>(0xbf);
     KVM_CLEAR_DIRTY_LOG = iowr::<kvm_bindings::kvm_clear_dirty_log>(0xc0);
     KVM_RESET_DIRTY_RINGS = io(0xc7);
 }

@@ -111,7 +111,7 @@ fn slot_numbers_are_used_again_and_their_limit_is_named() {
     let error = map(&space, &[range(3 * MIB, MIB)]).unwrap_err();
     assert_eq!(error.to_string(), "KVM takes at most 3 memory slots (KVM_CAP_NR_MEMSLOTS)");
     // Full as it is, one goes and one comes in the same transaction.
-    let swap = Change::Map { start: 3 * MIB, memory: memory(MIB), read_only: false };
+    let swap = Change::Map { start: 3 * MIB, memory: memory(MIB).into(), read_only: false };
     space.apply([Change::Unmap(range(MIB, MIB)), swap]).unwrap();
     space.apply([Change::Unmap(range(0, MIB))]).unwrap();
     map(&space, &[range(5 * MIB, MIB)]).unwrap();
@@ -170,7 +170,7 @@ fn the_machine_stands_still_for_what_a_running_guest_would_notice_and_for_nothin
     let machine = Arc::new(Standstills::default());
     space.set_machine(machine.clone());
     let changes = [
-        (Change::Map { start: 0, memory: memory(MIB), read_only: false }, 0),
+        (Change::Map { start: 0, memory: memory(MIB).into(), read_only: false }, 0),
         (Change::Move { range: range(0, MIB), to: MIB }, 0),
         (Change::Protect { range: range(MIB, MIB), read_only: true }, 2),
         // As it is already.
@@ -235,7 +235,7 @@ fn an_observer_maps_all_that_is_there_follows_and_unmaps_all_when_it_goes() {
     let watcher = Arc::new(Watcher::default());
     let observer: Arc<dyn MemoryObserver> = watcher.clone();
     space.add_observer(Arc::clone(&observer)).unwrap();
-    let coming = Change::Map { start: 4 * MIB, memory: memory(MIB), read_only: true };
+    let coming = Change::Map { start: 4 * MIB, memory: memory(MIB).into(), read_only: true };
     space.apply([Change::Move { range: range(0, MIB), to: 3 * MIB }, coming]).unwrap();
     assert_eq!(watcher.mapped(), space.ranges());
     space.remove_observer(&observer).unwrap();

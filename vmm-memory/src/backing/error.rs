@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::DiscardError;
+
 /// Why host memory cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant describes it and its operands")]
@@ -79,6 +81,12 @@ pub enum BackingError {
         size: u64,
         #[source]
         source: io::Error,
+    },
+    #[error("{size} bytes of guest memory cannot be given back for the next life of a machine")]
+    Renew {
+        size: u64,
+        #[source]
+        source: DiscardError,
     },
     #[error("stopped while the pages of guest memory were made: {done} of {size} bytes were there")]
     Stopped { done: u64, size: u64 },

@@ -73,25 +73,76 @@ impl HostMemory {
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, BackingError> {
         let memory = Self::map(backing, size)?;
-        let page_size = memory.page_size;
+        memory.settle(backing)?;
+        memory.populate_if(backing.prefault, stop)?;
+        Ok(memory)
+    }
+
+    /// Makes this memory, which was reserved as `backing` says, again what it was then: what was written to it is gone, unless that is
+    /// in a shared file. Its addresses stay, and its descriptor; pages that were locked are so again when they are there. A stop is as
+    /// in [`reserve_unless`](Self::reserve_unless).
+    ///
+    /// # Errors
+    /// Any [`BackingError`]; it is to be dropped then.
+    pub fn renew(
+        &mut self,
+        backing: &Backing,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), BackingError> {
+        let size = self.len();
+        let keeps = match &backing.kind {
+            BackingKind::File { file, shared, offset } => {
+                // Somebody may have made it shorter.
+                let part = Part { offset: *offset, size, shared: *shared };
+                descriptor::check(file, part, backing.huge_pages)?;
+                *shared
+            }
+            BackingKind::Anonymous | BackingKind::Memfd => false,
+        };
+        if !keeps {
+            self.discard(0, size).map_err(|source| BackingError::Renew { size, source })?;
+        }
+        if self.page_size != PAGE {
+            // Only what is mapped anew sets pages of the pool aside, or says that there are too few.
+            let placed = self.mapping.place(self.source());
+            placed.map_err(|source| map_error(self.file.as_ref(), self.page_size, size, source))?;
+            self.settle(backing)?;
+        }
+        self.populate_if(backing.prefault, stop)
+    }
+
+    /// Tells the kernel what `backing` says about memory that was just mapped.
+    fn settle(&self, backing: &Backing) -> Result<(), BackingError> {
         if backing.huge_pages == HugePages::Transparent {
-            memory.advise(Advice::HugePages)?;
+            self.advise(Advice::HugePages)?;
         }
         if !backing.dump {
-            memory.advise(Advice::DontDump)?;
+            self.advise(Advice::DontDump)?;
         }
         // Before pages are made: a limit is to be met at once.
-        if backing.lock && page_size == PAGE {
-            memory.mapping.lock().map_err(|source| BackingError::Lock {
-                size,
-                limit: lock_limit(),
-                source,
-            })?;
+        if backing.lock && self.page_size == PAGE {
+            let refused = |source| BackingError::Lock { size: self.len(), limit: lock_limit(), source };
+            self.mapping.lock().map_err(refused)?;
         }
-        if backing.prefault {
-            prefault(&memory.mapping, 0..size, page_size, stop)?;
+        Ok(())
+    }
+
+    fn populate_if(&self, wanted: bool, stop: &(dyn Fn() -> bool + Sync)) -> Result<(), BackingError> {
+        if !wanted {
+            return Ok(());
         }
-        Ok(memory)
+        prefault(&self.mapping, 0..self.len(), self.page_size, stop)
+    }
+
+    /// What is mapped here.
+    fn source(&self) -> Source<'_> {
+        match &self.file {
+            None => Source::Anonymous,
+            Some((file, offset)) if self.means == Means::Hole => Source::Shared(file.as_fd(), *offset),
+            Some((file, offset)) => {
+                Source::Private { file: file.as_fd(), offset: *offset, reserve: self.page_size != PAGE }
+            }
+        }
     }
 
     fn map(backing: &Backing, size: u64) -> Result<Self, BackingError> {
@@ -116,16 +167,11 @@ impl HostMemory {
         let length = usize::try_from(size).map_err(too_large)?;
         let mapping =
             Mapping::reserve(length, usize::try_from(align).map_err(too_large)?).map_err(addresses)?;
-        let source = match &file {
-            None => Source::Anonymous,
-            Some((file, offset)) if shared => Source::Shared(file.as_fd(), *offset),
-            Some((file, offset)) => {
-                Source::Private { file: file.as_fd(), offset: *offset, reserve: page_size != PAGE }
-            }
-        };
-        mapping.place(source).map_err(|source| map_error(file.as_ref(), page_size, size, source))?;
         let means = if shared { Means::Hole } else { Means::Advice };
-        Ok(Self { mapping, file, page_size, means, dirty: Arc::new(DirtyMap::new(size)) })
+        let memory = Self { mapping, file, page_size, means, dirty: Arc::new(DirtyMap::new(size)) };
+        let placed = memory.mapping.place(memory.source());
+        placed.map_err(|source| map_error(memory.file.as_ref(), page_size, size, source))?;
+        Ok(memory)
     }
 
     /// The first address. It is valid for [`len`](Self::len) bytes, as long as this value lives.

@@ -115,7 +115,7 @@ impl Mapping {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = flags | libc::MAP_FIXED;
         // SAFETY:
-        // - the addresses are this value's own, and nobody has been given them while nothing was there;
+        // - the addresses are this value's own, and nobody uses what was there: nothing yet, or what its owner makes anew;
         // - memory of a shared file changes under us as guest RAM does: nobody has a reference into it.
         let placed = unsafe { libc::mmap(self.start.cast(), self.length, access, flags, fd, offset) };
         if placed == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }

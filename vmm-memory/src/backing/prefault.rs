@@ -5,7 +5,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use super::BackingError;
@@ -63,7 +63,10 @@ pub(super) fn prefault(
 }
 
 fn threads(chunks: u64) -> usize {
-    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    // Found out once, for which files are opened: later nobody may.
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    let find = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let processors = *PROCESSORS.get_or_init(find);
     processors.min(MOST_THREADS).min(chunks.try_into().unwrap_or(usize::MAX))
 }
 

@@ -130,7 +130,7 @@ fn ram_that_comes_back_since_a_change_failed_is_dirty_as_a_whole() {
     // The first slot is deleted, and the new one refused.
     vm.fail_call(vm.calls().len() + 1, libc::ENOMEM);
     let changes =
-        [Change::Unmap(LOW), Change::Map { start: new.start, memory: memory(new), read_only: false }];
+        [Change::Unmap(LOW), Change::Map { start: new.start, memory: memory(new).into(), read_only: false }];
     space.apply(changes).unwrap_err();
     assert_eq!(harvested(&tracker), every(LOW));
     space.memory().write_obj(1_u8, GuestAddress(PAGE)).unwrap();

@@ -262,7 +262,7 @@ fn nobody_else_maps_anything_there_or_changes_what_is_plugged() {
     let world = world(&Backing::default());
     world.plug(0..4);
     let memory = || HostMemory::anonymous(4 * BLOCK).unwrap();
-    let map = |start| Change::Map { start, memory: memory(), read_only: false };
+    let map = |start| Change::Map { start, memory: memory().into(), read_only: false };
     world.space.apply([map(START - 4 * BLOCK)]).unwrap();
     for start in [START + 4 * BLOCK, START, START - BLOCK] {
         let error = world.space.apply([map(start)]).unwrap_err();

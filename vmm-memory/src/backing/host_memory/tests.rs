@@ -349,3 +349,53 @@ fn huge_pages_that_are_not_there_are_refused_before_they_are_touched() {
         other => panic!("{other}"),
     }
 }
+
+#[test]
+fn renewed_memory_is_what_it_was_at_first_at_the_same_addresses() {
+    let kinds: [(Backing, u8); 4] = [
+        (Backing::default(), 0),
+        (memfd(), 0),
+        (Backing::new(BackingKind::File { file: file(MIB), shared: false, offset: 0 }), 0x11),
+        (Backing::new(BackingKind::File { file: file(MIB), shared: true, offset: 0 }), 0xa5),
+    ];
+    for (kind, expected) in kinds {
+        for prefault in [false, true] {
+            let backing = Backing { prefault, ..kind.clone() };
+            let mut memory = HostMemory::reserve(&backing, MIB).unwrap();
+            let start = memory.as_ptr();
+            touch(&memory);
+            memory.renew(&backing, &|| false).unwrap();
+            assert_eq!(memory.as_ptr(), start);
+            assert!((0..MIB).step_by(4096).all(|offset| read(&memory, offset) == expected), "{backing:?}");
+        }
+    }
+}
+
+#[test]
+fn making_the_pages_of_renewed_memory_can_be_stopped() {
+    let backing = Backing { prefault: true, ..memfd() };
+    let mut memory = HostMemory::reserve(&backing, MIB).unwrap();
+    let error = memory.renew(&backing, &|| true).unwrap_err();
+    assert!(matches!(error, BackingError::Stopped { .. }), "{error}");
+}
+
+#[test]
+fn fault_c3_a_file_that_became_shorter_is_not_renewed() {
+    let file = file(MIB);
+    let kind = BackingKind::File { file: Arc::clone(&file), shared: true, offset: 0 };
+    let mut memory = HostMemory::reserve(&Backing::new(kind.clone()), MIB).unwrap();
+    file.set_len(MIB / 2).unwrap();
+    let error = memory.renew(&Backing::new(kind), &|| false).unwrap_err();
+    assert!(matches!(error, BackingError::TooShort { .. }), "{error}");
+}
+
+#[test]
+fn renewed_huge_pages_are_set_aside_again() {
+    let backing = Backing { huge_pages: HugePages::Size2M, ..memfd() };
+    let Ok(mut memory) = HostMemory::reserve(&backing, 2 * MIB) else {
+        return writeln!(stderr(), "no huge pages on this host").unwrap();
+    };
+    touch(&memory);
+    memory.renew(&backing, &|| false).unwrap();
+    assert_eq!(read(&memory, 0), 0);
+}

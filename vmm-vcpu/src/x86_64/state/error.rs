@@ -1,5 +1,7 @@
 //! `StateError`: why the state of a vCPU cannot be saved or restored.
 
+use std::io;
+
 use vmm_core::IoctlError;
 
 use super::{CpuidDifference, StateVersion};
@@ -73,6 +75,15 @@ pub enum StateError {
     Nested {
         /// The vCPU.
         index: u32,
+    },
+    /// What the vCPU was doing when it was stopped does not come to an end.
+    #[error("the last access of vCPU {index} cannot be completed")]
+    Pending {
+        /// The vCPU.
+        index: u32,
+        /// What `KVM_RUN` answers.
+        #[source]
+        source: io::Error,
     },
     /// An ioctl failed.
     #[error("vCPU {index}")]

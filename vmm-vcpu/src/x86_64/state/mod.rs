@@ -18,6 +18,8 @@
 //! * What belongs to the VM is not in here: memory, the interrupt controllers besides the local APIC, and the clock
 //!   behind kvmclock (`KVM_SET_CLOCK`). A local APIC fits a VM with the same `KVM_CAP_X2APIC_API`.
 //!
+//! * **`reset`** is for the vCPU from which the state came, after it has run: [`Vcpu::reset`](crate::Vcpu::reset).
+//!
 //! # Time
 //!
 //! The TSC goes on from its saved value, so it does not count while the guest is a state. KVM keeps the TSCs of vCPUs
@@ -38,6 +40,7 @@ mod error;
 mod events;
 mod msrs;
 mod registers;
+mod reset;
 mod restore;
 mod save;
 #[cfg(test)]

@@ -25,6 +25,15 @@ impl Vcpu {
         fd.set_cpuid2(&prepared.cpuid).map_err(self.state_error("KVM_SET_CPUID2"))?;
         // Before the TSC and its deadline, which KVM converts with it.
         self.set_tsc_khz(state.tsc_khz)?;
+        self.set_state(state, &prepared)?;
+        // Last: KVM checks it against EFER.SVME or CR4.VMXE, the feature MSRs, and whether the vCPU is in SMM; entering
+        // or leaving SMM discards it.
+        self.set_nested(state)
+    }
+
+    /// Gives the vCPU all but its CPUID table, the frequency of its TSC, and its nested state.
+    pub(super) fn set_state(&self, state: &VcpuState, prepared: &Prepared) -> Result<(), StateError> {
+        let fd = self.fd();
         // Before the local APIC: its base and mode decide what its page means. Before the MP state: a boot processor at
         // the reset vector is set running. Before the events, because with KVM_SET_SREGS no interrupt is on its way.
         self.set_all_sregs(state)?;
@@ -41,13 +50,12 @@ impl Vcpu {
         fd.set_vcpu_events(&state.events).map_err(self.state_error("KVM_SET_VCPU_EVENTS"))?;
         // After the events: in SMM the states around INIT are not possible.
         let mp_state = kvm_mp_state { mp_state: state.mp_state };
-        fd.set_mp_state(mp_state).map_err(self.state_error("KVM_SET_MP_STATE"))?;
-        // Last: KVM checks it against EFER.SVME or CR4.VMXE, the feature MSRs, and whether the vCPU is in SMM; entering
-        // or leaving SMM discards it.
-        if let Some(nested) = &state.nested {
-            ioctl::set_nested_state(fd, nested).map_err(self.state_error("KVM_SET_NESTED_STATE"))?;
-        }
-        Ok(())
+        fd.set_mp_state(mp_state).map_err(self.state_error("KVM_SET_MP_STATE"))
+    }
+
+    pub(super) fn set_nested(&self, state: &VcpuState) -> Result<(), StateError> {
+        let Some(nested) = &state.nested else { return Ok(()) };
+        ioctl::set_nested_state(self.fd(), nested).map_err(self.state_error("KVM_SET_NESTED_STATE"))
     }
 
     /// Checks all that can be checked beforehand, and brings it into the kernel's form.
