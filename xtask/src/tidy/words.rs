@@ -34,8 +34,12 @@ const FOREIGN: [(&str, &[&str]); 2] = [
     ("vmm-devices/src/", &["gsi", "kvm", "vm_fd", "vcpu_fd"]),
 ];
 
+/// Where threads may be started that have no table of system calls: what starts all others, and threads that end before a guest runs.
+const THREADS: [&str; 3] = ["vmm-core/src/thread/mod.rs", "vmm-vcpu/src/affinity.rs", "vmm-cli/src/run.rs"];
+
 pub fn check(source: &Source<'_>) -> Vec<Problem> {
     let mut problems = undone(source);
+    problems.extend(threads(source));
     for (directory, foreign) in FOREIGN.iter().filter(|(directory, _)| source.path.starts_with(directory)) {
         let krate = directory.trim_end_matches("/src/");
         for ident in source.tokens.iter().filter(|token| token.kind == Kind::Ident) {
@@ -46,6 +50,18 @@ pub fn check(source: &Source<'_>) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Threads that are started without a kind. (Tests start theirs by `thread::spawn`.)
+fn threads(source: &Source<'_>) -> Vec<Problem> {
+    let is_ours = source.path.starts_with("vmm-") && source.path.contains("/src/");
+    if !is_ours || THREADS.contains(&source.path) {
+        return Vec::new();
+    }
+    let idents: Vec<_> = source.tokens.iter().filter(|token| token.kind == Kind::Ident).collect();
+    let found = idents.windows(2).filter(|pair| pair[0].is("thread") && pair[1].is("Builder"));
+    let text = "a thread is started by vmm_core::thread::spawn, as one of its kind";
+    found.map(|pair| Problem::new(source.path, pair[1].line, text.to_owned())).collect()
 }
 
 fn undone(source: &Source<'_>) -> Vec<Problem> {
@@ -126,6 +142,17 @@ mod tests {
                 "next_gsi names gsi, which vmm-devices does not know"
             ]
         );
+    }
+
+    #[test]
+    fn threads_without_a_kind_are_found() {
+        let text = "fn f() { std::thread::Builder::new().spawn(g); }";
+        assert_eq!(
+            texts("vmm-devices/src/a.rs", text),
+            ["a thread is started by vmm_core::thread::spawn, as one of its kind"]
+        );
+        assert_eq!(texts("vmm-cli/src/run.rs", text), [""; 0]);
+        assert_eq!(texts("tests/src/a.rs", text), [""; 0]);
     }
 
     #[test]
