@@ -11,6 +11,8 @@ pub const RUN: &[Call] = &[
     Call::ioctl(requests::KVM_GET_SREGS),
     Call::ioctl(requests::KVM_TRANSLATE),
     Call::ioctl(requests::KVM_RESET_DIRTY_RINGS),
+    // A kick that is a blocked signal is taken there.
+    Call::any(libc::SYS_rt_sigtimedwait),
 ];
 
 /// A vCPU whose exits nobody handles: embedders add what the devices need that its accesses reach.

@@ -49,6 +49,8 @@ pub(crate) fn prepare(config: &VmConfig) -> Result<(), Failure> {
     let paths = Paths::new(config);
     if set_policy(Box::new(Confinement { mode, paths, nursery: nursery.clone() })) {
         nursery.start().context("a thread").map_err(Failure::host_cannot)?;
+        // Now: a thread that is confined has no descriptor to give it.
+        messages::start();
     }
     Ok(())
 }

@@ -86,6 +86,8 @@ kvm! {
     KVM_SET_TSC_KHZ = io(0xa2);
     KVM_SET_XSAVE = iow::<kvm_bindings::kvm_xsave>(0xa5);
     KVM_SET_XCRS = iow::<kvm_bindings::kvm_xcrs>(0xa7);
+    KVM_GET_SREGS2 = ior::<kvm_bindings::kvm_sregs2>(0xcc);
+    KVM_SET_SREGS2 = iow::<kvm_bindings::kvm_sregs2>(0xcd);
     KVM_SET_NESTED_STATE = iow::<kvm_bindings::kvm_nested_state>(0xbf);
     KVM_CLEAR_DIRTY_LOG = iowr::<kvm_bindings::kvm_clear_dirty_log>(0xc0);
     KVM_RESET_DIRTY_RINGS = io(0xc7);
