@@ -26,6 +26,9 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
+/// A guest that does nothing.
+const HALTS: &str = "bench_halt";
+
 fn image() -> Result<NamedTempFile> {
     let image = NamedTempFile::new()?;
     let mut contents = vec![0; 2048];
@@ -35,7 +38,11 @@ fn image() -> Result<NamedTempFile> {
 }
 
 fn start(place: &ControlSocket, program: &str, args: &str) -> Result<RunningVm> {
-    let vm = place.start(TestVm::guest(program).args(args))?;
+    let mut vm = place.start(TestVm::guest(program).args(args))?;
+    if program == HALTS {
+        // Not before has it all that it takes: the kernel makes a thread when the vCPU runs.
+        vm.wait_for_output("\x1e")?;
+    }
     place.reaches("running")?;
     Ok(vm)
 }
@@ -82,7 +89,7 @@ fn a_disk_whose_path_leads_nowhere_is_what_was_handed_over() -> Result<()> {
 
 fn fault_c10_what_is_no_disk_is_refused_and_100_times_nothing_is_left() -> Result<()> {
     let place = ControlSocket::new()?;
-    let vm = start(&place, "bench_halt", "")?;
+    let vm = start(&place, HALTS, "")?;
     let image = image()?;
     let path = image.path();
     let refuse_each = || -> Result<()> {
@@ -118,7 +125,7 @@ fn fault_c10_what_is_no_disk_is_refused_and_100_times_nothing_is_left() -> Resul
 
 fn fault_c10_descriptors_that_nobody_asked_for_are_refused_and_closed() -> Result<()> {
     let place = ControlSocket::new()?;
-    let vm = start(&place, "bench_halt", "")?;
+    let vm = start(&place, HALTS, "")?;
     let image = image()?;
     let some = |count: usize| (0..count).map(|_| read_write(image.path())).collect::<Result<Vec<_>>>();
     let refuse_each = || -> Result<()> {
@@ -153,7 +160,7 @@ fn fault_c10_descriptors_that_nobody_asked_for_are_refused_and_closed() -> Resul
 
 fn fault_c11_descriptors_of_clients_that_vanish_are_closed() -> Result<()> {
     let place = ControlSocket::new()?;
-    let vm = start(&place, "bench_halt", "")?;
+    let vm = start(&place, HALTS, "")?;
     let image = image()?;
     let vanish = |bytes: &[u8]| place.client()?.send_with(bytes, &[read_write(image.path())?]);
     vanish(b"{\"verb\"")?;
@@ -169,7 +176,7 @@ fn fault_c11_descriptors_of_clients_that_vanish_are_closed() -> Result<()> {
 fn a_disk_that_is_a_file_of_the_machine_is_refused() -> Result<()> {
     let (place, directory) = (ControlSocket::new()?, tempfile::tempdir()?);
     let (log, alias) = (directory.path().join("log"), directory.path().join("alias"));
-    let vm = start(&place, "bench_halt", &format!("--log-file {}", log.display()))?;
+    let vm = start(&place, HALTS, &format!("--log-file {}", log.display()))?;
     // However it is called.
     std::os::unix::fs::symlink(&log, &alias)?;
     fs::OpenOptions::new().append(true).open(&log)?.set_len(4096)?;
