@@ -15,6 +15,7 @@ mod native {
     pub mod doorbell;
     pub mod embed;
     pub mod ends;
+    pub mod handed;
     pub mod hotplug;
     pub mod images;
     pub mod io;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         native::doorbell::trials(),
         native::embed::trials(),
         native::ends::trials(),
+        native::handed::trials(),
         native::hotplug::trials(),
         native::images::trials(),
         native::io::trials(),

@@ -57,7 +57,7 @@ Requests, answers and error codes are described in docs/control.md.
 
 Exit codes:
   0  done
-  1  the machine has refused; the message says why
+  1  the machine has refused, or a device cannot be opened; the message says why
   2  bad arguments
   3  no answer: no such socket, nobody listens, no permission, or not in time";
 

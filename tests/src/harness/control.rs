@@ -1,6 +1,7 @@
 //! `ControlSocket`: a place for a monitor's control socket, and the ways to ask on it.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -145,6 +146,25 @@ impl ControlClient {
     /// They cannot be sent.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.0.get_mut().write_all(bytes)?)
+    }
+
+    /// Sends `bytes`, with `descriptors` beside the first of them.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be sent.
+    pub fn send_with(&mut self, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<()> {
+        Ok(vmm_cli::control::descriptors::send(self.0.get_ref(), bytes, descriptors)?)
+    }
+
+    /// Asks with `request`, and with `descriptors` beside it.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be sent, or there is no answer.
+    pub fn ask_with(&mut self, request: &Value, descriptors: &[OwnedFd]) -> Result<Value> {
+        self.send_with(format!("{request}\n").as_bytes(), descriptors)?;
+        self.receive()
     }
 
     /// The next answer.

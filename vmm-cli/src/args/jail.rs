@@ -26,7 +26,7 @@ pub struct JailArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub network_namespace: Option<bool>,
 
-    /// File or directory that is in the jail too, for what is added while the machine runs; may be repeated
+    /// File or directory that is in the jail too, though no setting names it; may be repeated
     #[arg(long, value_name = "PATH")]
     pub allow: Vec<PathBuf>,
 

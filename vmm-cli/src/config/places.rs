@@ -53,8 +53,8 @@ impl HostPlace {
 }
 
 impl VmConfig {
-    /// Every path that a machine of this configuration opens, device nodes included. What is opened while it runs, because its
-    /// user adds a device, is not among them; sockets `PATH_PORT` are beside that of `vsock.path`.
+    /// Every path that a machine of this configuration opens, device nodes included. What its user opens to add a
+    /// device is not among them; sockets `PATH_PORT` are beside that of `vsock.path`.
     pub(crate) fn places(&self) -> Vec<HostPlace> {
         // Without `..`: whoever adds a section is asked whether it has paths. Of keys the table knows it, and a test asks.
         let Self {

@@ -1,6 +1,6 @@
 //! Control: the socket on which the owner of a machine asks for its state and changes it. `docs/control.md` is the user's page.
 //!
-//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`nets`] what of network devices in use, [`limits`] what becomes of their limits, [`vsock`] what is told of the socket device, [`memory`] what of RAM, [`balloon`] what of the balloon, [`wire`] how it is written, [`lines`] how requests are told apart, [`arrivals`] which descriptors come with which, [`roles`] what those are, [`opening`] how `ctl` comes to have them, `server` and `client` are the two ends of the socket.
+//! [`operations`] is what can be asked, [`devices`] what of those that come and go, [`disks`] what of disks in use, [`nets`] what of network devices in use, [`limits`] what becomes of their limits, [`vsock`] what is told of the socket device, [`memory`] what of RAM, [`balloon`] what of the balloon, [`wire`] how it is written, [`lines`] how requests are told apart, [`descriptors`] how descriptors come along, [`arrivals`] with which request, [`roles`] what those are, [`opening`] how `ctl` comes to have them, `server` and `client` are the two ends of the socket.
 
 pub mod arrivals;
 pub mod balloon;
@@ -8,7 +8,7 @@ pub(crate) mod calls;
 pub mod client;
 mod connection;
 mod current;
-mod descriptors;
+pub mod descriptors;
 pub mod devices;
 pub mod disks;
 pub mod limits;

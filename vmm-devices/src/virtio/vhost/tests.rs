@@ -8,7 +8,7 @@ use vmm_memory::{AddressSpace, Backing, Change, RamRange};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::testing::FakeFd;
-use super::{Backend, VhostFd, VhostMemory};
+use super::{Backend, HandedVhost, VhostFd, VhostMemory};
 use crate::Worker;
 use crate::virtio::testing::{Driver, RAM, Started, ram};
 use crate::virtio::vsock::KernelVsock;
@@ -19,6 +19,14 @@ const SEQPACKET: u64 = 1 << 1;
 /// Where the receive ring is: in the last region, where nothing else is.
 const RECEIVE: u64 = RAM[2].start;
 const TRANSMIT: u64 = 0x1_0000;
+
+#[test]
+fn fault_c10_what_is_handed_over_and_is_something_else_is_refused() {
+    for other in [tempfile::tempfile().unwrap(), std::fs::File::open("/dev/null").unwrap()] {
+        let error = HandedVhost::adopt(other.into()).unwrap_err().to_string();
+        assert_eq!(error, "the descriptor is of something else than /dev/vhost-net");
+    }
+}
 
 /// A device, its machine's memory, and what is in the place of the kernel.
 struct Bench {

@@ -1,5 +1,6 @@
 //! What is opened as an image, what is refused, and who is kept away.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -116,4 +117,97 @@ fn an_image_that_is_not_direct_takes_any_alignment() {
     let image = Image::open(file.path(), READ_ONLY).unwrap();
     assert!(image.is_aligned(1, [(3, 5)]));
     assert_eq!(image.blocks().logical, 512);
+}
+
+/// What somebody else may have opened, and how.
+fn opened(path: &Path, options: &mut OpenOptions) -> HandedImage {
+    HandedImage { file: options.open(path).unwrap(), direct: None }
+}
+
+fn refusal(handed: HandedImage, options: ImageOptions) -> String {
+    Image::adopt(Path::new("/its/name"), handed, options).unwrap_err().to_string()
+}
+
+fn read_write() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options
+}
+
+#[test]
+fn fault_c3_what_is_handed_over_and_is_no_disk_is_refused_by_its_name() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let directory = File::open("/").unwrap();
+    let zero = File::open("/dev/zero").unwrap();
+    for (fd, kind) in [
+        (OwnedFd::from(reader), "a FIFO"),
+        (writer.into(), "a FIFO"),
+        (socket.into(), "a socket"),
+        (directory.into(), "a directory"),
+        (zero.into(), "a character device"),
+    ] {
+        let error = refusal(HandedImage { file: fd.into(), direct: None }, READ_ONLY);
+        assert_eq!(error, format!("\"/its/name\" is {kind}; a disk is a regular file or a block device"));
+    }
+}
+
+#[test]
+fn fault_c3_a_descriptor_that_does_not_fit_the_disk_is_refused_with_its_fault() {
+    let file = image(4096);
+    let path = file.path();
+    let cases: [(OpenOptions, ImageOptions, &str); 6] = [
+        (read_write(), READ_ONLY, "is not for reading alone"),
+        (OpenOptions::new().read(true).clone(), ImageOptions::default(), "is not for reading and writing"),
+        (OpenOptions::new().write(true).clone(), ImageOptions::default(), "is not for reading and writing"),
+        (read_write().append(true).clone(), ImageOptions::default(), "appends"),
+        (read_write().custom_flags(libc::O_NONBLOCK).clone(), ImageOptions::default(), "does not wait"),
+        (OpenOptions::new().read(true).custom_flags(libc::O_PATH).clone(), READ_ONLY, "is of a path alone"),
+    ];
+    for (mut how, options, problem) in cases {
+        let error = refusal(opened(path, &mut how), options);
+        assert!(error.starts_with(&format!("the descriptor of \"/its/name\" {problem}")), "{error}");
+    }
+    // None of them is locked by that, or has other flags.
+    assert!(Image::open(path, ImageOptions::default()).is_ok());
+}
+
+#[test]
+fn fault_c4_what_is_handed_over_is_locked_as_what_is_opened_here() {
+    let file = image(4096);
+    let adopt = |mut how: OpenOptions, options| {
+        Image::adopt(Path::new("/its/name"), opened(file.path(), &mut how), options)
+    };
+    let readers: Vec<_> =
+        (0..2).map(|_| adopt(OpenOptions::new().read(true).clone(), READ_ONLY).unwrap()).collect();
+    let error = adopt(read_write(), ImageOptions::default()).unwrap_err().to_string();
+    assert!(error.starts_with("\"/its/name\" is in use by another process, or as another disk"), "{error}");
+    drop(readers);
+    // What whoever has opened it has locked, it has with the lock.
+    let ours = Image::open(file.path(), ImageOptions::default()).unwrap();
+    let handed = Image::adopt(ours.path(), ours.hand_over().unwrap(), ImageOptions::default()).unwrap();
+    drop(ours);
+    assert!(Image::open(file.path(), READ_ONLY).is_err());
+    assert_eq!(handed.length().unwrap(), 4096);
+    drop(handed);
+    assert!(adopt(read_write(), ImageOptions::default()).is_ok());
+}
+
+#[test]
+fn a_direct_image_is_handed_over_with_both_of_its_descriptors() {
+    let (file, other) = (image(1 << 16), image(1 << 16));
+    let direct = ImageOptions { read_only: false, direct: true };
+    let Ok(ours) = Image::open(file.path(), direct) else { return };
+    let handed = ours.hand_over().unwrap();
+    let swapped = HandedImage { file: handed.direct.unwrap(), direct: Some(handed.file) };
+    assert!(refusal(swapped, direct).contains("passes the page cache by (O_DIRECT), and is not to"));
+    let handed = ours.hand_over().unwrap();
+    let cached = HandedImage { direct: Some(handed.file.try_clone().unwrap()), file: handed.file };
+    assert!(refusal(cached, direct).contains("that is to pass the page cache by does not (O_DIRECT)"));
+    let theirs = Image::open(other.path(), direct).unwrap();
+    let mixed =
+        HandedImage { file: ours.hand_over().unwrap().file, direct: theirs.hand_over().unwrap().direct };
+    assert!(refusal(mixed, direct).contains("are of two files"));
+    let handed = Image::adopt(file.path(), ours.hand_over().unwrap(), direct).unwrap();
+    assert!(!handed.is_aligned(1, [(0x4000, 4096)]));
 }

@@ -1,6 +1,6 @@
 //! `HandedTap`: a TAP that another process has opened and set up, and what it takes to have its interface again.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -58,7 +58,7 @@ impl Tap {
             return Err(TapError::Pairs { name: name.to_owned(), found: fds.len(), pairs });
         }
         let mut flags = FLAGS;
-        for (number, fd) in (0..).map(RawFd::from).zip(&fds) {
+        for (number, fd) in (0..).zip(&fds) {
             let found = attached(number, fd)?;
             if found.name() != name {
                 return Err(TapError::OtherInterface { name: name.to_owned(), found: found.name() });

@@ -159,3 +159,49 @@ fn delete(name: &str) -> bool {
     assert!(status.as_ref().map_or(true, std::process::ExitStatus::success), "ip link delete {name}");
     status.is_ok()
 }
+
+#[test]
+fn fault_c10_what_is_handed_over_and_is_no_tap_is_refused() {
+    let file = || tempfile::tempfile().unwrap().into();
+    let handed = |count| HandedTap { queues: (0..count).map(|_| file()).collect(), again: None };
+    let refusal = |handed, pairs| Tap::adopt("tap9", handed, pairs, None).unwrap_err().to_string();
+    assert_eq!(refusal(handed(1), 1), "the descriptor 0 is no TAP that belongs to an interface");
+    let error = refusal(handed(3), 2);
+    assert!(error.starts_with("there are 3 descriptors of the interface tap9, and 2 are needed"), "{error}");
+    assert!(Tap::adopt("a/b", handed(1), 1, None).is_err());
+}
+
+#[test]
+fn a_tap_that_is_handed_over_is_the_same_and_is_had_again() {
+    let name = &own_name(5);
+    let Some(tap) = created(name, 2, 1500) else { return };
+    let adopt = |handed, pairs| Tap::adopt(name, handed, pairs, None);
+    let refusal = |handed| adopt(handed, 2).unwrap_err().to_string();
+    let bad = HandedTap { again: None, ..tap.hand_over().unwrap() };
+    let error = Tap::adopt("tap9", bad, 2, None).unwrap_err().to_string();
+    assert_eq!(error, format!("the descriptors are of the interface {name}, and not of tap9"));
+    for (pick, problem) in
+        [(0, "the socket for interfaces is no datagram socket"), (1, "for news is no netlink socket")]
+    {
+        let mut handed = tap.hand_over().unwrap();
+        let again = handed.again.as_mut().unwrap();
+        *[&mut again.interfaces, &mut again.news][pick] = tempfile::tempfile().unwrap().into();
+        let error = refusal(handed);
+        assert!(error.contains(problem), "{error}");
+    }
+    let same = adopt(tap.hand_over().unwrap(), 2).unwrap();
+    assert_eq!((same.name(), same.mtu(), same.pairs()), (&**name, Some(1500), 2));
+    let without = adopt(HandedTap { again: None, ..tap.hand_over().unwrap() }, 2).unwrap();
+    assert!(without.mtu().is_none() && without.news().is_none());
+    drop((tap, without));
+    assert!(exists(name), "it is this one's too");
+    if !delete(name) {
+        return;
+    }
+    let news = same.news().unwrap();
+    let other = created(name, 2, 1500).unwrap();
+    news.take();
+    assert!(same.take_again().unwrap());
+    drop((same, other));
+    assert!(!exists(name));
+}
