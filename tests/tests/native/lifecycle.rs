@@ -227,7 +227,10 @@ fn fault_d7_50_restarts_cost_no_descriptor_no_thread_and_no_mapping() -> Result<
     let (descriptors, threads, mappings) = counts(&mut vm, few)?;
     let more = rounds(50);
     let after_many = counts(&mut vm, few + more)?;
-    ensure!((descriptors, &threads) == (after_many.0, &after_many.1), "{descriptors} {threads:?} {after_many:?}");
+    ensure!(
+        (descriptors, &threads) == (after_many.0, &after_many.1),
+        "{descriptors} {threads:?} {after_many:?}"
+    );
     // The allocator may take another heap, and give it back.
     let most = mappings + more / 10;
     ensure!(after_many.2 <= most, "{mappings} mappings, and {} after {more} more lives", after_many.2);
