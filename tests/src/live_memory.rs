@@ -79,7 +79,11 @@ const TOGETHER: usize = 4;
 /// The host has no memory.
 pub fn round() -> Result<Vec<Vec<Change>>> {
     let comes = || {
-        Ok::<_, anyhow::Error>(Change::Map { start: COMES.start, memory: shared_memory()?.into(), read_only: false })
+        Ok::<_, anyhow::Error>(Change::Map {
+            start: COMES.start,
+            memory: shared_memory()?.into(),
+            read_only: false,
+        })
     };
     let goes = || Change::Unmap(COMES);
     let moves = |range, to: RamRange| Change::Move { range, to: to.start };

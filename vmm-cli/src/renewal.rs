@@ -95,7 +95,9 @@ impl Renewal {
         let outcome = self.done.recv();
         // There is something to read by now, or will be at once.
         let _ = self.shared.ready.read();
-        outcome.unwrap_or_else(|_| Err(Failure::internal(anyhow!("the thread that renews the machine panicked"))))
+        outcome.unwrap_or_else(|_| {
+            Err(Failure::internal(anyhow!("the thread that renews the machine panicked")))
+        })
     }
 }
 
@@ -109,12 +111,7 @@ impl Drop for Ready<'_> {
     }
 }
 
-fn renew(
-    mut chassis: Chassis,
-    resources: &Resources<'_>,
-    backing: &Backing,
-    stop: &AtomicBool,
-) -> Outcome {
+fn renew(mut chassis: Chassis, resources: &Resources<'_>, backing: &Backing, stop: &AtomicBool) -> Outcome {
     // A process that serves a device may still have requests of the last life in hand.
     let anew = !resources.back_ends.is_empty();
     let ram = chassis.take_ram();

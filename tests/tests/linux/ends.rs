@@ -29,6 +29,8 @@ pub fn trials() -> Vec<Trial> {
         a_second_sigterm_stops_at_once on TWO,
         a_guest_that_cannot_hear_the_button_is_stopped_at_once on ONE,
         a_guest_that_restarts_lives_until_sigterm on ONE,
+        a_guest_that_restarts_finds_the_same_machine on TWO,
+        a_guest_that_restarts_finds_the_same_machine_with_the_split_irqchip on TWO,
     ]
 }
 
@@ -133,6 +135,34 @@ fn a_guest_that_cannot_hear_the_button_is_stopped_at_once(guest: &LinuxGuest) ->
     vm.wait()?.ensure_code(0)?;
     ensure!(asked.elapsed() < LONG, "stopped at the end of the grace time");
     Ok(())
+}
+
+/// What a kernel says of its machine in the first life it says in each: as many CPUs, the same clock, no more to complain about.
+fn each_life_is_as_the_first(guest: &LinuxGuest, irqchip: &str) -> Result<()> {
+    const LIVES: usize = 3;
+    let vm = guest.vm("reboot", "").args("--on-reset restart --irqchip").arg(irqchip);
+    let mut vm = vm.deadline(Duration::from_secs(150)).spawn()?;
+    vm.wait_for_lines(LinuxReport::END, LIVES)?;
+    vm.signal(Signal::SIGTERM)?;
+    let said = vm.wait()?.ensure_code(0)?.text();
+    let lives: Vec<_> = said.split_inclusive(LinuxReport::END).take(LIVES).map(LinuxReport::read).collect();
+    let about = |life: &LinuxReport| -> Result<_> {
+        let errors = life.all("error").filter(|error| error.contains("APIC") || error.contains("MTRR"));
+        Ok((life.get("online")?.to_owned(), life.get("clocksource")?.to_owned(), errors.count()))
+    };
+    for life in &lives {
+        ensure!(life.number("cpus")? == u64::from(guest.cpus), "other CPUs: {life:?}");
+        ensure!(about(life)? == about(&lives[0])?, "{life:?} after {:?}", lives[0]);
+    }
+    Ok(())
+}
+
+fn a_guest_that_restarts_finds_the_same_machine(guest: &LinuxGuest) -> Result<()> {
+    each_life_is_as_the_first(guest, "kernel")
+}
+
+fn a_guest_that_restarts_finds_the_same_machine_with_the_split_irqchip(guest: &LinuxGuest) -> Result<()> {
+    each_life_is_as_the_first(guest, "split")
 }
 
 fn a_guest_that_restarts_lives_until_sigterm(guest: &LinuxGuest) -> Result<()> {

@@ -83,11 +83,7 @@ impl Devices {
     }
 
     /// Adds what every machine has; returns its serial port.
-    pub(super) fn add_legacy(
-        &mut self,
-        console: &Outlet,
-        events: &VmEvents,
-    ) -> Result<Arc<Serial>, Failure> {
+    pub(super) fn add_legacy(&mut self, console: &Outlet, events: &VmEvents) -> Result<Arc<Serial>, Failure> {
         let interrupt = self.line(SERIAL_LINE, "serial")?;
         let serial = Arc::new(Serial::new(interrupt, console.output(), console.on_drained()));
         self.port((COM1.into(), Serial::PORTS), "serial", Arc::clone(&serial) as Arc<dyn BusDevice>)?;

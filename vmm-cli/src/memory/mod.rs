@@ -200,7 +200,11 @@ mod tests {
             let (before, held) = (places(&ram), Arc::clone(&ram[1].1));
             let ram = renew(&backing, ram, false, &|| false).unwrap().unwrap();
             check(&ram);
-            assert_eq!((places(&ram)[0], places(&ram)[1] == before[1]), (before[0], false), "held by somebody");
+            assert_eq!(
+                (places(&ram)[0], places(&ram)[1] == before[1]),
+                (before[0], false),
+                "held by somebody"
+            );
             drop(held);
             check(&renew(&backing, ram, true, &|| false).unwrap().unwrap());
         }
@@ -230,7 +234,8 @@ mod tests {
             MemoryBacking::PrivateFile("/no-such-file".into()),
         ] {
             let config = MemoryConfig { backing, ..MemoryConfig::default() };
-            let reserved = super::backing(&config).and_then(|backing| reserve(&backing, &ranges(), &|| false));
+            let reserved =
+                super::backing(&config).and_then(|backing| reserve(&backing, &ranges(), &|| false));
             let failure = reserved.unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{failure}");
         }

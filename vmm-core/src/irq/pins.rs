@@ -281,6 +281,18 @@ mod tests {
         assert!(pins.is_masked(24));
     }
 
+    #[test]
+    fn a_renewed_router_has_no_route_and_no_pin_of_the_one_before() {
+        let vm = Arc::new(FakeVm::default());
+        router(&vm).ioapic_pins().program(5, edge(0x40), false).unwrap();
+        assert!(vm.message(5).is_some());
+        let options = IrqOptions { irqchip: Irqchip::Split, ..IrqOptions::all() };
+        let router = IrqRouter::renewed(vm.clone(), options).unwrap();
+        assert!(vm.routes().is_empty() && router.ioapic_pins().is_masked(5));
+        vm.fail_call(vm.calls().len(), libc::ENOMEM);
+        assert!(matches!(IrqRouter::renewed(vm.clone(), options), Err(IrqError::Routes(_))));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Program { vector: u8, level: bool, masked: bool },

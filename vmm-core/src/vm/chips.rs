@@ -38,9 +38,7 @@ impl Vm {
         for chip in &state.controllers {
             self.fd.set_irqchip(chip).map_err(IoctlError::of("KVM_SET_IRQCHIP"))?;
         }
-        state.pit.as_ref().map_or(Ok(()), |pit| {
-            self.fd.set_pit2(pit).map_err(IoctlError::of("KVM_SET_PIT2"))
-        })
+        state.pit.as_ref().map_or(Ok(()), |pit| self.fd.set_pit2(pit).map_err(IoctlError::of("KVM_SET_PIT2")))
     }
 
     /// Sets the clock behind kvmclock, which is 0 when a VM is made.

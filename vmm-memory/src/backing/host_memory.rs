@@ -84,11 +84,7 @@ impl HostMemory {
     ///
     /// # Errors
     /// Any [`BackingError`]; it is to be dropped then.
-    pub fn renew(
-        &mut self,
-        backing: &Backing,
-        stop: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), BackingError> {
+    pub fn renew(&mut self, backing: &Backing, stop: &(dyn Fn() -> bool + Sync)) -> Result<(), BackingError> {
         let size = self.len();
         let keeps = match &backing.kind {
             BackingKind::File { file, shared, offset } => {
