@@ -100,3 +100,41 @@ fn of_net(files: NetFiles, all: &mut Vec<OwnedFd>) -> Roles {
     let [interfaces, news] = [interfaces, news].map(|file| file.map(|file| place(all, file)));
     Roles { tap, vhost, interfaces, news, ..Roles::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::wire::ErrorCode;
+
+    fn prepare(device: NewDevice) -> Result<Prepared, ErrorBody> {
+        super::prepare(Operation::DeviceAdd(device.into()))
+    }
+
+    fn disk(settings: &str) -> Prepared {
+        prepare(NewDevice::Disk(Box::new(settings.parse().unwrap()))).unwrap()
+    }
+
+    #[test]
+    fn what_is_opened_goes_along_and_is_named_and_the_rest_is_told_when_it_is_missed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let prepared = disk(&format!("path={},format=raw", file.path().display()));
+        let roles = Roles { image: Some(0), ..Roles::default() };
+        assert_eq!((prepared.operation.roles(), prepared.descriptors.len()), (Some(&roles), 1));
+        assert!(prepared.failure.is_none());
+        // It is locked until it is dropped.
+        let again = disk(&format!("path={},format=raw", file.path().display()));
+        assert_eq!(again.failure.unwrap().code, ErrorCode::InUse);
+        let missing = disk("path=/nowhere,format=raw");
+        assert_eq!((missing.operation.roles(), missing.descriptors.len()), (Some(&Roles::default()), 0));
+        assert_eq!(missing.failure.unwrap().code, ErrorCode::BadDisk);
+    }
+
+    #[test]
+    fn a_number_of_a_descriptor_is_this_process_s_and_no_question_for_the_monitor() {
+        let error = prepare(NewDevice::Net(Box::new("fd=9999".parse().unwrap()))).unwrap_err();
+        assert!(error.code == ErrorCode::BadNet && error.message.starts_with("there is no descriptor 9999"));
+        let prepared = super::prepare(Operation::Status).unwrap();
+        assert!(prepared.descriptors.is_empty() && prepared.failure.is_none());
+    }
+}
