@@ -6,6 +6,7 @@ mod native {
     pub mod bench;
     pub mod boot;
     pub mod bus;
+    pub mod confinement;
     pub mod console;
     pub mod control;
     pub mod dedicated;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         native::bench::trials(),
         native::boot::trials(),
         native::bus::trials(),
+        native::confinement::trials(),
         native::console::trials(),
         native::control::trials(),
         native::dedicated::trials(),

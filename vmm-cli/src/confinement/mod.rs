@@ -40,7 +40,7 @@ pub fn kinds() -> &'static [&'static Kind] {
 pub(crate) fn prepare(config: &VmConfig) -> Result<(), Failure> {
     let mode = config.confinement.seccomp;
     filters::check(mode).map_err(Failure::host_cannot)?;
-    process::settle().context("settings of the process").map_err(Failure::host_cannot)?;
+    process::settle(config).context("settings of the process").map_err(Failure::host_cannot)?;
     allocator::settle();
     let nursery = Nursery::new().context("an eventfd").map_err(Failure::host_cannot)?;
     if mode == Seccomp::On {

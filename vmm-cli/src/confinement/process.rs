@@ -1,23 +1,41 @@
-//! What holds for the whole process: no more privileges than it was started with, and no core file with the guest's secrets.
+//! What holds for the whole process: no more privileges than it was started with, no core file with the guest's secrets, and limits in the
+//! place of the privileges that its threads give up.
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rustix::thread::{
     CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set, set_no_new_privs,
 };
+
+use crate::config::VmConfig;
+
+/// Highest priority of a realtime policy.
+const HIGHEST: u64 = 99;
 
 /// Settles it, for the calling thread and those that it starts.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn settle() -> nix::Result<()> {
+pub(super) fn settle(config: &VmConfig) -> nix::Result<()> {
     // It looks where the kernel's clock is, which no thread could do later.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    raise_limits(config);
     empty_bounding_set();
     // Linux before 4.3 has none.
     let _ = clear_ambient_capability_set();
     set_no_new_privs(true).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
+}
+
+/// What the machine may need while it runs is then no matter of privileges: memory that is plugged is locked, and the vCPUs of another life
+/// take their policy again. Who may not raise a limit has it as it is, and no privilege that would be missed.
+fn raise_limits(config: &VmConfig) {
+    if config.memory.lock {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    }
+    if config.cpu.scheduler.is_some_and(|scheduler| scheduler.is_realtime()) {
+        let _ = setrlimit(Resource::RLIMIT_RTPRIO, HIGHEST, HIGHEST);
+    }
 }
 
 /// As far as this process may: without CAP_SETPCAP it may not, and nothing is executed from which it could gain anything.

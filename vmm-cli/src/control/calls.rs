@@ -1,13 +1,20 @@
 //! What the threads of the control socket ask of the kernel.
 
-use vmm_core::thread::{Call, Kind, calls};
+use vmm_core::thread::{Call, Kind, calls, requests};
 use vmm_devices::virtio::block::calls::{IMAGES, RINGS};
 use vmm_devices::virtio::net::calls::TAP;
-use vmm_devices::virtio::vhost::calls::VHOST;
+use vmm_devices::virtio::vhost::calls::{VHOST, VHOST_SETUP};
 use vmm_devices::virtio::vhost_user::calls::BACK_END;
 
-/// An image is locked.
-const LOCKS: &[Call] = &[Call::fcntl(libc::F_OFD_SETLK)];
+/// What a client hands over is looked at: an image, which is locked, or an interface and its sockets.
+const HANDED: &[Call] = &[
+    Call::fcntl(libc::F_OFD_SETLK),
+    Call::ioctl(requests::known(libc::BLKSSZGET as libc::c_ulong)),
+    Call::ioctl(requests::known(libc::BLKPBSZGET as libc::c_ulong)),
+    Call::ioctl(requests::known(libc::TUNGETIFF)),
+    Call::ioctl(requests::known(libc::SIOCGIFHWADDR)),
+    Call::ioctl(requests::known(libc::SIOCGIFMTU)),
+];
 
 /// Clients come, ask, are answered and go.
 const CLIENTS: &[Call] = &[
@@ -43,10 +50,11 @@ pub(crate) static CONTROL_WAIT: Kind = Kind {
         calls::ROUTES,
         calls::SLOTS,
         IMAGES,
-        LOCKS,
+        HANDED,
         RINGS,
         TAP,
         VHOST,
+        VHOST_SETUP,
         BACK_END,
     ],
 };

@@ -103,6 +103,10 @@ const RESET: &[Call] = &[
     Call::ioctl(requests::KVM_SET_VCPU_EVENTS),
     Call::ioctl(requests::KVM_SET_DEBUGREGS),
     Call::ioctl(requests::KVM_SET_TSC_KHZ),
+    Call::ioctl(requests::KVM_GET_TSC_KHZ),
+    // Memory that others still have is made anew.
+    Call::any(libc::SYS_memfd_create),
+    Call::fcntl(libc::F_ADD_SEALS),
     Call::ioctl(requests::KVM_SET_XSAVE),
     Call::ioctl(requests::KVM_SET_XCRS),
     Call::ioctl(requests::KVM_SET_NESTED_STATE),

@@ -116,8 +116,6 @@ fn try_out(scheduler: Scheduler) -> anyhow::Result<()> {
 }
 
 fn keep_off(cpus: &CpuSet) -> Result<KeptOff, Failure> {
-    // Threads that would otherwise be started when they are first needed, which may be by a vCPU.
-    messages::start();
     affinity::keep_off(cpus).context("cpu.dedicated (--dedicated)").map_err(Failure::host_cannot)
 }
 

@@ -84,6 +84,7 @@ kvm! {
     KVM_SET_PIT2 = iow::<kvm_bindings::kvm_pit_state2>(0xa0);
     KVM_SET_DEBUGREGS = iow::<kvm_bindings::kvm_debugregs>(0xa2);
     KVM_SET_TSC_KHZ = io(0xa2);
+    KVM_GET_TSC_KHZ = io(0xa3);
     KVM_SET_XSAVE = iow::<kvm_bindings::kvm_xsave>(0xa5);
     KVM_SET_XCRS = iow::<kvm_bindings::kvm_xcrs>(0xa7);
     KVM_GET_SREGS2 = ior::<kvm_bindings::kvm_sregs2>(0xcc);

@@ -34,3 +34,14 @@ pub const VHOST: &[Call] = &[
     // VHOST_VSOCK_SET_RUNNING
     Call::ioctl(requests::iow::<u32>(VHOST_VIRTIO, 0x61)),
 ];
+
+/// A device is given to this process.
+pub const VHOST_SETUP: &[Call] = &[
+    // VHOST_GET_FEATURES
+    Call::ioctl(requests::ior::<u64>(VHOST_VIRTIO, 0x00)),
+    // VHOST_SET_OWNER
+    Call::ioctl(requests::io(VHOST_VIRTIO, 0x01)),
+    // VHOST_GET_BACKEND_FEATURES, VHOST_SET_BACKEND_FEATURES
+    Call::ioctl(requests::ior::<u64>(VHOST_VIRTIO, 0x26)),
+    Call::ioctl(requests::iow::<u64>(VHOST_VIRTIO, 0x25)),
+];
