@@ -80,7 +80,7 @@ pub(crate) fn errno(error: &anyhow::Error) -> Option<i32> {
 pub(crate) fn about(error: &anyhow::Error) -> Option<&'static str> {
     match errno(error)? {
         libc::EMFILE => Some(
-            "raise this process's limit of open files (`ulimit -n 1024`): a machine takes some 20, and one for each \
+            "raise this process's limit of open files (`ulimit -n 1024`): a machine takes some 23, and one for each \
              vCPU, two with `--stats` or `--api-sock`",
         ),
         libc::ENFILE => Some("the host has no open file left (`sysctl fs.file-max`)"),

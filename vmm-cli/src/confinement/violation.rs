@@ -61,9 +61,7 @@ extern "C" fn on_violation(_: c_int, _: *mut libc::siginfo_t, context: *mut c_vo
         }
         let kind = current_kind().and_then(|own| kinds::ALL.iter().position(|kind| std::ptr::eq(*kind, own)));
         KIND.store(kind.unwrap_or(usize::MAX), Ordering::Relaxed);
-        // SAFETY:
-        // - the call has no argument.
-        THREAD.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+        THREAD.store(rustix::thread::gettid().as_raw_pid(), Ordering::Relaxed);
         WRITTEN.store(true, Ordering::Release);
         let one = 1_u64;
         // SAFETY:

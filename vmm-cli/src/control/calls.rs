@@ -9,6 +9,7 @@ use vmm_devices::virtio::vhost_user::calls::BACK_END;
 /// What a client hands over is looked at: an image, which is locked, or an interface and its sockets.
 const HANDED: &[Call] = &[
     Call::fcntl(libc::F_OFD_SETLK),
+    Call::any(libc::SYS_fstatfs),
     Call::ioctl(requests::known(libc::BLKSSZGET as libc::c_ulong)),
     Call::ioctl(requests::known(libc::BLKPBSZGET as libc::c_ulong)),
     Call::ioctl(requests::known(libc::TUNGETIFF)),

@@ -9,7 +9,7 @@ use super::memory::size;
 use crate::files::Files;
 
 /// Descriptors of a machine with one vCPU and the default devices, beside those that the process was started with.
-const MACHINE_DESCRIPTORS: u64 = 16;
+const MACHINE_DESCRIPTORS: u64 = 19;
 /// Most vCPUs of a machine. Each after the first takes a descriptor.
 const MOST_VCPUS: u64 = 254;
 /// Descriptors of the statistics, beside one for each vCPU: of the VM, and where they go.

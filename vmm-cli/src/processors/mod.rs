@@ -10,7 +10,6 @@ use vmm_vcpu::x86_64::CpuidTemplate;
 use vmm_vcpu::{Placement, Scheduler};
 
 use crate::config::{CpuConfig, CpuList, scheduler};
-use crate::messages;
 use crate::outcome::Failure;
 use halt_probe::Halt;
 use host_cpus::HostCpus;
