@@ -1,7 +1,7 @@
 //! The balloon: what the host sets of it, kept through restarts of the machine, and the device of one life.
 
-use vmm_devices::virtio::balloon::calls::BALLOON;
 use std::sync::Arc;
+use vmm_devices::virtio::balloon::calls::BALLOON;
 
 use vm_memory::GuestMemoryBackend;
 use vmm_core::VmEvents;

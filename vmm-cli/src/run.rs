@@ -1,7 +1,5 @@
 //! `run`: the main job, from a configuration to an exit code.
 
-use vmm_core::thread::confine;
-use crate::machine::calls::MAIN;
 use crate::confinement;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -203,7 +201,7 @@ impl Lives<'_> {
         let bare = Chassis::build(kvm, config, processors, ram)?;
         let machine = Machine::build(bare, self.resources, &events)?;
         // Everything is open, and no guest has run yet.
-        confine(&MAIN);
+        confinement::complete(config);
         Ok(ControlFlow::Continue(Built { machine, events }))
     }
 

@@ -1,10 +1,10 @@
 //! Signals: the ones that stop the machine arrive as a descriptor, the ones that mean nothing here are ignored.
 
-use vmm_core::thread::spawn;
 use crate::machine::calls::TEARDOWN_WATCH;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
+use vmm_core::thread::spawn;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

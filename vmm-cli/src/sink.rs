@@ -6,12 +6,12 @@
 //! The descriptor may be inherited (standard output): its flags are left alone. So the thread waits until it is
 //! writable, and if a write blocks all the same, it blocks this thread and nothing else.
 
-use vmm_core::thread::{Call, Kind, spawn};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use vmm_core::thread::{Call, Kind, spawn};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -1,9 +1,9 @@
 //! What is behind the guest's socket device: made before the machine is built, and kept through its restarts.
 
-use vmm_devices::virtio::vsock::calls::VSOCK;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use vmm_devices::virtio::vsock::calls::VSOCK;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -4,13 +4,13 @@
 //! change and returns, with a [`Deferred`](vmm_core::Deferred) if the guest has to see it done. Changes are made one after
 //! the other, in the order in which they were posted, without any lock.
 
-use vmm_core::thread::spawn;
 use crate::calls::RECONFIGURE;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use vmm_core::thread::spawn;
 
 use vmm_core::{VmEvent, VmEvents};
 

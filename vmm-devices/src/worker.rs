@@ -5,7 +5,6 @@
 //!
 //! Lock order: nothing is locked under `handlers`; a handler runs under its own lock only.
 
-use vmm_core::thread::Kind;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -15,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, JoinHandle, ThreadId};
+use vmm_core::thread::Kind;
 
 use vmm_core::{VmEvent, VmEvents, in_read_section};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};

@@ -1,6 +1,5 @@
 //! `VcpuThread`: a vCPU on a thread of its own, named `vcpuN`.
 
-use vmm_core::thread::{Kind, spawn_prepared};
 use crate::calls::VCPU;
 use std::any::Any;
 use std::io;
@@ -9,6 +8,7 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
+use vmm_core::thread::{Kind, spawn_prepared};
 
 use crate::counters::Counters;
 use crate::kick::{Kick, Parking, Requests};

@@ -26,7 +26,8 @@ const HALTS: &str = "bench_halt";
 const RUNS: &str = "\x1e";
 
 /// Everything that can be had without a network interface.
-const EVERYTHING: &str = "--cpus 2 --entropy --selftest --balloon size=1M --memory-hotplug size=128M --virtio-console null";
+const EVERYTHING: &str =
+    "--cpus 2 --entropy --selftest --balloon size=1M --memory-hotplug size=128M --virtio-console null";
 
 /// A machine with one of each device, which runs.
 fn machine(place: &ControlSocket, args: &str) -> Result<RunningVm> {
@@ -82,7 +83,18 @@ fn ensure_filters(vm: &RunningVm, mode: &str) -> Result<()> {
     for (name, values) in &threads {
         ensure!(values == &[mode], "{name} has {values:?}");
     }
-    for name in ["vcpu0", "vcpu1", "console", "control", "virtio", "disk", "vsock", "balloon", "virtio-mem", "nursery"] {
+    for name in [
+        "vcpu0",
+        "vcpu1",
+        "console",
+        "control",
+        "virtio",
+        "disk",
+        "vsock",
+        "balloon",
+        "virtio-mem",
+        "nursery",
+    ] {
         ensure!(threads.iter().any(|(thread, _)| thread == name), "no {name} in {threads:?}");
     }
     Ok(())
@@ -171,7 +183,7 @@ fn fault_d7_machines_at_once_leave_nothing_behind() -> Result<()> {
     // All at once, so far as the host can.
     let machines = thread::scope(|scope| {
         let starting: Vec<_> = places.iter().map(|place| scope.spawn(move || start(place))).collect();
-        let ended = starting.into_iter().map(|thread| thread.join());
+        let ended = starting.into_iter().map(thread::ScopedJoinHandle::join);
         ended.map(|machine| machine.unwrap_or_else(|_| bail!("a panic"))).collect::<Result<Vec<_>>>()
     })?;
     for vm in &machines {

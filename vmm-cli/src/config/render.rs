@@ -279,9 +279,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BalloonConfig, BootConfig, ConfinementConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig, LogConfig,
-        MacAddress, MachineConfig, MemoryBacking, SerialMode, StatsConfig, StatsOutput, VsockConfig, keys,
-        parse_toml,
+        BalloonConfig, BootConfig, ConfinementConfig, ConsoleConfig, ControlConfig, CpuList, EntropyConfig,
+        LogConfig, MacAddress, MachineConfig, MemoryBacking, SerialMode, StatsConfig, StatsOutput,
+        VsockConfig, keys, parse_toml,
     };
 
     fn absolute_path() -> impl Strategy<Value = PathBuf> {

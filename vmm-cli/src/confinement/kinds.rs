@@ -59,7 +59,8 @@ pub(super) static NURSERY: Kind =
 
 /// What a thread of `kind` may ask for.
 pub(super) fn calls(kind: &'static Kind) -> Vec<Call> {
-    let of_others = ALL.iter().filter(|_| std::ptr::eq(kind, &raw const NURSERY)).flat_map(|other| other.calls());
+    let of_others =
+        ALL.iter().filter(|_| std::ptr::eq(kind, &raw const NURSERY)).flat_map(|other| other.calls());
     let mut calls: Vec<Call> = Vec::new();
     for call in kind.calls().chain(of_others) {
         if !calls.contains(call) {

@@ -17,11 +17,12 @@ mod tests;
 mod violation;
 
 use anyhow::Context;
-use vmm_core::thread::{Kind, Policy, set_policy};
+use vmm_core::thread::{Kind, Policy, confine, set_policy};
 
 use self::nursery::Nursery;
 use self::paths::Paths;
 use crate::config::{Seccomp, VmConfig};
+use crate::machine::calls::MAIN;
 use crate::outcome::{self, Failure};
 use crate::{logging, messages};
 
@@ -53,6 +54,12 @@ pub(crate) fn prepare(config: &VmConfig) -> Result<(), Failure> {
         messages::start();
     }
     Ok(())
+}
+
+/// Confines the main thread, when everything is open that the machine of `config` is started with.
+pub(crate) fn complete(config: &VmConfig) {
+    process::limit_descriptors(config);
+    confine(&MAIN);
 }
 
 /// The policy of a process that runs a machine.

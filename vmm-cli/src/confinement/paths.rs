@@ -44,7 +44,9 @@ impl Paths {
         };
         let none = rules(&BTreeSet::new());
         if none.is_none() {
-            tracing::info!("the kernel has no Landlock: threads are confined by their tables of system calls only");
+            tracing::info!(
+                "the kernel has no Landlock: threads are confined by their tables of system calls only"
+            );
         }
         let removal = if directories.is_empty() { None } else { rules(&directories) };
         Self { none, removal }

@@ -1,16 +1,28 @@
 //! What holds for the whole process: no more privileges than it was started with, no core file with the guest's secrets, and limits in the
 //! place of the privileges that its threads give up.
 
+use std::os::fd::{AsFd, AsRawFd};
+
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set, set_no_new_privs,
 };
+
+use vmm_devices::virtio::vsock::MOST_CONNECTIONS;
 
 use crate::config::VmConfig;
 
 /// Highest priority of a realtime policy.
 const HIGHEST: u64 = 99;
+
+/// Descriptors that queues, threads and clients of consoles come to have.
+const OWN: u64 = 4096;
+/// Those of the clients of the control socket, each with as many as it may hand over.
+const CLIENTS: u64 = 16 * 65;
+/// Those of devices that are added, each in one of 32 places, with up to 64 pairs of queues.
+const PLUGGED: u64 = 32 * 512;
 
 /// Settles it, for the calling thread and those that it starts.
 ///
@@ -33,8 +45,23 @@ fn raise_limits(config: &VmConfig) {
     if config.memory.lock {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     }
-    if config.cpu.scheduler.is_some_and(|scheduler| scheduler.is_realtime()) {
+    if config.cpu.scheduler.is_some_and(vmm_vcpu::Scheduler::is_realtime) {
         let _ = setrlimit(Resource::RLIMIT_RTPRIO, HIGHEST, HIGHEST);
+    }
+}
+
+/// Lowers the limit of descriptors to what the machine of `config` can come to have beside those that are open.
+pub(super) fn limit_descriptors(config: &VmConfig) {
+    let controlled = config.control.socket.is_some();
+    let streams = if config.vsock.has_device() { MOST_CONNECTIONS } else { 0 };
+    let (clients, plugged) = if controlled { (CLIENTS, PLUGGED) } else { (0, 0) };
+    // The next descriptor has the lowest free number.
+    let Ok(next) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC) else { return };
+    let next = u64::try_from(next.as_fd().as_raw_fd()).unwrap_or(0);
+    let most = next + OWN + clients + plugged + streams as u64;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // It cannot fail: no limit is raised.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.min(most), hard.min(most));
     }
 }
 

@@ -27,7 +27,7 @@ impl Asked {
         match offset {
             0 => self.number as u32,
             4 => architecture,
-            16.. => half(self.arguments[(offset as usize - 16) / 8], offset % 8 == 0),
+            16.. => half(self.arguments[(offset as usize - 16) / 8], offset.is_multiple_of(8)),
             // The address of the instruction.
             _ => 0,
         }

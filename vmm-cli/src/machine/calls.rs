@@ -75,8 +75,7 @@ pub(crate) static MAIN: Kind = Kind {
 };
 
 /// `teardown-watch`: ends the process where the teardown does not.
-pub(crate) static TEARDOWN_WATCH: Kind =
-    Kind { name: "teardown-watch", tables: &[calls::WAITING, ENDING] };
+pub(crate) static TEARDOWN_WATCH: Kind = Kind { name: "teardown-watch", tables: &[calls::WAITING, ENDING] };
 
 /// What KVM has made is as it was at first.
 const RESET: &[Call] = &[

@@ -310,7 +310,8 @@ fn start(
     let start = |vcpu: Vcpu| {
         let ends = ends.clone();
         let on_end = move |vcpu: &Vcpu, end| ends.report(vcpu, &end);
-        let options = ThreadOptions { mechanism, placement: processors.placement(vcpu.index()), kind: &calls::VCPU };
+        let options =
+            ThreadOptions { mechanism, placement: processors.placement(vcpu.index()), kind: &calls::VCPU };
         VcpuThread::spawn(vcpu, Arc::clone(exits), options, on_end)
     };
     let threads: Result<Vec<_>, _> = vcpus.into_iter().map(start).collect();

@@ -1,7 +1,7 @@
 //! `VirtioDevices`: the virtio devices of a machine that is being built, and where its guest finds them.
 
-use vmm_devices::calls::VIRTIO;
 use std::sync::Arc;
+use vmm_devices::calls::VIRTIO;
 
 use anyhow::anyhow;
 use vmm_core::VmEvents;

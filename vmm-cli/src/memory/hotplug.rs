@@ -1,9 +1,9 @@
 //! The RAM that a guest can plug while it runs: where it lies, what is behind it, and how much of it the guest is asked to have, also after
 //! a restart.
 
-use vmm_devices::virtio::mem::calls::VIRTIO_MEM;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use vmm_devices::virtio::mem::calls::VIRTIO_MEM;
 
 use anyhow::{Error, anyhow};
 use vmm_core::VmEvents;

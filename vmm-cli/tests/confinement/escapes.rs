@@ -30,7 +30,7 @@ const HERE: Argument = Number(libc::AT_FDCWD as c_ulong);
 const CREATE_VM: c_ulong = 0xae01;
 const PAGE: c_ulong = 4096;
 const EXECUTABLE: c_ulong = (libc::PROT_READ | libc::PROT_EXEC) as c_ulong;
-/// Landlock's refusal, and that of a kernel without it to somebody who may do it all the same: then there is nothing to test.
+/// Landlock's refusal, and that of a missing capability.
 const REFUSED: Option<&[i32]> = Some(&[libc::EACCES]);
 const NOT_PERMITTED: Option<&[i32]> = Some(&[libc::EPERM]);
 
@@ -139,6 +139,15 @@ pub static ESCAPES: &[Escape] = &[
         without_filters: None,
     },
 ];
+
+/// Whether the kernel has Landlock.
+pub fn has_landlock() -> bool {
+    // LANDLOCK_CREATE_RULESET_VERSION
+    let flags = 1;
+    // SAFETY:
+    // - with this flag the kernel makes nothing and reads nothing: it answers with its version.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, flags) > 0 }
+}
 
 impl Escape {
     /// Makes the attempt. The error of the kernel, 0 for none.

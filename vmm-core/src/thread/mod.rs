@@ -151,9 +151,12 @@ mod tests {
 
     #[test]
     fn without_a_policy_a_thread_is_a_thread() {
-        let thread = spawn_prepared(&KIND, "test7", || 3, |three| {
-            (three, std::thread::current().name().map(ToOwned::to_owned), is_confined())
-        });
+        let thread = spawn_prepared(
+            &KIND,
+            "test7",
+            || 3,
+            |three| (three, std::thread::current().name().map(ToOwned::to_owned), is_confined()),
+        );
         assert_eq!(thread.unwrap().join().unwrap(), (3, Some("test7".to_owned()), false));
     }
 }

@@ -15,10 +15,10 @@ pub(crate) mod testing;
 use std::fs::File;
 use std::sync::Arc;
 
-pub use prefault::PREFAULT;
 pub use discard::DiscardError;
 pub use error::BackingError;
 pub use host_memory::HostMemory;
+pub use prefault::PREFAULT;
 
 /// How host memory for the guest is made.
 #[derive(Clone, Debug)]

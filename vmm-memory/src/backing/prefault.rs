@@ -1,12 +1,12 @@
 //! Prefault: every page of a mapping made ahead of its use, by several threads.
 
-use vmm_core::thread::{Kind, is_confined, spawn_scoped};
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
+use vmm_core::thread::{Kind, is_confined, spawn_scoped};
 
 use super::BackingError;
 use super::mapping::{Advice, Mapping};

@@ -25,10 +25,8 @@ pub const IMAGES: &[Call] = &[
 ];
 
 /// `disk`: the queues of one disk.
-pub static DISK: Kind = Kind {
-    name: "disk",
-    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, RINGS, IMAGES],
-};
+pub static DISK: Kind =
+    Kind { name: "disk", tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, RINGS, IMAGES] };
 
 /// `disk-io`: requests that wait, one after the other.
 pub static DISK_IO: Kind = Kind { name: "disk-io", tables: &[IMAGES] };

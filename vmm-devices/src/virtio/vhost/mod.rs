@@ -11,8 +11,8 @@
 //!
 //! Of what a device does here dirty pages are not logged.
 
-pub mod calls;
 mod backend;
+pub mod calls;
 mod error;
 mod fd;
 mod ioctl;

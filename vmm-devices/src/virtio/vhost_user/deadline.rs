@@ -3,7 +3,6 @@
 //! The vhost crate waits for answers without a limit, and takes the time-out of a socket for a reason to wait again. The end of the
 //! connection it takes for what it is.
 
-use vmm_core::thread::spawn;
 use super::calls::VHOST_USER;
 use std::io;
 use std::net::Shutdown;
@@ -11,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use vmm_core::thread::spawn;
 
 use crate::sync::lock;
 
@@ -42,8 +42,7 @@ impl Deadline {
     pub(super) fn new(socket: &UnixStream) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let (socket, watched) = (socket.try_clone()?, Arc::clone(&shared));
-        let thread =
-            spawn(&VHOST_USER, VHOST_USER.name, move || watched.watch(&socket))?;
+        let thread = spawn(&VHOST_USER, VHOST_USER.name, move || watched.watch(&socket))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
