@@ -1,3 +1,5 @@
+//! The tables as programs of the kernel's filter machine: what they permit and refuse, instruction by instruction.
+
 use seccompiler::BpfProgram;
 use vmm_core::thread::{Call, Condition, Kind};
 
