@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set, set_no_new_privs,
+    CapabilitySet, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_no_new_privs,
 };
 
 use vmm_devices::virtio::vsock::MOST_CONNECTIONS;
@@ -42,10 +43,12 @@ pub(super) fn settle(config: &VmConfig) -> nix::Result<()> {
 /// What the machine may need while it runs is then no matter of privileges: memory that is plugged is locked, and the vCPUs of another life
 /// take their policy again. Who may not raise a limit has it as it is, and no privilege that would be missed.
 fn raise_limits(config: &VmConfig) {
-    if config.memory.lock {
+    let Ok(held) = capabilities(None) else { return };
+    if config.memory.lock && held.effective.contains(CapabilitySet::IPC_LOCK) {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     }
-    if config.cpu.scheduler.is_some_and(vmm_vcpu::Scheduler::is_realtime) {
+    let is_realtime = config.cpu.scheduler.is_some_and(vmm_vcpu::Scheduler::is_realtime);
+    if is_realtime && held.effective.contains(CapabilitySet::SYS_NICE) {
         let _ = setrlimit(Resource::RLIMIT_RTPRIO, HIGHEST, HIGHEST);
     }
 }
