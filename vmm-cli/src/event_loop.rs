@@ -44,8 +44,10 @@ impl Stop {
             tracing::info!(signal = signal.as_str(), ?grace, "the power button is pressed");
             self.asked = Some(signal);
             self.deadline = Some(Instant::now() + grace);
-        } else if events.send(VmEvent::UserStop(signal.as_str())) {
+        } else {
+            // Also where the guest has reset itself a moment before: it is not to live again then.
             self.asked = Some(signal);
+            events.send(VmEvent::UserStop(signal.as_str()));
         }
     }
 

@@ -15,6 +15,8 @@ pub const IMAGES: &[Call] = &[
     Call::any(libc::SYS_pwrite64),
     Call::any(libc::SYS_preadv),
     Call::any(libc::SYS_pwritev),
+    Call::any(libc::SYS_preadv2),
+    Call::any(libc::SYS_pwritev2),
     Call::any(libc::SYS_fdatasync),
     Call::any(libc::SYS_fsync),
     Call::any(libc::SYS_fallocate),
