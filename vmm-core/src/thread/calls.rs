@@ -149,9 +149,5 @@ pub const SLOTS: &[Call] = &[
     Call::ioctl(requests::KVM_CLEAR_DIRTY_LOG),
     Call::ioctl(requests::KVM_RESET_DIRTY_RINGS),
     Call::any(libc::SYS_fallocate),
-    Call::any(libc::SYS_mlock),
     Call::any(libc::SYS_mlock2),
-    Call::any(libc::SYS_munlock),
-    Call::any(libc::SYS_mincore),
-    Call::any(libc::SYS_mbind),
 ];
