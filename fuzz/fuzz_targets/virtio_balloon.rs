@@ -36,7 +36,10 @@ static DEVICE: LazyLock<Memory> = LazyLock::new(|| {
         large_pages: true,
         most: 4 << 20,
     };
-    Memory(Balloon::new(Arc::new(Worker::spawn("fuzz", events).expect("a thread")), options))
+    Memory(Balloon::new(
+        Arc::new(Worker::spawn(&vmm_devices::calls::VIRTIO, events).expect("a thread")),
+        options,
+    ))
 });
 
 /// Numbers of pages: in RAM, in the hole before it, or far beyond it.

@@ -39,7 +39,7 @@ struct Terminal {
 
 static DEVICE: LazyLock<Terminal> = LazyLock::new(|| {
     let events = VmEvents::new().expect("a descriptor");
-    let worker = Arc::new(Worker::spawn("fuzz", events).expect("a thread"));
+    let worker = Arc::new(Worker::spawn(&vmm_devices::calls::VIRTIO, events).expect("a thread"));
     let output = Output::default();
     let device = Console::new(worker, Box::new(output.clone()), Box::new(|| ()));
     Terminal { device, output }

@@ -48,7 +48,7 @@ static DEVICE: LazyLock<Memory> = LazyLock::new(|| {
     let region = HotplugRegion::reserve(&space, LAYOUT, &Backing::default()).expect("a region");
     let requested = Arc::new(AtomicU64::new(12 * BLOCK));
     let options = MemOptions { region, requested, node: None };
-    Memory(Mem::new(Arc::new(Worker::spawn("fuzz", events).expect("a thread")), options))
+    Memory(Mem::new(Arc::new(Worker::spawn(&vmm_devices::calls::VIRTIO, events).expect("a thread")), options))
 });
 
 fn bytes(kind: u16, address: u64, count: u16) -> [u8; 24] {

@@ -18,7 +18,7 @@ struct Entropy(Rng);
 
 static DEVICE: LazyLock<Entropy> = LazyLock::new(|| {
     let events = VmEvents::new().expect("a descriptor");
-    Entropy(Rng::new(Arc::new(Worker::spawn("fuzz", events).expect("a thread"))))
+    Entropy(Rng::new(Arc::new(Worker::spawn(&vmm_devices::calls::VIRTIO, events).expect("a thread"))))
 });
 
 impl Subject for Entropy {

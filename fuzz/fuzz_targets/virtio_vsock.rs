@@ -50,7 +50,8 @@ static DEVICE: LazyLock<Sockets> = LazyLock::new(|| {
     let own = UnixListener::bind(&path).expect("a socket");
     let listener = UnixListener::bind(directory.join(format!("socket_{PORT}"))).expect("a socket");
     listener.set_nonblocking(true).expect("a socket");
-    let worker = Worker::spawn("vsock", VmEvents::new().expect("a descriptor")).expect("a thread");
+    let worker =
+        Worker::spawn(&vmm_devices::calls::VIRTIO, VmEvents::new().expect("a descriptor")).expect("a thread");
     let options = VsockOptions { cid: GUEST as u32, path: path.clone(), listener: own, connections: 64 };
     let device = Vsock::new(Arc::new(worker), options).expect("a device");
     Sockets { device, path, listener, programs: Mutex::default() }

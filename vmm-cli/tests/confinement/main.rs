@@ -93,6 +93,7 @@ fn has_nothing(at: usize) -> Result<(), Failed> {
     Ok(())
 }
 
+#[expect(clippy::panic, reason = "one thread is to panic")]
 fn child(task: &OsString) -> ExitCode {
     let task = task.to_string_lossy();
     let mut words = task.split(' ');
@@ -105,7 +106,7 @@ fn child(task: &OsString) -> ExitCode {
     let (Some(kind), Ok(())) = (kind, run::prepare(&config)) else { return ExitCode::FAILURE };
     let thread = spawn(kind, kind.name, move || match ESCAPES.iter().find(|escape| escape.name == what) {
         Some(escape) => escape.attempt(),
-        None => std::panic::panic_any("a panic on purpose"),
+        None => panic!("a panic on purpose"),
     });
     match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(errno)) => {

@@ -30,7 +30,7 @@ impl Machine {
     fn new(options: IrqOptions, events: &VmEvents) -> Result<Self, Box<dyn Error>> {
         let vm = Arc::new(FakeVm::default());
         let router = IrqRouter::new(vm.clone(), options);
-        Ok(Self { vm, router, worker: Worker::spawn(WORKER, events.clone())? })
+        Ok(Self { vm, router, worker: Worker::spawn(&WORKER, events.clone())? })
     }
 
     /// What the kernel has of it, with the descriptors for that.

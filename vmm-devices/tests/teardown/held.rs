@@ -7,11 +7,12 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use vmm_core::thread::Kind;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// The name of the worker's thread in every test.
-pub(crate) const WORKER: &str = "test worker";
+pub(crate) static WORKER: Kind = Kind { name: "test worker", tables: &[] };
 
 /// Locks `mutex`, whoever has panicked under it.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,7 +70,7 @@ impl Held {
         let threads = fs::read_dir("/proc/self/task").unwrap();
         // One that ends meanwhile has no name.
         let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
-        let threads = names.filter(|name| matches!(name.trim_end(), WORKER | "reconfigure")).count();
+        let threads = names.filter(|name| [WORKER.name, "reconfigure"].contains(&name.trim_end())).count();
         Self { descriptors: descriptors().len(), threads }
     }
 }

@@ -68,7 +68,7 @@ impl Machine {
             router: IrqRouter::new(vm.clone(), IrqOptions::all()),
             vm,
             bus,
-            worker: Worker::spawn(WORKER, events.clone()).unwrap(),
+            worker: Worker::spawn(&WORKER, events.clone()).unwrap(),
             reconfigure: Reconfigure::new(events),
         })
     }
