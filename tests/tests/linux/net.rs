@@ -215,7 +215,7 @@ fn comes_and_goes(guest: &LinuxGuest, card: Card) -> Result<()> {
     command(&format!("ip link delete {}", card.name))?;
     vm.wait_for_output("vmm: lost=carrier")?;
     // One that stays, as somebody else makes it.
-    command(&format!("tunctl -t {}", card.name))?;
+    command(&format!("tunctl -u 0 -t {}", card.name))?;
     address(card.name)?;
     command(&format!("ip link set {} up", card.name))?;
     vm.wait_for_output("vmm: whole=")?;

@@ -204,7 +204,7 @@ impl Image {
     }
 
     /// Any file, unchecked.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn of(file: File) -> Self {
         Self::with(file, PathBuf::new(), Blocks { logical: 512, physical: 512 })
     }

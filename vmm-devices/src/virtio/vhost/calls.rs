@@ -27,6 +27,8 @@ pub const VHOST: &[Call] = &[
     Call::ioctl(requests::iow::<Pair>(VHOST_VIRTIO, 0x20)),
     // VHOST_SET_VRING_CALL
     Call::ioctl(requests::iow::<Pair>(VHOST_VIRTIO, 0x21)),
+    // VHOST_SET_VRING_ERR
+    Call::ioctl(requests::iow::<Pair>(VHOST_VIRTIO, 0x22)),
     // VHOST_NET_SET_BACKEND
     Call::ioctl(requests::iow::<Pair>(VHOST_VIRTIO, 0x30)),
     // VHOST_VSOCK_SET_GUEST_CID
