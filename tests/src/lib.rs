@@ -15,5 +15,6 @@ pub mod small_machine;
 pub mod standstill;
 pub mod stream_peer;
 pub mod sweep;
+pub mod tap;
 pub mod traffic;
 pub mod vhost_user_net;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport, is_full};
+use vmm_tests::tap::make_persistent;
 
 use crate::Shape;
 
@@ -215,7 +216,7 @@ fn comes_and_goes(guest: &LinuxGuest, card: Card) -> Result<()> {
     command(&format!("ip link delete {}", card.name))?;
     vm.wait_for_output("vmm: lost=carrier")?;
     // One that stays, as somebody else makes it.
-    command(&format!("tunctl -u 0 -t {}", card.name))?;
+    make_persistent(card.name)?;
     address(card.name)?;
     command(&format!("ip link set {} up", card.name))?;
     vm.wait_for_output("vmm: whole=")?;
