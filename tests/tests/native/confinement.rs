@@ -102,7 +102,7 @@ fn ensure_filters(vm: &RunningVm, mode: &str) -> Result<()> {
 
 fn each_thread_has_a_filter_and_no_privileges() -> Result<()> {
     let place = ControlSocket::new()?;
-    let vm = machine(&place, "")?;
+    let vm = machine(&place, "--seccomp on")?;
     ensure_filters(&vm, "2")?;
     ensure_unprivileged(&vm)?;
     place.ctl("quit")?.ensure_code(0)?;
@@ -134,7 +134,7 @@ fn a_machine_may_open_what_it_is_started_with_and_nothing_later() -> Result<()> 
     use nix::sys::ptrace;
     use nix::sys::wait::{WaitPidFlag, waitpid};
     let place = ControlSocket::new()?;
-    let vm = machine(&place, "")?;
+    let vm = machine(&place, "--seccomp on")?;
     // One that sleeps in a system call, which is made again as another when it goes on.
     let tasks = statuses(vm.process(), &["Pid"])?;
     let (_, pid) = tasks.iter().find(|(name, _)| name == "balloon").context("no balloon")?;
@@ -157,7 +157,8 @@ fn a_machine_may_open_what_it_is_started_with_and_nothing_later() -> Result<()> 
 
 /// Runs a machine that resets at once.
 fn short_life() -> Result<()> {
-    let vm = TestVm::guest("bench_reset").args("--cpus 2 --entropy").through("setsid").spawn()?;
+    let vm =
+        TestVm::guest("bench_reset").args("--cpus 2 --entropy --seccomp on").through("setsid").spawn()?;
     let group = vm.process().pid();
     vm.wait()?.ensure_code(0)?.ensure_message(&[])?;
     ensure!(nix::sys::signal::killpg(group, None::<Signal>).is_err(), "a process is left");
@@ -176,7 +177,7 @@ fn fault_d7_machines_in_turn_leave_nothing_behind() -> Result<()> {
 fn fault_d7_machines_at_once_leave_nothing_behind() -> Result<()> {
     let places: Vec<_> = (0..stress(500)).map(|_| ControlSocket::new()).collect::<Result<_>>()?;
     let start = |place: &ControlSocket| -> Result<RunningVm> {
-        let mut vm = place.start(TestVm::guest(HALTS).args("--memory 16M --entropy"))?;
+        let mut vm = place.start(TestVm::guest(HALTS).args("--memory 16M --entropy --seccomp on"))?;
         vm.wait_for_output(RUNS)?;
         Ok(vm)
     };

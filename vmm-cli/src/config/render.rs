@@ -574,7 +574,7 @@ statistics_interval = \"0s\"
 # socket is not set: there is none
 
 [confinement]
-seccomp = \"on\"
+seccomp = \"log\"
 
 [log]
 level = \"warn\"

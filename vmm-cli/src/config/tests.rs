@@ -74,7 +74,7 @@ statistics_interval = "2s"
 [control]
 socket = "control.sock"
 [confinement]
-seccomp = "log"
+seccomp = "on"
 [log]
 level = "trace"
 format = "json"
@@ -195,7 +195,7 @@ fn every_key_arrives_in_its_field() {
             statistics_interval: Duration::from_secs(2),
         },
         control: ControlConfig { socket: Some("dir/control.sock".into()) },
-        confinement: ConfinementConfig { seccomp: Seccomp::Log },
+        confinement: ConfinementConfig { seccomp: Seccomp::On },
         log: LogConfig {
             level: LogLevel::Trace,
             format: LogFormat::Json,
