@@ -1,8 +1,8 @@
 //! Confinement: what this process gives up before a guest runs, so that a guest that takes one of its threads gains little.
 //!
-//! Each thread gives up on its own: capabilities, the file system and the network ([`paths`], Landlock), and every system call that the
-//! table of its kind does not have ([`filters`], seccomp). Threads that have others started for them have the [`nursery`] do it, which
-//! also tells of a [`violation`]. `docs/confinement.md` is the user's page.
+//! Each thread gives up on its own: capabilities, the file system and the network (`paths`, Landlock), and every system call that the
+//! table of its kind does not have (`filters`, seccomp). Threads that have others started for them have the `nursery` do it, which
+//! also tells of a `violation`. `docs/confinement.md` is the user's page.
 
 mod allocator;
 mod filters;
