@@ -3,15 +3,14 @@
 mod ctl;
 mod jail;
 
-use crate::config::Seccomp;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-
 use vmm_core::DisabledExits;
 use vmm_vcpu::Scheduler;
 
+use crate::config::Seccomp;
 use crate::config::{
     Affinity, BalloonConfig, DirtyLogKind, DiskConfig, FsConfig, HugePages, Irqchip, Kick, LogFormat,
     LogLevel, MemoryBacking, MemoryHotplugConfig, MemorySize, NetConfig, OnReset, OnTripleFault, SerialMode,

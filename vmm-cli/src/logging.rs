@@ -1,6 +1,5 @@
 //! Logging: `tracing` to standard error or a file, as text or JSON.
 
-use crate::sink::LOG;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 use crate::messages;
+use crate::sink::LOG;
 use crate::sink::Sink;
 
 /// The log file cannot be opened.

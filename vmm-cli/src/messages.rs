@@ -3,13 +3,13 @@
 //! They go through a bounded buffer and a thread, because the one who says something may be a vCPU's thread, and standard error may be a
 //! pipe that nobody reads. Its thread is started by the first message.
 
-use crate::sink::MESSAGES;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
 use crate::console;
+use crate::sink::MESSAGES;
 use crate::sink::Sink;
 
 /// `None`: the host has no descriptor or thread for it; messages are then written in place.

@@ -3,19 +3,19 @@
 //! By then the process may do less than before, and each thread only what is its job: what a new life takes of the kernel, the
 //! main thread need not be able to do. It hands over the chassis and gets back a machine.
 
-use crate::machine::calls::RENEWAL;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
-use vmm_core::thread::spawn_scoped;
 
 use anyhow::{Context, anyhow};
 use nix::sys::eventfd::EventFd;
 use vmm_core::VmEvents;
+use vmm_core::thread::spawn_scoped;
 use vmm_memory::Backing;
 
+use crate::machine::calls::RENEWAL;
 use crate::machine::{Chassis, Machine, Resources};
 use crate::memory;
 use crate::outcome::Failure;

@@ -1,6 +1,5 @@
 //! `run`: the main job, from a configuration to an exit code.
 
-use crate::confinement;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +18,7 @@ use vmm_memory::Backing;
 use crate::acpi;
 use crate::boot::{self, BootSource, Image, Platform};
 use crate::config::{OnReset, VmConfig};
+use crate::confinement;
 use crate::console::{Consoles, OpenError};
 use crate::control::{self, Control, Publication};
 use crate::disks::Disks;

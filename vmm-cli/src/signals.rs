@@ -1,19 +1,19 @@
 //! Signals: the ones that stop the machine arrive as a descriptor, the ones that mean nothing here are ignored.
 
-use crate::machine::calls::TEARDOWN_WATCH;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
-use vmm_core::thread::spawn;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_core::thread::spawn;
 
 use crate::console;
 use crate::listener;
 use crate::logging;
+use crate::machine::calls::TEARDOWN_WATCH;
 use crate::messages;
 use crate::outcome;
 

@@ -15,7 +15,6 @@
 //! `update` closure runs under them.
 #![expect(unsafe_code, reason = "follows pointers that the grace protocol protects")]
 
-use crate::thread::{self, Kind, calls};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -25,6 +24,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::grace::{Reader, Section, another_reader, own_reader, reader, readers};
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
+use crate::thread::{self, Kind, calls};
 
 /// Prepares this process for reading, which its first reader does otherwise. To be called before a second thread is started:
 /// the kernel then takes microseconds to register the process for barriers, and some 10 ms, a grace period of its own, beside

@@ -4,15 +4,16 @@
 //! change and returns, with a [`Deferred`](vmm_core::Deferred) if the guest has to see it done. Changes are made one after
 //! the other, in the order in which they were posted, without any lock.
 
-use crate::calls::RECONFIGURE;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use vmm_core::thread::spawn;
 
+use vmm_core::thread::spawn;
 use vmm_core::{VmEvent, VmEvents};
+
+use crate::calls::RECONFIGURE;
 
 /// Changes that may wait. A vCPU whose accesses are deferred asks for one at a time.
 const WAITING: usize = 1024;

@@ -18,7 +18,6 @@
 //! Ports, from the first: +0 scratch byte (RW), +1 string (R: 0, 1, 2, … one byte an element; W: adds the byte to a
 //! sum), +2 sum of the bytes written to +1 (R; any write clears it and restarts the string), +3 reads as zero.
 
-use crate::calls::SELFTEST;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
@@ -26,6 +25,7 @@ use vmm_core::irq::IrqTrigger;
 use vmm_core::seam::{DoorbellAddress, DoorbellFds, DoorbellSpace};
 use vmm_core::{VmEvent, VmEvents};
 
+use crate::calls::SELFTEST;
 use crate::{BusDevice, Doorbell, DoorbellError, Handler, Progress, Worker, WorkerError};
 
 /// Bytes of MMIO space.

@@ -27,6 +27,8 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use commit::Commit;
+use registry::Registry;
 use vmm_core::seam::MemorySlots;
 use vmm_core::{InReadSection, Published, ReadGuard, Retired, in_read_section};
 
@@ -37,8 +39,6 @@ use crate::quiesce::Quiesce;
 use crate::range::RamRange;
 use crate::slot::Slot;
 use crate::sync::{Mutex, lock};
-use commit::Commit;
-use registry::Registry;
 pub(crate) use request::Replug;
 use request::Request;
 

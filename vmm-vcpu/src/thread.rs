@@ -1,6 +1,5 @@
 //! `VcpuThread`: a vCPU on a thread of its own, named `vcpuN`.
 
-use crate::calls::VCPU;
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,8 +7,10 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
 use vmm_core::thread::{Kind, spawn_prepared};
 
+use crate::calls::VCPU;
 use crate::counters::Counters;
 use crate::kick::{Kick, Parking, Requests};
 use crate::mechanism::{Mechanism, ThreadTarget};

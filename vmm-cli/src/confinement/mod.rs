@@ -10,7 +10,7 @@ mod kinds;
 mod nursery;
 mod paths;
 mod process;
-mod rights;
+pub(crate) mod rights;
 mod syscalls;
 #[cfg(test)]
 mod tests;

@@ -6,13 +6,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use rustix::thread::{
-    CapabilitySet, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_no_new_privs,
-};
-
+use rustix::thread::{CapabilitySet, capabilities, clear_ambient_capability_set, set_no_new_privs};
 use vmm_devices::virtio::vsock::MOST_CONNECTIONS;
 
+use super::rights;
 use crate::config::VmConfig;
 
 /// Highest priority of a realtime policy.
@@ -33,7 +30,8 @@ pub(super) fn settle(config: &VmConfig) -> nix::Result<()> {
     // It looks where the kernel's clock is, which no thread could do later.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     raise_limits(config);
-    empty_bounding_set();
+    // Without CAP_SETPCAP it may not, and nothing is executed from which it could gain anything.
+    let _ = rights::empty_bounding_set();
     // Linux before 4.3 has none.
     let _ = clear_ambient_capability_set();
     set_no_new_privs(true).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
@@ -65,14 +63,5 @@ pub(super) fn limit_descriptors(config: &VmConfig) {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         // It cannot fail: no limit is raised.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.min(most), hard.min(most));
-    }
-}
-
-/// As far as this process may: without CAP_SETPCAP it may not, and nothing is executed from which it could gain anything.
-fn empty_bounding_set() {
-    for number in 0..u64::BITS {
-        if remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)).is_err() {
-            break;
-        }
     }
 }

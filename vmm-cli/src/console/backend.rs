@@ -1,6 +1,5 @@
 //! `Backend`: what a port of the guest is connected to on the host.
 
-use crate::sink::CONSOLE;
 use std::io::{self, IoSliceMut, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +17,7 @@ use crate::config::SerialMode;
 use crate::listener::{ListenError, Listener};
 use crate::messages;
 use crate::output_file;
+use crate::sink::CONSOLE;
 use crate::sink::Sink;
 
 /// Why a console cannot be opened. All but [`OpenError::Host`] are the user's to mend.

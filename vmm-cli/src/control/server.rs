@@ -3,7 +3,6 @@
 //! Operations that wait for a vCPU have threads of their own, so that a status is answered meanwhile. Whatever clients do,
 //! a new one gets in: the least useful of the others makes room for it.
 
-use super::calls::{CONTROL, CONTROL_WAIT};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,13 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmm_core::thread::spawn;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt};
+use vmm_core::thread::spawn;
 
+use super::calls::{CONTROL, CONTROL_WAIT};
 use super::connection::{Connection, Request};
 use super::operations::{Operation, Operations, Outcome};
 use super::roles::Given;

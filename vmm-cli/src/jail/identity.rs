@@ -3,15 +3,12 @@
 use std::path::Path;
 
 use nix::unistd::{AccessFlags, Gid, Uid, access, setgroups, setresgid, setresuid};
-use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
-};
+use rustix::thread::{clear_ambient_capability_set, set_no_new_privs};
 
 use super::error::JailError;
 use crate::config::{HostPlace, Need};
+use crate::confinement::rights;
 
 /// Another user, or the one that there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +31,7 @@ impl Identity {
     /// This process may not.
     pub(super) fn take(self) -> Result<(), JailError> {
         // First: it takes a capability.
-        empty_bounding_set().map_err(JailError::step("an empty bounding set of capabilities"))?;
+        rights::empty_bounding_set().map_err(JailError::step("an empty bounding set of capabilities"))?;
         // Linux before 4.3 has none.
         let _ = clear_ambient_capability_set();
         if let Some((uid, gid)) = self.0 {
@@ -44,24 +41,9 @@ impl Identity {
                 .and_then(|()| setresuid(uid, uid, uid))
                 .map_err(JailError::step("another user (--uid)"))?;
         }
-        let none = CapabilitySet::empty();
-        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
-        set_capabilities(None, none).map_err(JailError::step("no capabilities"))?;
+        rights::drop_all().map_err(JailError::step("no capabilities"))?;
         set_no_new_privs(true).map_err(JailError::step("no_new_privs"))
     }
-}
-
-/// Also capabilities that this program has no name for.
-fn empty_bounding_set() -> Result<(), Errno> {
-    for number in 0..u64::BITS {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
-            Ok(()) => {}
-            // The kernel has no more.
-            Err(Errno::INVAL) => break,
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }
 
 /// Checks that this process, in the jail, may do what is needed of each place.

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use host::Locked;
 use vmm_core::{DirtyMechanism, Kvm};
 use vmm_memory::{Backing, BackingError, BackingKind, HostMemory, RamRange};
 
 use crate::config::{DirtyLogKind, HugePages, MemoryBacking, MemoryConfig};
 use crate::files::Files;
 use crate::outcome::Failure;
-use host::Locked;
 
 /// The setting of transparent huge pages.
 pub(crate) const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/enabled";

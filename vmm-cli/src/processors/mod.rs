@@ -4,6 +4,8 @@ pub(crate) mod halt_probe;
 mod host_cpus;
 
 use anyhow::{Context, anyhow};
+use halt_probe::Halt;
+use host_cpus::HostCpus;
 use vmm_core::{Capabilities, DisabledExits, IoctlError, Kvm, Vm};
 use vmm_vcpu::affinity::{self, CpuSet, KeptOff};
 use vmm_vcpu::x86_64::CpuidTemplate;
@@ -11,8 +13,6 @@ use vmm_vcpu::{Placement, Scheduler};
 
 use crate::config::{CpuConfig, CpuList, scheduler};
 use crate::outcome::Failure;
-use halt_probe::Halt;
-use host_cpus::HostCpus;
 
 /// What the section `[cpu]` comes to on this host. While it lives, the other threads of this process are kept off
 /// dedicated CPUs.

@@ -1,6 +1,5 @@
 //! `Block`: a block device (virtio 1.3, section 5.2): its features, its configuration, and the queues it is served by.
 
-use super::calls::DISK;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +14,7 @@ use vmm_core::{LogLimit, VmEvents};
 use vmm_memory::MemoryReader;
 
 use super::SECTOR;
+use super::calls::DISK;
 use super::control::Control;
 use super::counters::{BlockCounts, Counters};
 use super::engine::{Engine, Operation};

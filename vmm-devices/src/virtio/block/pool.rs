@@ -3,7 +3,6 @@
 //! Threads are started as requests need them, and end with the engine. A request that has begun cannot be cancelled, but zeros that
 //! are written in pieces: between two of them, and others have their turn there.
 
-use super::calls::DISK_IO;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -11,11 +10,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use vmm_core::thread::spawn;
 
+use vmm_core::thread::spawn;
 use vmm_memory::PinnedBuffers;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::calls::DISK_IO;
 use super::counters::add;
 use super::engine::{Completion, Engine, Operation, Request};
 use super::storage::{Storage, perform};

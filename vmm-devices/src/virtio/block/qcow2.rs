@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use header::{Header, HeaderError};
 use imago::file::File;
 use imago::qcow2::Qcow2 as Format;
 use imago::raw::Raw;
@@ -27,7 +28,6 @@ use vmm_memory::PinnedBuffers;
 use super::SECTOR;
 use super::image::Image;
 use super::storage::{Storage, zeros};
-use header::{Header, HeaderError};
 
 /// Bytes that are copied between guest RAM and the image at once.
 const PIECE: usize = 1 << 20;

@@ -1,6 +1,5 @@
 //! `Net`: a network device (virtio 1.3, section 5.1): its features, its configuration, and the queues it is served by.
 
-use super::calls::NET;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_core::VmEvents;
 
+use super::calls::NET;
 use super::control::ControlQueue;
 use super::counters::NetCounts;
 use super::kernel::KernelLink;

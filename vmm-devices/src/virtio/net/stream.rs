@@ -9,7 +9,6 @@ mod error;
 mod frames;
 mod relay;
 
-use super::calls::NET_STREAM;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -17,10 +16,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use vmm_core::thread::spawn;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use vmm_core::thread::spawn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::calls::NET_STREAM;
 
 pub use error::StreamError;
 use relay::Relay;

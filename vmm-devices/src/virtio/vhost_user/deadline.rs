@@ -3,15 +3,16 @@
 //! The vhost crate waits for answers without a limit, and takes the time-out of a socket for a reason to wait again. The end of the
 //! connection it takes for what it is.
 
-use super::calls::VHOST_USER;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
 use vmm_core::thread::spawn;
 
+use super::calls::VHOST_USER;
 use crate::sync::lock;
 
 /// A thread that looks at the clock while somebody waits for the other end. Dropped, it is gone.

@@ -1,6 +1,5 @@
 //! `VhostUserDevice`: the device whose queues a back end serves, as a transport sees it.
 
-use super::calls::VHOST_USER;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -8,6 +7,7 @@ use std::sync::Arc;
 
 use vmm_core::VmEvents;
 
+use super::calls::VHOST_USER;
 use super::pairs;
 use super::peer::VhostUser;
 use super::remains::Remains;
