@@ -281,7 +281,7 @@ pub struct VmArgs {
     #[arg(long, value_name = "PATH", help_heading = "Control")]
     pub api_sock: Option<PathBuf>,
 
-    /// What becomes of a thread that asks the kernel for what is not in its table: on (the process ends with 5), log or off [default: log]
+    /// What becomes of a thread that asks the kernel for what is not in its table: on (the process ends with 5), log or off [default: on]
     #[arg(long, value_name = "MODE", help_heading = "Confinement")]
     #[arg(allow_hyphen_values = true, hide_possible_values = true)]
     pub seccomp: Option<Seccomp>,

@@ -49,9 +49,9 @@ pub enum Irqchip {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Seccomp {
     /// It is told, and the process ends with 5
+    #[default]
     On,
     /// The kernel's log has it, and it goes on
-    #[default]
     Log,
     /// There are no filters
     Off,

@@ -574,7 +574,7 @@ statistics_interval = \"0s\"
 # socket is not set: there is none
 
 [confinement]
-seccomp = \"log\"
+seccomp = \"on\"
 
 [log]
 level = \"warn\"
