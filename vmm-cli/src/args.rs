@@ -26,6 +26,7 @@ Exit codes:
   2         bad arguments, configuration or image
   3         the host cannot: no KVM, missing capability, permission, memory, descriptors
   4         the guest crashed
+  5         a thread of the monitor asked the host's kernel for what it never does (docs/confinement.md)
   130, 143  stop forced by a second SIGINT or SIGTERM, or by the end of the grace time
   64..127   the guest wrote v to the debug exit port: 64 + (v & 63), but 0 for v = 0";
 
@@ -43,6 +44,13 @@ docs/doctor.md.
 Exit codes:
   0  `vmm-cli run` works here
   3  it cannot work here";
+
+const FILTERS_HELP: &str = "\
+A line for each rule: kind of thread, system call, conditions. What is in no table of its kind ends the machine; see
+docs/confinement.md.
+
+Exit codes:
+  0  always";
 
 const JAIL_HELP: &str = "\
 What is in the jail, and what it does not do, is described in docs/jail.md.
@@ -81,6 +89,9 @@ pub enum Command {
     /// Look whether this host can run machines, and how well
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Print which system calls each kind of thread of a machine may make
+    #[command(after_help = FILTERS_HELP)]
+    Filters(FiltersArgs),
     /// Ask a machine that runs, by its control socket (`run --api-sock PATH`)
     #[command(after_help = CTL_HELP)]
     Ctl(CtlArgs),
@@ -92,6 +103,14 @@ pub enum Command {
 /// How the command `doctor` reports.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DoctorArgs {
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How the command `filters` prints.
+#[derive(Debug, Clone, clap::Args)]
+pub struct FiltersArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -321,7 +340,9 @@ mod tests {
         let args = ["vmm-cli", "run"].iter().chain(args);
         Args::try_parse_from(args).map(|args| match args.command {
             Command::Run(args) | Command::Check(args) => args,
-            Command::Doctor(_) | Command::Ctl(_) | Command::Jail(_) => panic!("not run"),
+            Command::Doctor(_) | Command::Filters(_) | Command::Ctl(_) | Command::Jail(_) => {
+                panic!("not run")
+            }
         })
     }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vmm_cli::args::{Args, Command};
 use vmm_cli::config::VmConfig;
+use vmm_cli::confinement::listing;
 use vmm_cli::outcome::Failure;
 use vmm_cli::{control, doctor, jail, messages, run};
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Filters(args) => listing::run(&args),
         Command::Jail(args) => jail::run(&args),
         Command::Ctl(args) => Ok(control::client::run(&args)),
     };

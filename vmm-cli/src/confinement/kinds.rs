@@ -53,9 +53,12 @@ const STARTING: &[Call] = &[
     Call::any(libc::SYS_landlock_restrict_self),
 ];
 
-/// `nursery`: starts threads for others, and ends the process after a violation. It has the tables of all others beside its own.
+/// Makes what threads have that may not make it themselves: rings, which are restricted before others get them.
+const ASIDE: &[Call] = &[Call::any(libc::SYS_io_uring_setup), Call::any(libc::SYS_io_uring_register)];
+
+/// `nursery`: starts threads and makes rings for others, and ends the process after a violation. It has the tables of all others beside its own.
 pub(super) static NURSERY: Kind =
-    Kind { name: "nursery", tables: &[STARTING, crate::machine::calls::ENDING] };
+    Kind { name: "nursery", tables: &[STARTING, ASIDE, crate::machine::calls::ENDING] };
 
 /// What a thread of `kind` may ask for.
 pub(super) fn calls(kind: &'static Kind) -> Vec<Call> {

@@ -7,6 +7,7 @@
 mod allocator;
 mod filters;
 mod kinds;
+pub mod listing;
 mod nursery;
 mod paths;
 mod process;

@@ -5,7 +5,7 @@
 //! program that embeds these crates, a unit test) threads are ordinary threads.
 //!
 //! What a thread may not do, a thread that it starts may not do either: filters are inherited. So a thread that is confined has a
-//! *nursery*, a thread of the policy, start others.
+//! *nursery*, a thread of the policy, start others, and do for it what it may not do itself ([`aside`]).
 
 pub mod calls;
 pub mod requests;
@@ -39,7 +39,7 @@ pub trait Policy: Send + Sync {
     /// Confines the calling thread to what `kind` may do, for good. Where that cannot be done the process ends.
     fn confine(&self, kind: &'static Kind);
 
-    /// Has `task`, which starts a thread, done by the nursery. It is dropped where there is none any more.
+    /// Has `task`, which does not wait, done by the nursery. It is dropped where there is none any more.
     fn on_nursery(&self, task: Box<dyn FnOnce() + Send>);
 }
 
@@ -104,16 +104,26 @@ pub fn spawn_prepared<P, T: Send + 'static>(
             body(prepared)
         })
     };
+    aside(start)
+}
+
+/// Has `task`, which does not wait, done by the nursery if the calling thread is confined, and does it otherwise. For what makes something
+/// that is harmless from then on, by a system call that is not.
+///
+/// # Errors
+/// Those of `task`; or the nursery has ended.
+pub fn aside<T: Send + 'static>(task: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     match POLICY.get() {
         Some(policy) if is_confined() => {
-            let (sender, started) = channel();
+            let (sender, done) = channel();
             policy.on_nursery(Box::new(move || {
-                // Whoever waits for it waits until it is there.
-                let _ = sender.send(start());
+                // Whoever asked for it waits for it.
+                let _ = sender.send(task());
             }));
-            started.recv().unwrap_or_else(|_| Err(io::Error::other("no thread starts threads any more")))
+            done.recv()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread that does such things has ended")))
         }
-        _ => start(),
+        _ => task(),
     }
 }
 

@@ -11,9 +11,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use vmm_core::thread;
 
+use super::calls::UNREGISTER_FILES;
 use super::counters::add;
 use super::engine::{Completion, Engine, Operation, Request, ended_early};
 use super::image::Image;
@@ -89,8 +92,8 @@ impl Uring {
     pub fn new(image: Arc<Image>, depth: u16) -> io::Result<Self> {
         // One for each request, and one that cancels it.
         let entries = u32::from(depth).saturating_mul(2).next_power_of_two();
-        let ring = IoUring::builder().build(entries)?;
-        ring.submitter().register_files(&image.files().map(AsRawFd::as_raw_fd))?;
+        let files = Arc::clone(&image);
+        let ring = thread::aside(move || restricted(entries, &files))?;
         // SAFETY:
         // - the ring has this descriptor open, and lives longer than the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
@@ -161,6 +164,31 @@ impl Uring {
         }
         Ok(())
     }
+}
+
+/// A ring that can do with the files of `image` what a disk does, and nothing else: through any other one its user could open and connect.
+fn restricted(entries: u32, image: &Image) -> io::Result<IoUring> {
+    let used = [
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Write::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
+    let flags = (squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC).bits();
+    let mut permitted: Vec<_> = used.into_iter().map(Restriction::sqe_op).collect();
+    permitted.extend([
+        Restriction::sqe_flags_allowed(flags),
+        Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
+        Restriction::register_op(UNREGISTER_FILES),
+    ]);
+    let ring = IoUring::builder().setup_r_disabled().build(entries)?;
+    let submitter = ring.submitter();
+    submitter.register_files(&image.files().map(AsRawFd::as_raw_fd))?;
+    submitter.register_restrictions(&mut permitted)?;
+    submitter.register_enable_rings()?;
+    Ok(ring)
 }
 
 /// What becomes of a request after an answer of the kernel.
@@ -340,7 +368,9 @@ impl Engine for Uring {
             if std::mem::replace(&mut flight.cancelled, true) {
                 continue;
             }
-            let entry = opcode::AsyncCancel::new(slot as u64).build().user_data(CANCEL);
+            // It has no file; a ring that is restricted to its files wants the flag with each entry.
+            let entry = opcode::AsyncCancel::new(slot as u64).build().flags(squeue::Flags::FIXED_FILE);
+            let entry = entry.user_data(CANCEL);
             // SAFETY:
             // - the entry refers to no memory.
             let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -387,5 +417,49 @@ impl Drop for Uring {
 impl fmt::Debug for Uring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Uring").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use io_uring::types::Fd;
+
+    use super::*;
+
+    fn answer(ring: &mut IoUring, entry: &squeue::Entry) -> i32 {
+        // SAFETY:
+        // - no entry of these tests refers to memory that ends before this function does.
+        unsafe { ring.submission().push(entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn a_ring_does_what_a_disk_does_and_nothing_else() {
+        let file = tempfile::tempfile().unwrap();
+        let own = Fd(file.as_raw_fd());
+        let image = Image::of(file.try_clone().unwrap());
+        let mut ring = match restricted(4, &image) {
+            Ok(ring) => ring,
+            Err(error) => return eprintln!("not tested here: no io_uring ({error})"),
+        };
+        assert_eq!(answer(&mut ring, &opcode::Fsync::new(Fixed(0)).build()), 0);
+        let path = c"/etc/hostname";
+        let refused = [
+            opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+            opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build(),
+            opcode::Connect::new(own, std::ptr::null(), 0).build(),
+            opcode::Close::new(own).build(),
+            // Files that were not registered.
+            opcode::Fsync::new(own).build(),
+            // Those that were, in ways that no disk needs.
+            opcode::Nop::new().build().flags(squeue::Flags::FIXED_FILE),
+            opcode::Fsync::new(Fixed(0)).build().flags(squeue::Flags::IO_LINK),
+        ];
+        for entry in &refused {
+            assert_eq!(answer(&mut ring, entry), -libc::EACCES, "{entry:?}");
+        }
+        let error = ring.submitter().register_files(&[own.0]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
     }
 }
