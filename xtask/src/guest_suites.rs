@@ -16,6 +16,7 @@ use crate::nested::{self, Version};
 use crate::process::{capture, cargo, run};
 use crate::report::{Outcome, Report};
 use crate::suites::Suite;
+use crate::tables;
 use crate::test::{Session, conclude};
 
 /// Where the guests run.
@@ -44,6 +45,9 @@ pub struct GuestArgs {
     /// Trials take the time that they need: hours instead of minutes, as with VMM_FULL in the environment.
     #[arg(long)]
     long: bool,
+    /// See in the nested host which rules of the tables of system calls the trials use; with all of them, each has to be.
+    #[arg(long)]
+    record: bool,
 }
 
 /// The suite of guest programs, which need no more of KVM than any has.
@@ -86,6 +90,9 @@ const BENCH_PROGRAMS: [&str; 7] = [
     "bench_slots",
 ];
 
+/// Which system calls the trials have made under filters.
+const RECORD: &str = "target/nested/calls";
+
 /// In the environment, trials take the time that they need; suites read it.
 const FULL: &str = "VMM_FULL";
 
@@ -100,11 +107,17 @@ const NESTED_FULL_SECONDS: u32 = 12 * 3600;
 impl GuestArgs {
     /// All suites on all hosts.
     pub fn everywhere() -> Self {
-        Self { host: Host::All, ..Self::default() }
+        Self { host: Host::All, record: true, ..Self::default() }
     }
 
     fn kernels(&self) -> &[Version] {
         if self.kernels.is_empty() { Version::value_variants() } else { &self.kernels }
+    }
+
+    /// Whether no trial is left out.
+    fn is_whole(&self) -> bool {
+        self.filter.is_none()
+            && Version::value_variants().iter().all(|version| self.kernels().contains(version))
     }
 
     /// Whether trials take the time that they need.
@@ -120,8 +133,9 @@ impl GuestArgs {
     /// The command that runs one step again.
     fn rerun(&self, host: &str) -> String {
         let long = if self.long { " --long" } else { "" };
+        let record = if self.record && host == "nested" { " --record" } else { "" };
         let filter = self.filter.as_ref().map_or(String::new(), |filter| format!(" {filter}"));
-        format!("cargo xtask test-guest --host {host}{long}{filter}")
+        format!("cargo xtask test-guest --host {host}{long}{record}{filter}")
     }
 
     /// The names of the kernels, with commas between.
@@ -141,7 +155,11 @@ pub fn run_all(report: &mut Report, args: &GuestArgs) -> Result<()> {
         report.step("native guests", &args.rerun("native"), |suites| native(args, suites))?;
     }
     if args.host != Host::Native {
-        report.step("nested guests", &args.rerun("nested"), |suites| in_nested(args, suites))?;
+        let rerun = args.rerun("nested");
+        report.step("nested guests", &rerun, |suites| in_nested(args, suites))?;
+        if args.record {
+            report.step("tables of system calls", &rerun, |_| recorded(args))?;
+        }
     }
     Ok(())
 }
@@ -227,6 +245,9 @@ pub fn has_virtualization() -> bool {
 /// In the nested host: all suites. If it cannot be had here, they are counted as skipped, unless this is CI or it was
 /// asked for by name.
 fn in_nested(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
+    if args.record && Path::new(RECORD).exists() {
+        fs::remove_file(RECORD).with_context(|| format!("cannot remove {RECORD}"))?;
+    }
     if let Err(error) = nested::prepare(args.kernels()) {
         if in_ci() || args.host == Host::Nested {
             return Err(error);
@@ -252,6 +273,21 @@ fn in_nested(args: &GuestArgs, suites: &mut Vec<Suite>) -> Result<Outcome> {
             .collect::<Result<Vec<_>>>()
     })?;
     conclude(ran.into_iter().flatten().collect(), suites)?;
+    Ok(Outcome::Passed)
+}
+
+/// Looks which rules of the tables no trial has used.
+fn recorded(args: &GuestArgs) -> Result<Outcome> {
+    if !Path::new(RECORD).exists() {
+        return Ok(Outcome::NotRun("no record of system calls: nested guests were not run".into()));
+    }
+    let tables = tables::of(Path::new(BUILT_MONITOR))?;
+    let unused = tables::unused(&tables, &fs::read_to_string(RECORD)?)?;
+    println!("{} of {} rules are used", tables::count(&tables) - unused.len(), tables::count(&tables));
+    unused.iter().for_each(|rule| println!("not used by these trials: {rule}"));
+    if !unused.is_empty() && args.is_whole() {
+        bail!("{} rules of the tables of system calls are used by no trial", unused.len());
+    }
     Ok(Outcome::Passed)
 }
 
@@ -321,6 +357,9 @@ impl Inside {
         command.args(["nested", "--cpus", &self.cpus.to_string(), "--timeout", &seconds.to_string()]);
         if self.args.is_full() {
             command.args(["--memory", NESTED_FULL_MEMORY]);
+        }
+        if self.args.record {
+            command.args(["--record", RECORD]);
         }
         let mut environment = vec![
             ("VMM_CLI", "/bin/vmm-cli".into()),

@@ -18,6 +18,7 @@ mod nested;
 mod process;
 mod report;
 mod suites;
+mod tables;
 mod test;
 mod tidy;
 

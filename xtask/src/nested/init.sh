@@ -70,6 +70,12 @@ mkfifo /run/held
 keep="$keep $!"
 read -r _ </run/held || echo "failed no machine can be made" >&4
 
+# Which calls are made under filters, if that is to be known.
+if [ -e /etc/nested/record ]; then
+    . /etc/nested/record
+    start 2>/run/record || echo "failed $(cat /run/record)" >&4
+fi
+
 # Pipes, which every program can use as such: a port can be opened once, a pipe again by /dev/stdout.
 mkfifo /run/stdin /run/stdout /run/stderr
 for port in 2/stdout 3/stderr; do
@@ -89,6 +95,7 @@ for process in /proc/[0-9]*; do
     *) kill -9 "$process" ;;
     esac
 done 2>/dev/null
+[ ! -e /etc/nested/record ] || record >&4
 echo "status $status" >&4
 wait
 while :; do sleep 60; done

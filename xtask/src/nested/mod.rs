@@ -11,6 +11,7 @@ mod modules;
 mod packages;
 mod payload;
 mod qemu;
+mod record;
 mod run;
 mod streams;
 
@@ -23,7 +24,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::guest_suites::build_monitor;
-use crate::guests;
+use crate::{guests, tables};
 use contents::{Carried, InnerCommand, inside_path};
 use disk_image::Tool;
 use machine::MachineArgs;
@@ -34,6 +35,9 @@ use run::{End, Run};
 const TIMED_OUT: u8 = 124;
 /// The nested host could not be started or did not live as long as the command, as container runtimes say it.
 const HOST_FAILED: u8 = 125;
+
+/// The script that records calls.
+const RECORDER: &str = "target/nested/record.sh";
 
 /// The command line of `cargo xtask nested`.
 #[derive(Args, Debug)]
@@ -58,6 +62,9 @@ pub struct NestedArgs {
     /// Carry in QEMU's vhost-user back ends, and what a guest compiles with, to /guests/share.
     #[arg(long)]
     back_ends: bool,
+    /// Add to this file which system calls were made under filters, as histograms of the nested host's kernel have them.
+    #[arg(long, value_name = "PATH")]
+    record: Option<PathBuf>,
     /// A variable of the command's environment; any number of times.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
@@ -127,9 +134,22 @@ fn run(args: &NestedArgs, caller: &Path) -> Result<End> {
     }
     carried.extend(args.files.iter().cloned());
     carried.extend(program(&args.command, caller)?);
+    if args.record.is_some() {
+        images::write(Path::new(RECORDER), record::script(&tables::of(monitor)?).as_bytes())?;
+        carried.push(Carried::alone(RECORDER, "/etc/nested/record"));
+    }
     let command = InnerCommand { words: args.command.clone(), environment: args.environment.clone() };
     let timeout = Duration::from_secs(args.timeout);
-    Run { machine: &args.machine, images: &images, command: &command, carried: &carried, timeout }.run()
+    let record = args.record.as_ref().map(|path| caller.join(path));
+    Run {
+        machine: &args.machine,
+        images: &images,
+        command: &command,
+        carried: &carried,
+        timeout,
+        record: record.as_deref(),
+    }
+    .run()
 }
 
 /// The file that the command's first word names by a path, if this machine has it. Inside, the working directory is

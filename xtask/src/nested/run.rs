@@ -1,7 +1,7 @@
 //! `Run`: one life of the nested host, from its start to what its command came to.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -37,6 +37,8 @@ pub struct Run<'a> {
     pub command: &'a InnerCommand,
     pub carried: &'a [Carried],
     pub timeout: Duration,
+    /// The file to which is added what was recorded.
+    pub record: Option<&'a Path>,
 }
 
 /// How a run has ended.
@@ -72,8 +74,12 @@ impl Run<'_> {
         let (sender, events) = channel();
         let deadline = Instant::now() + self.timeout;
         let machine = self.start(&initrd, &console, &mark, sender)?;
-        let end = wait(&events, deadline, BEAT);
+        let mut recorded = String::new();
+        let end = wait(&events, deadline, BEAT, &mut recorded);
         drop(machine);
+        if let Some(path) = self.record {
+            add(path, &recorded).with_context(|| format!("cannot write {}", path.display()))?;
+        }
         let said = keep(console)?;
         end.with_context(|| {
             format!("{}\nthe nested host has failed; its console is {LAST_CONSOLE}", tail(&said))
@@ -102,8 +108,13 @@ impl Run<'_> {
     }
 }
 
-/// Follows the nested host, which says something after each `beat`, to its end.
-fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration) -> Result<End> {
+/// Adds to a file that others add to at the same time.
+fn add(path: &Path, text: &str) -> io::Result<()> {
+    File::options().create(true).append(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// Follows the nested host, which says something after each `beat`, to its end; adds to `recorded` what it has recorded.
+fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration, recorded: &mut String) -> Result<End> {
     let mut status = None;
     let mut complete = 0;
     let mut missed = 0;
@@ -120,6 +131,7 @@ fn wait(events: &Receiver<Event>, deadline: Instant, beat: Duration) -> Result<E
             Ok(Event::Said(line)) => match line.split_once(' ') {
                 Some(("status", code)) => status = Some(code.parse().context("its status is no number")?),
                 Some(("failed", why)) => bail!("{why}"),
+                Some(("record", line)) => *recorded += &format!("{line}\n"),
                 Some(_) => {}
                 None => clock.ensure_right(beat)?,
             },
@@ -194,7 +206,8 @@ mod tests {
     #[test]
     fn a_nested_host_that_falls_silent_is_given_up() {
         let (_sender, events) = channel();
-        let error = wait(&events, Instant::now() + LONG, Duration::from_millis(1)).unwrap_err();
+        let error =
+            wait(&events, Instant::now() + LONG, Duration::from_millis(1), &mut String::new()).unwrap_err();
         assert!(error.to_string().starts_with("nothing was heard of it"), "{error}");
     }
 
@@ -207,7 +220,10 @@ mod tests {
             }
         });
         let deadline = Instant::now() + Duration::from_millis(300);
-        assert_eq!(wait(&events, deadline, Duration::from_millis(5)).unwrap(), End::TimedOut);
+        assert_eq!(
+            wait(&events, deadline, Duration::from_millis(5), &mut String::new()).unwrap(),
+            End::TimedOut
+        );
     }
 
     #[test]
@@ -217,7 +233,7 @@ mod tests {
             for _ in 0..beats {
                 sender.send(Event::Said("alive".into())).unwrap();
             }
-            wait(&events, Instant::now() + Duration::from_millis(10), LONG)
+            wait(&events, Instant::now() + Duration::from_millis(10), LONG, &mut String::new())
         };
         assert_eq!(heard(3).unwrap(), End::TimedOut);
         let error = heard(4).unwrap_err();
@@ -232,9 +248,14 @@ mod tests {
     #[test]
     fn it_ends_as_its_command_when_all_output_has_come() {
         let (sender, events) = channel();
-        for event in [Event::Complete, Event::Said("status 3".into()), Event::Complete] {
+        let said = |text: &str| Event::Said(text.into());
+        for event in
+            [said("record a b"), Event::Complete, said("record c"), said("status 3"), Event::Complete]
+        {
             sender.send(event).unwrap();
         }
-        assert_eq!(wait(&events, Instant::now() + LONG, LONG).unwrap(), End::Status(3));
+        let mut recorded = String::new();
+        assert_eq!(wait(&events, Instant::now() + LONG, LONG, &mut recorded).unwrap(), End::Status(3));
+        assert_eq!(recorded, "a b\nc\n");
     }
 }
