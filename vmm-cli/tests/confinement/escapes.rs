@@ -98,7 +98,7 @@ pub static ESCAPES: &[Escape] = &[
         name: "connect",
         call: "connect",
         number: libc::SYS_connect,
-        arguments: [NONE, Text(c"\x01\x00/run/socket"), Number(14), NONE],
+        arguments: [NONE, Text(c"\x01"), Number(2), NONE],
         without_filters: None,
         but_of: OPENER,
     },

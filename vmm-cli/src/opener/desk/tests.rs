@@ -160,7 +160,7 @@ fn who_waits_to_be_accepted_is_told_apart_from_who_is_refused() {
 }
 
 #[test]
-fn fault_c12_an_opener_that_is_gone_is_said_to_be() {
+fn an_opener_that_is_gone_is_said_to_be() {
     let directory = tempfile::tempdir().unwrap();
     let (own, its) = packets::pair().unwrap();
     let line = Arc::new(Line::new(own));
@@ -173,7 +173,7 @@ fn fault_c12_an_opener_that_is_gone_is_said_to_be() {
 }
 
 #[test]
-fn fault_c12_who_gets_no_answer_does_not_keep_the_next_one_waiting_and_late_answers_are_nobodys() {
+fn who_gets_no_answer_does_not_keep_the_next_one_waiting_and_late_answers_are_nobodys() {
     let (own, its) = packets::pair().unwrap();
     let line = Line::new(own);
     let ask = || line.ask(&Request::Connect { place: 3, port: None }, None);
@@ -200,7 +200,7 @@ proptest! {
 
     /// Whatever comes over the socket is answered or left, and a place that there was is still one.
     #[test]
-    fn fault_d8_any_bytes_are_refused_or_ignored(
+    fn any_bytes_are_refused_or_ignored(
         packets in prop::collection::vec((prop::collection::vec(0_u8..7, 1..20), any::<bool>()), 0..8)
     ) {
         let (own, its) = packets::pair().unwrap();
