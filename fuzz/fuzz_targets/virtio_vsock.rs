@@ -52,7 +52,8 @@ static DEVICE: LazyLock<Sockets> = LazyLock::new(|| {
     listener.set_nonblocking(true).expect("a socket");
     let worker =
         Worker::spawn(&vmm_devices::calls::VIRTIO, VmEvents::new().expect("a descriptor")).expect("a thread");
-    let options = VsockOptions { cid: GUEST as u32, path: path.clone(), listener: own, connections: 64 };
+    let ports = Arc::new(ByPath::new(&path));
+    let options = VsockOptions { cid: GUEST as u32, listener: own, ports, connections: 64 };
     let device = Vsock::new(Arc::new(worker), options).expect("a device");
     Sockets { device, path, listener, programs: Mutex::default() }
 });

@@ -27,6 +27,7 @@ mod native {
     pub mod limits;
     pub mod memory;
     pub mod net_hotplug;
+    pub mod opener;
     pub mod outputs;
     pub mod pause;
     pub mod pci;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         native::limits::trials(),
         native::memory::trials(),
         native::net_hotplug::trials(),
+        native::opener::trials(),
         native::outputs::trials(),
         native::pause::trials(),
         native::pci::trials(),

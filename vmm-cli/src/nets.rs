@@ -19,6 +19,7 @@ use crate::config::{DeviceId, MacAddress, NetConfig, NetError, Rate, VmConfig};
 use crate::control::devices::DeviceError;
 use crate::control::roles::NetFiles;
 use crate::kept::{Kept, Named};
+use crate::opener::Opener;
 use crate::outcome::Failure;
 
 /// One network device: what is behind it, and what it has in each life of the machine.
@@ -48,10 +49,10 @@ impl Nets {
     ///
     /// # Errors
     /// The first one that cannot be had, by whose it is to mend.
-    pub(crate) fn open(config: &VmConfig) -> Result<Self, Failure> {
+    pub(crate) fn open(config: &VmConfig, opener: &Opener) -> Result<Self, Failure> {
         let open = |(place, net): (usize, &NetConfig)| {
             let id = net.id(place);
-            self::open(net, id.clone()).map_err(|error| error.failure(&id))
+            self::open(net, id.clone(), opener).map_err(|error| error.failure(&id))
         };
         // The others have a back end of their own.
         let with_interface = config.net.iter().enumerate().filter(|(_, net)| net.vhost_user.is_none());
@@ -64,10 +65,11 @@ impl Nets {
 ///
 /// # Errors
 /// It cannot be had.
-fn open(config: &NetConfig, id: DeviceId) -> Result<Nic, OpenError> {
+fn open(config: &NetConfig, id: DeviceId, opener: &Opener) -> Result<Nic, OpenError> {
     let behind = match &config.passt {
         Some(path) => {
-            let link = Arc::new(StreamLink::open(path)?);
+            let failed = |source| StreamError::Connect { path: path.clone(), source };
+            let link = Arc::new(StreamLink::open(opener.place(path).map_err(failed)?)?);
             Behind { interface: path.display().to_string(), link, mtu: config.mtu, vhost: None }
         }
         None => {

@@ -27,6 +27,7 @@ use crate::machine::{Chassis, Machine, Resources, StopAtEnd, layout};
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, Ram};
 use crate::nets::Nets;
+use crate::opener::Opener;
 use crate::outcome::{self, Failure};
 use crate::processors::Processors;
 use crate::renewal::{Built, Renewal};
@@ -47,12 +48,20 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What kept the machine from running; nothing of it is left then.
 pub fn run(config: &VmConfig) -> Result<ExitCode, Failure> {
+    run_saying(config, &[])
+}
+
+/// The same, of a machine of which something is to be said first.
+pub(crate) fn run_saying(config: &VmConfig, notes: &[String]) -> Result<ExitCode, Failure> {
     // Before there is a second thread, of the log or the console: it takes microseconds then, and 10 ms later.
     prepare_readers();
     // The threads that are started from here on inherit what is blocked.
     let signals = Signals::take().context("signals").map_err(Failure::host_cannot)?;
+    // Before there is a second thread, too.
+    let opener = Opener::start(config)?;
     prepare(config)?;
-    let result = catch_unwind(AssertUnwindSafe(|| run_to_end(config, signals)))
+    notes.iter().for_each(|note| messages::tell(format_args!("vmm-cli: {note}\n")));
+    let result = catch_unwind(AssertUnwindSafe(|| run_to_end(config, signals, &opener)))
         .unwrap_or_else(|_| Err(Failure::internal(anyhow!("the main thread panicked"))));
     logging::flush();
     result
@@ -67,7 +76,7 @@ pub fn prepare(config: &VmConfig) -> Result<(), Failure> {
     logging::start(&config.log).map_err(Failure::bad_input)
 }
 
-fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> {
+fn run_to_end(config: &VmConfig, signals: Signals, opener: &Opener) -> Result<ExitCode, Failure> {
     vmm_vcpu::install_kick_signal().context("the kick signal").map_err(Failure::host_cannot)?;
     let source = open_images(config)?;
     // Before anything is opened for writing, or built.
@@ -78,11 +87,12 @@ fn run_to_end(config: &VmConfig, signals: Signals) -> Result<ExitCode, Failure> 
     let backing = memory::backing(&config.memory)?;
     let hotplug = Hotplug::of(config, &backing);
     let disks = Arc::new(Disks::open(config)?);
-    let nets = Arc::new(Nets::open(config)?);
-    let back_ends = vhost_user::open(config)?;
+    let nets = Arc::new(Nets::open(config, opener)?);
+    let back_ends = vhost_user::open(config, opener)?;
     let stats = stats::Output::open(&config.stats).map_err(Failure::bad_input)?;
     let mut consoles = Consoles::open(&config.console).map_err(console_failure)?;
-    let vsock = Socket::open(&config.vsock)?;
+    let vsock = Socket::open(&config.vsock, opener)?;
+    opener.seal()?;
     let balloon = balloon::settings(&config.balloon);
     // Before the first vCPU runs: no path is opened after that.
     let control = Control::open(config).map_err(control_failure)?;

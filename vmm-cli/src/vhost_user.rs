@@ -7,10 +7,11 @@ use anyhow::Context;
 use serde::Serialize;
 use vmm_core::VmEvents;
 use vmm_devices::virtio::vhost::VhostMemory;
-use vmm_devices::virtio::vhost_user::{Class, FsTag, VhostUser, VhostUserCounts, VhostUserDevice};
+use vmm_devices::virtio::vhost_user::{Class, FsTag, VhostUser, VhostUserCounts, VhostUserDevice, VhostUserError};
 
 use crate::config::{DeviceId, DiskConfig, FsConfig, NetConfig, VmConfig};
 use crate::nets::mac_address;
+use crate::opener::Opener;
 use crate::outcome::Failure;
 
 /// One back end, and what its device is called.
@@ -34,12 +35,13 @@ pub(crate) struct BackEndReport {
 ///
 /// # Errors
 /// The first one that cannot be had.
-pub(crate) fn open(config: &VmConfig) -> Result<Vec<BackEnd>, Failure> {
+pub(crate) fn open(config: &VmConfig, opener: &Opener) -> Result<Vec<BackEnd>, Failure> {
     let mut all = Vec::new();
     for (place, disk) in config.disk.iter().enumerate() {
         if let Some(socket) = &disk.vhost_user {
             let class = of_disk(disk, config.cpu.count);
             all.push(BackEnd::open(
+                opener,
                 socket,
                 class,
                 disk.id(place),
@@ -50,6 +52,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<Vec<BackEnd>, Failure> {
     for (place, net) in config.net.iter().enumerate() {
         if let Some(socket) = &net.vhost_user {
             all.push(BackEnd::open(
+                opener,
                 socket,
                 of_net(net)?,
                 net.id(place),
@@ -59,7 +62,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<Vec<BackEnd>, Failure> {
     }
     for (place, fs) in config.fs.iter().enumerate() {
         let id = DeviceId::of_fs(place);
-        all.push(BackEnd::open(&fs.socket, of_fs(fs)?, id, ("virtio-fs", "fs.socket (--fs)"))?);
+        all.push(BackEnd::open(opener, &fs.socket, of_fs(fs)?, id, ("virtio-fs", "fs.socket (--fs)"))?);
     }
     Ok(all)
 }
@@ -80,12 +83,14 @@ fn of_fs(fs: &FsConfig) -> Result<Class, Failure> {
 
 impl BackEnd {
     fn open(
+        opener: &Opener,
         socket: &Path,
         class: Class,
         id: DeviceId,
         (name, key): (&'static str, &'static str),
     ) -> Result<Self, Failure> {
-        let user = VhostUser::open(socket, class);
+        let failed = |source| VhostUserError::Connect { path: socket.into(), source };
+        let user = opener.place(socket).map_err(failed).and_then(|socket| VhostUser::open(socket, class));
         let user =
             user.with_context(|| format!("{key}: {}", socket.display())).map_err(Failure::host_cannot)?;
         tracing::info!(device = id.as_str(), socket = %socket.display(), queues = user.queues(), "a vhost-user back end");

@@ -1,14 +1,13 @@
 //! What is behind the guest's socket device: made before the machine is built, and kept through its restarts.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use vmm_devices::virtio::vsock::calls::VSOCK;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmm_core::VmEvents;
-use vmm_devices::Worker;
+use vmm_devices::{Connector, Worker};
 use vmm_devices::virtio::vhost::{Backend, VhostMemory, VhostVsock};
 use vmm_devices::virtio::vsock::{
     KernelVsock, MOST_CONNECTIONS, MOST_GREETINGS, Vsock, VsockCounts, VsockOptions,
@@ -17,6 +16,7 @@ use vmm_devices::virtio::vsock::{
 use crate::config::VsockConfig;
 use crate::control::vsock::VsockStatus;
 use crate::listener::Listener;
+use crate::opener::Opener;
 use crate::outcome::Failure;
 
 /// Descriptors that are left for everything else, and for those who have not said what they want.
@@ -32,7 +32,8 @@ enum Behind {
     /// A socket at a path.
     Own {
         listener: Listener,
-        path: PathBuf,
+        /// To what listens to the guest's connections to a port.
+        ports: Arc<dyn Connector>,
         /// Most connections at a time.
         connections: usize,
     },
@@ -71,7 +72,7 @@ impl Socket {
     ///
     /// # Errors
     /// Something is at its path; the path cannot be had; the kernel does not give the address.
-    pub(crate) fn open(config: &VsockConfig) -> Result<Option<Self>, Failure> {
+    pub(crate) fn open(config: &VsockConfig, opener: &Opener) -> Result<Option<Self>, Failure> {
         let cid = config.cid;
         let behind = match &config.path {
             _ if config.vhost => {
@@ -83,8 +84,9 @@ impl Socket {
             Some(path) => {
                 let listener = Listener::bind(path);
                 let listener = listener.context("vsock.path (--vsock)").map_err(Failure::bad_input)?;
+                let ports = opener.ports(path).context("vsock.path (--vsock)").map_err(Failure::bad_input)?;
                 let connections = allow_descriptors().saturating_sub(OTHERS).clamp(1, MOST_CONNECTIONS);
-                Behind::Own { listener, path: path.clone(), connections }
+                Behind::Own { listener, ports, connections }
             }
         };
         Ok(Some(Self { cid, behind }))
@@ -93,7 +95,7 @@ impl Socket {
     /// What can be told of the device in one life of the machine, which is `own` if it is not the kernel's.
     pub(crate) fn part(&self, own: Option<Arc<Vsock>>) -> SocketPart {
         let (path, most_connections) = match &self.behind {
-            Behind::Own { path, connections, .. } => (Some(path.clone()), Some(*connections as u64)),
+            Behind::Own { ports, connections, .. } => (Some(ports.path().into()), Some(*connections as u64)),
             Behind::Kernel(_) => (None, None),
         };
         let vhost = path.is_none();
@@ -109,9 +111,9 @@ impl Socket {
         let worker = Arc::new(Worker::spawn(&VSOCK, events.clone()).map_err(Failure::host_cannot)?);
         let cid = self.cid;
         let device = match &self.behind {
-            Behind::Own { listener, path, connections } => listener.share().and_then(|listener| {
-                let (path, connections) = (path.clone(), *connections);
-                let options = VsockOptions { cid, path, listener, connections };
+            Behind::Own { listener, ports, connections } => listener.share().and_then(|listener| {
+                let (ports, connections) = (Arc::clone(ports), *connections);
+                let options = VsockOptions { cid, listener, ports, connections };
                 Vsock::new(worker, options).map(|device| SocketDevice::Own(Arc::new(device)))
             }),
             Behind::Kernel(fd) => Backend::new(vec![Arc::clone(fd) as _], memory)

@@ -10,6 +10,10 @@ use crate::virtio::vhost_user::calls::BACK_END;
 /// Ports that give and take one thing at a time: output of serial ports, numbers of the host's random number generator.
 const PLAIN: &[Call] = &[Call::any(libc::SYS_read), Call::any(libc::SYS_poll)];
 
+/// Somebody else connects for the thread, and hands over the socket ([`Connector`](crate::Connector)).
+pub const CONNECTING: &[Call] =
+    &[Call::any(libc::SYS_sendmsg), Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_poll)];
+
 /// `virtio`: the queues of devices that never wait.
 pub static VIRTIO: Kind =
     Kind { name: "virtio", tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, PLAIN] };
@@ -31,6 +35,7 @@ pub static RECONFIGURE: Kind = Kind {
         RINGS,
         TAP,
         VHOST,
+        CONNECTING,
         BACK_END,
     ],
 };

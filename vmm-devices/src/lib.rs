@@ -12,6 +12,7 @@
 pub mod acpi;
 mod bus;
 pub mod calls;
+mod connector;
 mod doorbell;
 pub mod legacy;
 pub mod pci;
@@ -21,11 +22,11 @@ mod reconfigure;
 pub mod selftest;
 mod sync;
 mod timer;
-mod unix;
 pub mod virtio;
 mod worker;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut, BusError, Ranges};
+pub use connector::{ByPath, Connector};
 pub use doorbell::{Doorbell, DoorbellError, IoEventFd};
 pub use pvpanic::Pvpanic;
 pub use reconfigure::{PostError, Poster, Reconfigure};

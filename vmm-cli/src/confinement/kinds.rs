@@ -6,6 +6,7 @@ use vmm_devices::virtio;
 
 use crate::control::calls::{CONTROL, CONTROL_WAIT};
 use crate::machine::calls::{MAIN, RENEWAL, TEARDOWN_WATCH, VCPU};
+use crate::opener::calls::OPENER;
 use crate::sink::{CONSOLE, LOG, MESSAGES};
 
 /// Every kind. One that is not here cannot be confined, so that no machine starts with it.
@@ -34,6 +35,7 @@ pub(super) static ALL: &[&Kind] = &[
     &virtio::net::calls::NET_STREAM,
     &virtio::vhost_user::calls::VHOST_USER,
     &virtio::vsock::calls::VSOCK,
+    &OPENER,
 ];
 
 /// Starts threads, confines what it has started, ends the process.
@@ -62,8 +64,10 @@ pub(super) static NURSERY: Kind =
 
 /// What a thread of `kind` may ask for.
 pub(super) fn calls(kind: &'static Kind) -> Vec<Call> {
-    let of_others =
-        ALL.iter().filter(|_| std::ptr::eq(kind, &raw const NURSERY)).flat_map(|other| other.calls());
+    let is = |one: &'static Kind, other: *const Kind| std::ptr::eq(one, other);
+    // The opener is a process of its own, and nobody's thread.
+    let others = ALL.iter().filter(|other| is(kind, &raw const NURSERY) && !is(other, &raw const OPENER));
+    let of_others = others.flat_map(|other| other.calls());
     let mut calls: Vec<Call> = Vec::new();
     for call in kind.calls().chain(of_others) {
         if !calls.contains(call) {

@@ -63,6 +63,23 @@ pub(crate) fn complete(config: &VmConfig) {
     confine(&MAIN);
 }
 
+/// Confines a process of the machine of `config` that has one thread, of `kind`, and will have no others.
+///
+/// # Errors
+/// The host's. What was given up before is given up.
+pub(crate) fn confine_alone(config: &VmConfig, kind: &'static Kind) -> anyhow::Result<()> {
+    process::settle(config).context("settings of the process")?;
+    apply(config.confinement.seccomp, &Paths::none(), kind)
+}
+
+/// Confines the calling thread.
+fn apply(mode: Seccomp, paths: &Paths, kind: &'static Kind) -> anyhow::Result<()> {
+    paths.confine(kind).context("Landlock")?;
+    rights::drop_all().context("capabilities")?;
+    // Last: what comes before is not in the tables.
+    filters::confine(kind, mode)
+}
+
 /// The policy of a process that runs a machine.
 struct Confinement {
     mode: Seccomp,
@@ -70,18 +87,9 @@ struct Confinement {
     nursery: Nursery,
 }
 
-impl Confinement {
-    fn apply(&self, kind: &'static Kind) -> anyhow::Result<()> {
-        self.paths.confine(kind).context("Landlock")?;
-        rights::drop_all().context("capabilities")?;
-        // Last: what comes before is not in the tables.
-        filters::confine(kind, self.mode)
-    }
-}
-
 impl Policy for Confinement {
     fn confine(&self, kind: &'static Kind) {
-        if let Err(error) = self.apply(kind) {
+        if let Err(error) = apply(self.mode, &self.paths, kind) {
             // An unconfined thread must not go on, and a machine without one of its threads cannot.
             messages::tell(format_args!("vmm-cli: the thread {} cannot be confined: {error:#}\n", kind.name));
             logging::flush();

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -36,13 +36,7 @@ impl Paths {
             .filter(|place| place.need == Need::Listen)
             .filter_map(|place| place.path.parent().map(Path::to_owned))
             .collect();
-        let rules = |directories: &BTreeSet<_>| {
-            ruleset(directories.iter().map(|path| path as &Path)).unwrap_or_else(|error| {
-                tracing::warn!(%error, "no Landlock rules");
-                None
-            })
-        };
-        let none = rules(&BTreeSet::new());
+        let Self { none, .. } = Self::none();
         if none.is_none() {
             tracing::info!(
                 "the kernel has no Landlock: threads are confined by their tables of system calls only"
@@ -50,6 +44,11 @@ impl Paths {
         }
         let removal = if directories.is_empty() { None } else { rules(&directories) };
         Self { none, removal }
+    }
+
+    /// The rules that leave nothing.
+    pub(super) fn none() -> Self {
+        Self { none: rules(&BTreeSet::new()), removal: None }
     }
 
     /// Confines the calling thread, one of `kind`.
@@ -61,6 +60,14 @@ impl Paths {
         let rules = if removes { self.removal.as_ref().or(self.none.as_ref()) } else { self.none.as_ref() };
         rules.map_or(Ok(()), |rules| syscalls::restrict_self(rules.as_fd()))
     }
+}
+
+/// The same as [`ruleset`], and none where the kernel does not take it.
+fn rules(directories: &BTreeSet<PathBuf>) -> Option<OwnedFd> {
+    ruleset(directories.iter().map(|path| path as &Path)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "no Landlock rules");
+        None
+    })
 }
 
 /// Rules that refuse everything but to remove what is in `directories`. `None`: the kernel has no Landlock.

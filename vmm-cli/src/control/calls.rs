@@ -1,6 +1,7 @@
 //! What the threads of the control socket ask of the kernel.
 
 use vmm_core::thread::{Call, Kind, calls, requests};
+use vmm_devices::calls::CONNECTING;
 use vmm_devices::virtio::block::calls::{IMAGES, RINGS};
 use vmm_devices::virtio::net::calls::TAP;
 use vmm_devices::virtio::vhost::calls::{VHOST, VHOST_SETUP};
@@ -56,6 +57,7 @@ pub(crate) static CONTROL_WAIT: Kind = Kind {
         TAP,
         VHOST,
         VHOST_SETUP,
+        CONNECTING,
         BACK_END,
     ],
 };

@@ -5,7 +5,6 @@
 //! program itself is not in the jail.
 
 mod cgroup;
-mod descriptors;
 mod error;
 mod identity;
 mod namespaces;
@@ -30,7 +29,7 @@ use rustix::process::{Signal, geteuid, getppid, set_parent_process_death_signal}
 use crate::args::{Args, Command, JailArgs};
 use crate::config::{HostPlace, Need, SerialMode, VmConfig};
 use crate::outcome::Failure;
-use crate::{console, messages, run};
+use crate::{console, processes, run};
 use cgroup::{Cgroup, Limits};
 use error::JailError;
 use identity::Identity;
@@ -39,6 +38,9 @@ use watch::Blocked;
 
 /// What messages call a place that no setting of the machine names.
 const ALLOWED: &str = "--allow";
+
+/// The first descriptor that is not standard input, output or error.
+const FIRST: RawFd = 3;
 
 /// Where the kernel says of this process in which process group it is, and which one has the terminal.
 const STAT: &str = "/proc/self/stat";
@@ -53,8 +55,17 @@ pub fn run(args: &JailArgs) -> Result<ExitCode, Failure> {
     let Command::Run(vm) = inner.command else { return Err(JailError::NotRun.into()) };
     let config = VmConfig::load(&vm).map_err(Failure::bad_input)?;
     let jail = Jail::of(args, &config)?;
-    descriptors::close_all_but(&jail.passed_on)?;
+    close_all_but(&jail.passed_on)?;
     jail.start(&config)
+}
+
+/// Closes all descriptors but 0, 1, 2 and `kept`.
+fn close_all_but(kept: &[RawFd]) -> Result<(), JailError> {
+    processes::close_all_but(FIRST, kept).map_err(|source| JailError::System {
+        what: "close_range",
+        since: "5.9",
+        source,
+    })
 }
 
 /// What is decided before anything is made.
@@ -121,7 +132,7 @@ impl Jail {
             namespaces::enter_user()?;
         }
         namespaces::next_process_is_first()?;
-        match syscalls::fork_alone().map_err(JailError::step("a process"))? {
+        match processes::fork_alone().map_err(JailError::step("a process"))? {
             ForkResult::Parent { child } => {
                 drop(outside);
                 let code = watch::from_outside(child, &blocked, &inside);
@@ -163,7 +174,7 @@ impl Jail {
         outside: PipeReader,
         stat: Option<File>,
     ) -> Result<ExitCode, Failure> {
-        match syscalls::fork_alone().map_err(JailError::step("a process"))? {
+        match processes::fork_alone().map_err(JailError::step("a process"))? {
             ForkResult::Parent { child } => {
                 drop(stat);
                 let code = watch::from_inside(child, blocked, &outside);
@@ -177,36 +188,34 @@ impl Jail {
                     return Err(JailError::step("its parent has gone")(io::ErrorKind::BrokenPipe).into());
                 }
                 let kept = stat.iter().map(AsRawFd::as_raw_fd).chain(self.passed_on.iter().copied());
-                descriptors::close_all_but(&kept.collect::<Vec<_>>())?;
+                close_all_but(&kept.collect::<Vec<_>>())?;
                 if let Some(stat) = stat {
                     console::set_outside(stat);
                 }
-                // It starts a thread, which must not be the one that takes the machine's signals.
-                self.tell_of_strangers();
                 blocked.undo().map_err(JailError::step("signals"))?;
-                run::run(config)
+                run::run_saying(config, &self.strangers())
             }
         }
     }
 
-    /// Says which directories have more in them than was named: all of it is in the jail.
-    fn tell_of_strangers(&self) {
+    /// Which directories have more in them than was named: all of it is in the jail. To be said when there may be a thread that says it.
+    fn strangers(&self) -> Vec<String> {
         let is_named = |file: &Path| {
             let file = file.as_os_str().as_encoded_bytes();
             // A socket of a port has the path of the device's socket and a number.
             self.places.iter().any(|place| file.starts_with(place.path.as_os_str().as_encoded_bytes()))
         };
         let has_socket = |mount: &Mount| mount.need == Need::Listen && mount.name != ALLOWED;
-        for (path, mount) in self.plan.mounts().filter(|(_, mount)| has_socket(mount)) {
-            if let Ok(count @ 1..) = sources::strangers(path, is_named) {
-                messages::tell(format_args!(
-                    "vmm-cli: jail: {}: all of {} is in the jail, {count} more than was named; a directory of its own would \
-                     have nothing else\n",
-                    mount.name,
-                    path.display()
-                ));
-            }
-        }
+        let with_sockets = self.plan.mounts().filter(|(_, mount)| has_socket(mount));
+        let told = with_sockets.filter_map(|(path, mount)| {
+            let count = sources::strangers(path, is_named).ok().filter(|count| *count > 0)?;
+            Some(format!(
+                "jail: {}: all of {} is in the jail, {count} more than was named; a directory of its own would have nothing else",
+                mount.name,
+                path.display()
+            ))
+        });
+        told.collect()
     }
 }
 

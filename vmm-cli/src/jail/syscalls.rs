@@ -1,11 +1,10 @@
 //! System calls of the jail for which no crate has a safe function.
-#![expect(unsafe_code, reason = "fork, and system calls that the crates in use do not have")]
+#![expect(unsafe_code, reason = "system calls that the crates in use do not have")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, fork};
 use rustix::mount::MountAttrFlags;
 
 /// `struct mount_attr` (mount_setattr(2)).
@@ -15,20 +14,6 @@ struct MountAttr {
     clear: u64,
     propagation: u64,
     user_namespace: u64,
-}
-
-/// Makes a process that goes on from here, as this one does.
-///
-/// # Errors
-/// The kernel does not make one; or this process has several threads, of which the new one would have the locks but not the
-/// owners.
-pub(super) fn fork_alone() -> io::Result<ForkResult> {
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
-        return Err(io::Error::other("this process has several threads"));
-    }
-    // SAFETY:
-    // - there is one thread, so that no lock is held by another one and the child may do whatever this process may.
-    Ok(unsafe { fork() }?)
 }
 
 /// Adds `flags` to what the mount at `mount` has.
@@ -47,15 +32,6 @@ pub(super) fn add_mount_flags(mount: BorrowedFd<'_>, flags: MountAttrFlags) -> i
             size_of::<MountAttr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Closes the descriptors from `first` to `last`. Nobody may own one of them.
-pub(super) fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
-    // SAFETY:
-    // - the arguments are integers;
-    // - that nobody owns what is closed is the caller's promise, and the callers are two functions of this folder.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -1,6 +1,7 @@
 //! What the threads that have a whole machine in hand ask of the kernel: the vCPUs, whose accesses reach every device, and the main thread.
 
 use vmm_core::thread::{Call, Kind, calls, requests};
+use vmm_devices::calls::CONNECTING;
 use vmm_devices::virtio::block::calls::{IMAGES, RINGS};
 use vmm_devices::virtio::net::calls::TAP;
 use vmm_devices::virtio::vhost::calls::VHOST;
@@ -23,6 +24,7 @@ pub(crate) static VCPU: Kind = Kind {
         RINGS,
         TAP,
         VHOST,
+        CONNECTING,
         BACK_END,
     ],
 };
@@ -46,6 +48,8 @@ const EVENTS: &[Call] = &[
     Call::any(libc::SYS_shutdown),
     Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_getpgrp),
+    // The end of the opener.
+    Call::any(libc::SYS_wait4),
     Call::any(libc::SYS_preadv2),
     // Threads that were kept off the CPUs of vCPUs have them back.
     Call::any(libc::SYS_sched_getaffinity),
@@ -70,6 +74,7 @@ pub(crate) static MAIN: Kind = Kind {
         RINGS,
         TAP,
         VHOST,
+        CONNECTING,
         BACK_END,
     ],
 };
@@ -127,6 +132,7 @@ pub(crate) static RENEWAL: Kind = Kind {
         RINGS,
         TAP,
         VHOST,
+        CONNECTING,
         BACK_END,
     ],
 };

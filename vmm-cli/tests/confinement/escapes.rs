@@ -15,6 +15,8 @@ pub struct Escape {
     arguments: [Argument; 4],
     /// What the kernel answers a thread that has no filter, but no paths and no capabilities; `None`: that stops others.
     pub without_filters: Option<&'static [i32]>,
+    /// The one kind for which it is none.
+    pub but_of: Option<&'static str>,
 }
 
 enum Argument {
@@ -30,6 +32,9 @@ const HERE: Argument = Number(libc::AT_FDCWD as c_ulong);
 const CREATE_VM: c_ulong = 0xae01;
 const PAGE: c_ulong = 4096;
 const EXECUTABLE: c_ulong = (libc::PROT_READ | libc::PROT_EXEC) as c_ulong;
+/// The process that connects to sockets for all others.
+const OPENER: Option<&str> = Some("opener");
+const UNIX_STREAM: c_ulong = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as c_ulong;
 /// Landlock's refusal, and that of a missing capability.
 const REFUSED: Option<&[i32]> = Some(&[libc::EACCES]);
 const NOT_PERMITTED: Option<&[i32]> = Some(&[libc::EPERM]);
@@ -42,6 +47,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_openat,
         arguments: [HERE, Text(c"/etc/passwd"), Number(libc::O_RDONLY as c_ulong), NONE],
         without_filters: REFUSED,
+        but_of: None,
     },
     Escape {
         name: "write_outside",
@@ -54,6 +60,7 @@ pub static ESCAPES: &[Escape] = &[
             Number(0o600),
         ],
         without_filters: REFUSED,
+        but_of: None,
     },
     Escape {
         name: "execute",
@@ -61,6 +68,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_execve,
         arguments: [Text(c"/bin/true"), NONE, NONE, NONE],
         without_filters: REFUSED,
+        but_of: None,
     },
     Escape {
         name: "reach_the_network",
@@ -68,6 +76,39 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_socket,
         arguments: [Number(libc::AF_INET as c_ulong), Number(libc::SOCK_STREAM as c_ulong), NONE, NONE],
         without_filters: None,
+        but_of: None,
+    },
+    Escape {
+        name: "have_a_socket_of_the_host",
+        call: "socket",
+        number: libc::SYS_socket,
+        arguments: [Number(libc::AF_UNIX as c_ulong), Number(UNIX_STREAM), NONE, NONE],
+        without_filters: None,
+        but_of: OPENER,
+    },
+    Escape {
+        name: "send_messages_to_all",
+        call: "socket",
+        number: libc::SYS_socket,
+        arguments: [Number(libc::AF_UNIX as c_ulong), Number(libc::SOCK_DGRAM as c_ulong), NONE, NONE],
+        without_filters: None,
+        but_of: None,
+    },
+    Escape {
+        name: "connect",
+        call: "connect",
+        number: libc::SYS_connect,
+        arguments: [NONE, Text(c"\x01"), Number(2), NONE],
+        without_filters: None,
+        but_of: OPENER,
+    },
+    Escape {
+        name: "go_elsewhere",
+        call: "fchdir",
+        number: libc::SYS_fchdir,
+        arguments: [NONE, NONE, NONE, NONE],
+        without_filters: None,
+        but_of: OPENER,
     },
     Escape {
         name: "talk_to_the_kernel_by_netlink",
@@ -75,6 +116,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_socket,
         arguments: [Number(libc::AF_NETLINK as c_ulong), Number(libc::SOCK_RAW as c_ulong), NONE, NONE],
         without_filters: None,
+        but_of: None,
     },
     Escape {
         name: "trace_another_process",
@@ -82,6 +124,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_ptrace,
         arguments: [Number(libc::PTRACE_ATTACH as c_ulong), Number(1), NONE, NONE],
         without_filters: NOT_PERMITTED,
+        but_of: None,
     },
     Escape {
         name: "map_executable_memory",
@@ -94,6 +137,7 @@ pub static ESCAPES: &[Escape] = &[
             Number((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as c_ulong),
         ],
         without_filters: None,
+        but_of: None,
     },
     Escape {
         name: "make_memory_executable",
@@ -101,6 +145,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_mprotect,
         arguments: [NONE, Number(PAGE), Number(EXECUTABLE), NONE],
         without_filters: None,
+        but_of: None,
     },
     Escape {
         name: "create_a_vm",
@@ -108,6 +153,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_ioctl,
         arguments: [NONE, Number(CREATE_VM), NONE, NONE],
         without_filters: None,
+        but_of: None,
     },
     Escape {
         name: "type_for_its_user",
@@ -115,6 +161,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_ioctl,
         arguments: [NONE, Number(libc::TIOCSTI), Text(c"x"), NONE],
         without_filters: None,
+        but_of: None,
     },
     Escape {
         name: "kill_another_process",
@@ -123,6 +170,7 @@ pub static ESCAPES: &[Escape] = &[
         // Signal 0 asks whether it could.
         arguments: [Number(1), NONE, NONE, NONE],
         without_filters: None,
+        but_of: None,
     },
     Escape {
         name: "become_somebody_else",
@@ -130,6 +178,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_setuid,
         arguments: [Number(12_345), NONE, NONE, NONE],
         without_filters: NOT_PERMITTED,
+        but_of: None,
     },
     Escape {
         name: "handle_its_own_violation",
@@ -137,6 +186,7 @@ pub static ESCAPES: &[Escape] = &[
         number: libc::SYS_rt_sigaction,
         arguments: [Number(libc::SIGSYS as c_ulong), NONE, NONE, Number(8)],
         without_filters: None,
+        but_of: None,
     },
 ];
 

@@ -66,6 +66,7 @@ mod tests {
     use super::super::state::{Behind, Device, Rest};
     use super::super::{Backing, NET};
     use super::*;
+    use crate::opener::Opener;
     use crate::config::{DeviceId, VmConfig};
     use crate::control::devices::DeviceControl;
     use crate::control::limits::{NewLimit, NewLimits};
@@ -79,7 +80,8 @@ mod tests {
     /// A machine with a network device on an interface that is made for it, where the host permits that.
     fn plugged(name: &str) -> Option<(Arc<Plugged>, Arc<Nets>)> {
         let net = format!("tap={name},create,receive_bandwidth=1M/1s").parse().unwrap();
-        let nets = Arc::new(Nets::open(&VmConfig { net: vec![net], ..VmConfig::default() }).ok()?);
+        let config = VmConfig { net: vec![net], ..VmConfig::default() };
+        let nets = Arc::new(Nets::open(&config, &Opener::default()).ok()?);
         let nic = nets.of_next_life().remove(0);
         let net = Arc::new(nic.device(&VmEvents::new().unwrap(), &VhostMemory::new()).unwrap());
         let (id, behind) = (nic.id().to_string(), Behind::Net(PluggedNet { nic, net }));

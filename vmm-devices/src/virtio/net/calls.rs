@@ -2,6 +2,7 @@
 
 use vmm_core::thread::{Call, Kind, calls, requests};
 
+use crate::calls::CONNECTING;
 use crate::virtio::vhost::calls::VHOST;
 
 /// An interface is taken again, and told what the driver takes.
@@ -23,14 +24,12 @@ pub static NET: Kind = Kind {
     tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, FRAMES, TAP, VHOST],
 };
 
-/// Another program's stream is connected to again.
+/// Another program's stream.
 const STREAM: &[Call] = &[
-    Call::any(libc::SYS_socket).is(0, libc::AF_UNIX),
-    Call::any(libc::SYS_connect),
     Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_sendto),
 ];
 
 /// `net-stream`: frames between a pair of queues and a stream.
 pub static NET_STREAM: Kind =
-    Kind { name: "net-stream", tables: &[calls::WAITING, calls::DESCRIPTORS, FRAMES, STREAM] };
+    Kind { name: "net-stream", tables: &[calls::WAITING, calls::DESCRIPTORS, CONNECTING, FRAMES, STREAM] };

@@ -12,7 +12,6 @@ mod relay;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -28,7 +27,7 @@ use relay::Relay;
 
 use super::link::{Link, LinkQueue};
 use super::offloads::Offloads;
-use crate::{Wakeup, unix};
+use crate::{Connector, Wakeup};
 
 /// The socket of another program. Dropped, it is left, and the thread has ended.
 #[derive(Debug)]
@@ -49,22 +48,23 @@ struct Shared {
 }
 
 impl StreamLink {
-    /// Connects to who listens at `path`.
+    /// Connects to who listens at `socket`.
     ///
     /// # Errors
     /// [`StreamError`] says what is missing, and what mends it.
-    pub fn open(path: &Path) -> Result<Self, StreamError> {
-        let stream = unix::connect(path);
-        Self::over(path, stream.map_err(|source| StreamError::Connect { path: path.into(), source })?)
+    pub fn open(socket: Arc<dyn Connector>) -> Result<Self, StreamError> {
+        let failed = |source| StreamError::Connect { path: socket.path().into(), source };
+        let stream = socket.connect(None).map_err(failed)?;
+        Self::over(socket, stream)
     }
 
-    /// The same over a socket that is connected and does not block; `path` is where to look for another.
-    fn over(path: &Path, stream: UnixStream) -> Result<Self, StreamError> {
+    /// The same over a stream that is connected and does not block; `socket` is where to look for another.
+    fn over(socket: Arc<dyn Connector>, stream: UnixStream) -> Result<Self, StreamError> {
         let (own, other) = packets().map_err(StreamError::Own)?;
         let news = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(StreamError::Own)?;
         let (end, ended) = UnixStream::pair().map_err(StreamError::Own)?;
         let shared = Arc::new(Shared { is_connected: AtomicBool::new(true), news: Arc::new(news) });
-        let relay = Relay::new(path.into(), other, stream, Arc::clone(&shared));
+        let relay = Relay::new(socket, other, stream, Arc::clone(&shared));
         let thread = spawn(&NET_STREAM, NET_STREAM.name, move || relay.run(&ended));
         let thread = Some(thread.map_err(StreamError::Own)?);
         Ok(Self { queues: [Arc::new(LinkQueue::new(own))], shared, end: Some(end), thread })

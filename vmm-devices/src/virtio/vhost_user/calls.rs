@@ -2,10 +2,10 @@
 
 use vmm_core::thread::{Call, Kind, calls};
 
-/// The other program is connected to, told and asked.
+use crate::calls::CONNECTING;
+
+/// The other program is told and asked.
 pub const BACK_END: &[Call] = &[
-    Call::any(libc::SYS_socket).is(0, libc::AF_UNIX),
-    Call::any(libc::SYS_connect),
     Call::any(libc::SYS_sendmsg),
     Call::any(libc::SYS_recvmsg),
     Call::any(libc::SYS_recvfrom),
@@ -17,5 +17,5 @@ pub const BACK_END: &[Call] = &[
 /// `vhost-user`: what is left of a device that another process serves, and the limit of its waits.
 pub static VHOST_USER: Kind = Kind {
     name: "vhost-user",
-    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, BACK_END],
+    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, CONNECTING, BACK_END],
 };

@@ -5,7 +5,6 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,7 +20,7 @@ use super::VhostUserError;
 use super::deadline::Deadline;
 use super::pairs;
 use super::table::{self, Change, Run};
-use crate::unix;
+use crate::Connector;
 use crate::virtio::features;
 use crate::virtio::queue::QueueState;
 use crate::virtio::vhost::{VhostRing, areas, place};
@@ -80,14 +79,13 @@ pub(super) struct Connection {
 type Asked<T> = Result<T, (&'static str, vhost::Error)>;
 
 impl Connection {
-    /// Connects to the socket at `path` and agrees on what there is.
+    /// Connects to `socket` and agrees on what there is.
     ///
     /// # Errors
     /// [`VhostUserError`] says what is missing.
-    pub(super) fn open(path: &Path, wanted: Wanted) -> Result<Self, VhostUserError> {
-        let socket =
-            connected(path).map_err(|source| VhostUserError::Connect { path: path.into(), source })?;
-        Self::over(socket, wanted)
+    pub(super) fn open(socket: &dyn Connector, wanted: Wanted) -> Result<Self, VhostUserError> {
+        let failed = |source| VhostUserError::Connect { path: socket.path().into(), source };
+        Self::over(connected(socket).map_err(failed)?, wanted)
     }
 
     /// The same over a socket that is connected.
@@ -332,8 +330,8 @@ fn config(queue: &QueueState, memory: &GuestMemory) -> Result<VringConfigData, V
 }
 
 /// Connects without waiting for who does not accept; the socket blocks then.
-fn connected(path: &Path) -> io::Result<UnixStream> {
-    let stream = unix::connect(path)?;
+fn connected(socket: &dyn Connector) -> io::Result<UnixStream> {
+    let stream = socket.connect(None)?;
     stream.set_nonblocking(false)?;
     Ok(stream)
 }

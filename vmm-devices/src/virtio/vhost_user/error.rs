@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::unix::connect_advice;
+use crate::connector::connect_advice;
 
 /// See the message of each.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -20,12 +19,13 @@ use super::connection::Connection;
 use super::counters::{Counters, VhostUserCounts, count};
 use super::hang_up::HangUp;
 use super::{VhostUserError, table};
+use crate::Connector;
 use crate::sync::lock;
 use crate::virtio::vhost::{VhostFd, VhostRing};
 
 /// A back end that was there at the beginning.
 pub struct VhostUser {
-    path: PathBuf,
+    socket: Arc<dyn Connector>,
     pub(super) class: Class,
     /// Those that are offered.
     features: u64,
@@ -55,24 +55,28 @@ struct State {
 pub(super) struct Lost(#[source] Arc<VhostUserError>);
 
 impl VhostUser {
-    /// Connects to the back end that listens at `path`, of a device of `class`.
+    /// Connects to the back end that listens at `socket`, of a device of `class`.
     ///
     /// # Errors
     /// [`VhostUserError`] says what is missing, and what mends it.
-    pub fn open(path: &Path, class: Class) -> Result<Self, VhostUserError> {
-        let connection = Connection::open(path, class.wanted())?;
-        Self::over(path, class, connection)
+    pub fn open(socket: Arc<dyn Connector>, class: Class) -> Result<Self, VhostUserError> {
+        let connection = Connection::open(&*socket, class.wanted())?;
+        Self::over(socket, class, connection)
     }
 
-    /// The same over a connection that there is; `path` is where to look for another.
-    pub(super) fn over(path: &Path, class: Class, connection: Connection) -> Result<Self, VhostUserError> {
+    /// The same over a connection that there is; `socket` is where to look for another.
+    pub(super) fn over(
+        socket: Arc<dyn Connector>,
+        class: Class,
+        connection: Connection,
+    ) -> Result<Self, VhostUserError> {
         let queues = class.queues(connection.rings)?;
         let hang_up = HangUp::new().map_err(VhostUserError::Own)?;
         hang_up.watch(&connection).map_err(VhostUserError::Own)?;
         let counters = Counters::default();
         count(&counters.connections);
         Ok(Self {
-            path: path.into(),
+            socket,
             features: connection.features,
             queues,
             enabled: AtomicUsize::new(class.enabled(queues)),
@@ -163,7 +167,7 @@ impl VhostUser {
         count(&self.counters.losses);
         if let Some(left_out) = self.log.permit() {
             let source = loss.source().map(ToString::to_string);
-            let path = self.path.display();
+            let path = self.socket.path().display();
             tracing::warn!(%path, reason = %loss, source, left_out, "a vhost-user back end is lost");
         }
         Lost(loss)
@@ -174,7 +178,7 @@ impl VhostUser {
         if !self.is_lost(state) {
             return Ok(false);
         }
-        let mut connection = Connection::open(&self.path, self.class.wanted())?;
+        let mut connection = Connection::open(&*self.socket, self.class.wanted())?;
         match self.features & !connection.features {
             0 => {}
             missing => return Err(VhostUserError::Features { missing }),
@@ -188,7 +192,7 @@ impl VhostUser {
         self.is_connected.store(true, Ordering::Release);
         count(&self.counters.connections);
         if let Some(left_out) = self.log.permit() {
-            tracing::info!(path = %self.path.display(), left_out, "a vhost-user back end is there again");
+            tracing::info!(path = %self.socket.path().display(), left_out, "a vhost-user back end is there again");
         }
         Ok(true)
     }
@@ -246,7 +250,7 @@ impl VhostFd for VhostUser {
 impl fmt::Debug for VhostUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VhostUser")
-            .field("path", &self.path)
+            .field("socket", &self.socket)
             .field("class", &self.class)
             .finish_non_exhaustive()
     }

@@ -5,7 +5,6 @@ mod pairs;
 mod peer;
 
 use std::io::{Read, Write};
-use std::path::Path;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -15,6 +14,7 @@ use vmm_memory::{AddressSpace, Backing, BackingKind, Change, RamRange};
 
 use super::connection::Connection;
 use super::{Class, FsTag, VhostUser, VhostUserDevice};
+use crate::ByPath;
 use crate::virtio::testing::{Driver, RAM, Started};
 use crate::virtio::vhost::VhostMemory;
 use crate::virtio::{VirtioDevice, features};
@@ -63,7 +63,7 @@ impl Bench {
     ) -> (Self, Peer) {
         let (socket, peer) = Peer::pair(has, idea);
         let connection = Connection::over(socket, class.wanted()).unwrap();
-        (Self::over(VhostUser::over(Path::new("/nowhere/socket"), class, connection).unwrap()), peer)
+        (Self::over(VhostUser::over(Arc::new(ByPath::new("/nowhere/socket")), class, connection).unwrap()), peer)
     }
 
     fn over(user: VhostUser) -> Self {
@@ -258,7 +258,7 @@ fn the_next_driver_finds_a_back_end_that_is_there_again() {
     let path = directory.path().join("socket");
     let (socket, peer) = Peer::pair(Has::default(), |_| Answer::AsUsual);
     let connection = Connection::over(socket, BLOCK.wanted()).unwrap();
-    let bench = Bench::over(VhostUser::over(&path, BLOCK, connection).unwrap());
+    let bench = Bench::over(VhostUser::over(Arc::new(ByPath::new(&path)), BLOCK, connection).unwrap());
     peer.die();
     // Nobody is there yet.
     let started = bench.start(1);

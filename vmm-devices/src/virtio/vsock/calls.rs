@@ -2,12 +2,11 @@
 
 use vmm_core::thread::{Call, Kind, calls};
 
+use crate::calls::CONNECTING;
 use crate::virtio::vhost::calls::VHOST;
 
-/// Clients of the host come, and the guest's come to the sockets `PATH_PORT`.
+/// Clients of the host come.
 const STREAMS: &[Call] = &[
-    Call::any(libc::SYS_socket).is(0, libc::AF_UNIX),
-    Call::any(libc::SYS_connect),
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_sendto),
@@ -20,5 +19,5 @@ const STREAMS: &[Call] = &[
 /// `vsock`: a socket device.
 pub static VSOCK: Kind = Kind {
     name: "vsock",
-    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, STREAMS, VHOST],
+    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, CONNECTING, STREAMS, VHOST],
 };

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -18,7 +17,7 @@ use crate::virtio::{
     ActivateError, Activation, DeviceStatus, QueueReset, Running, Stopped, VirtioDevice, features,
     read_config,
 };
-use crate::{Handler, Progress, Timer, Worker, WorkerError};
+use crate::{Connector, Handler, Progress, Timer, Worker, WorkerError};
 
 /// Descriptors of the three queues.
 pub(super) const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -32,11 +31,10 @@ const F_NO_IMPLIED_STREAM: u64 = 1 << 2;
 pub struct VsockOptions {
     /// The guest's address: not 0, 1, 2, nor 2^32 - 1 or above.
     pub cid: u32,
-    /// Programs of the host connect to the guest here; what listens to the guest's connections to a port is at the same path with
-    /// `_` and the port behind it.
-    pub path: PathBuf,
-    /// Listens at `path`.
+    /// Programs of the host connect to the guest here.
     pub listener: UnixListener,
+    /// To what listens to the guest's connections to a port: at the path of the listener with `_` and the port behind it.
+    pub ports: Arc<dyn Connector>,
     /// Most connections at a time, a descriptor each; of more than [`MOST_CONNECTIONS`](super::MOST_CONNECTIONS), that many.
     pub connections: usize,
 }
@@ -72,7 +70,7 @@ impl Vsock {
             cid: self.options.cid.into(),
             streams: features != F_NO_IMPLIED_STREAM,
             most: self.options.connections,
-            path: self.options.path.clone(),
+            ports: Arc::clone(&self.options.ports),
             listener: self.options.listener.try_clone()?,
             watch: Arc::clone(&watch),
             counters: Arc::clone(&self.counters),

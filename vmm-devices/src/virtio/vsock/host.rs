@@ -1,18 +1,15 @@
 //! The host's ends: sockets that never block, and what waits for them.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::line::{LONGEST, Line, Said};
-use crate::unix;
 use crate::worker::Wakeup;
 
 /// What is told of one turn at most.
@@ -95,18 +92,6 @@ impl Wakeup for Watch {
         // Readable until all news are taken.
         1
     }
-}
-
-/// The path at which the host listens for connections of the guest to `port`.
-pub(super) fn path_of_port(path: &Path, port: u32) -> PathBuf {
-    let mut text = OsString::from(path);
-    text.push(format!("_{port}"));
-    text.into()
-}
-
-/// Connects to `path`. `WouldBlock`: there are too many already who wait to be accepted.
-pub(super) fn connect_to(path: &Path) -> io::Result<Stream> {
-    unix::connect(path).map(Stream::new)
 }
 
 /// What a read has come to.

@@ -8,7 +8,6 @@ mod hosts;
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use super::counters::Counters;
 use super::host::{Read, Stream, Watch};
 use super::packet::{HEADER_LENGTH, HOST_CID, Header, Op, STREAM, Sides};
 use super::table::{End, Key, Table};
+use crate::Connector;
 
 /// Refusals that wait for the guest to take them.
 pub(super) const MOST_REFUSALS: usize = 256;
@@ -33,7 +33,8 @@ pub(super) struct Parts {
     pub(super) streams: bool,
     /// Most connections.
     pub(super) most: usize,
-    pub(super) path: PathBuf,
+    /// To what listens to the guest's connections to a port.
+    pub(super) ports: Arc<dyn Connector>,
     pub(super) listener: UnixListener,
     pub(super) watch: Arc<Watch>,
     pub(super) counters: Arc<Counters>,

@@ -17,10 +17,10 @@ use vmm_memory::AddressSpace;
 
 use super::packet::{HEADER, HOST_CID, Header, Op, STREAM};
 use super::*;
-use crate::Worker;
 use crate::virtio::VirtioDevice;
 use crate::virtio::features::EVENT_IDX;
 use crate::virtio::testing::{Driver, NEXT, Started, WRITE, ram};
+use crate::{ByPath, Worker};
 
 /// Descriptors of a queue.
 const SIZE: u16 = 16;
@@ -55,7 +55,8 @@ impl Machine {
         let path = directory.path().join("vsock");
         let listener = UnixListener::bind(&path).unwrap();
         let worker = Arc::new(Worker::spawn(&crate::calls::SELFTEST, VmEvents::new().unwrap()).unwrap());
-        let options = VsockOptions { cid: CID as u32, path: path.clone(), listener, connections };
+        let ports = Arc::new(ByPath::new(&path));
+        let options = VsockOptions { cid: CID as u32, listener, ports, connections };
         Self { device: Vsock::new(worker, options).unwrap(), memory: ram(), path, _directory: directory }
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::unix::connect_advice;
+use crate::connector::connect_advice;
 
 /// See the message of each.
 #[derive(Debug, thiserror::Error)]

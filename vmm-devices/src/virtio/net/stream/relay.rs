@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use vmm_core::LogLimit;
 
 use super::Shared;
 use super::frames::{Incoming, Outgoing, PassOn};
-use crate::unix;
+use crate::Connector;
 
 /// When the socket of a program that is gone is looked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -30,7 +29,7 @@ const GONE: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
 
 /// The thread's side of a link.
 pub(super) struct Relay {
-    path: PathBuf,
+    socket: Arc<dyn Connector>,
     /// The device is at the other end.
     packets: OwnedFd,
     /// `None`: nobody is there.
@@ -54,9 +53,14 @@ struct Ready {
 }
 
 impl Relay {
-    pub(super) fn new(path: PathBuf, packets: OwnedFd, stream: UnixStream, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        socket: Arc<dyn Connector>,
+        packets: OwnedFd,
+        stream: UnixStream,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
-            path,
+            socket,
             packets,
             stream: Some(stream),
             shared,
@@ -76,7 +80,7 @@ impl Relay {
                 Ok(ready) => ready,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::error!(%error, path = %self.path.display(), "a network stream is not served any more");
+                    tracing::error!(%error, path = %self.socket.path().display(), "a network stream is not served any more");
                     self.shared.is_connected.store(false, Ordering::Release);
                     return;
                 }
@@ -176,7 +180,7 @@ impl Relay {
         self.shared.is_connected.store(false, Ordering::Release);
         self.retry_at = Instant::now().checked_add(RETRY).unwrap_or(self.retry_at);
         if let Some(left_out) = self.log.permit() {
-            tracing::warn!(path = %self.path.display(), %reason, left_out, "the other end of a network stream is gone");
+            tracing::warn!(path = %self.socket.path().display(), %reason, left_out, "the other end of a network stream is gone");
         }
         self.tell_loss();
     }
@@ -193,7 +197,7 @@ impl Relay {
             return;
         }
         self.retry_at = Instant::now().checked_add(RETRY).unwrap_or(self.retry_at);
-        if let Ok(stream) = unix::connect(&self.path) {
+        if let Ok(stream) = self.socket.connect(None) {
             self.stream = Some(stream);
             self.shared.is_connected.store(true, Ordering::Release);
             // Its counter cannot be full.

@@ -8,6 +8,7 @@ use vmm_core::VmEvents;
 use vmm_memory::AddressSpace;
 
 use super::*;
+use crate::ByPath;
 use crate::rate_limiter::Limits;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::frame::LONGEST;
@@ -34,7 +35,7 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let link = Arc::new(StreamLink::open(&path).unwrap());
+        let link = Arc::new(StreamLink::open(Arc::new(ByPath::new(&path))).unwrap());
         let (host, _) = listener.accept().unwrap();
         let options = NetOptions {
             name: "net0".into(),

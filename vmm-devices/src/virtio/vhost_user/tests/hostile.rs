@@ -1,7 +1,5 @@
 //! Back ends that do not do what the protocol says: each costs its device alone, in bounded time.
 
-use std::path::Path;
-
 use super::peer::{
     Answer, CONFIG, GET_CONFIG, GET_FEATURES, GET_MAX_MEM_SLOTS, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
     GET_VRING_BASE, Has, Peer, SET_FEATURES, SET_VRING_KICK, reply,
@@ -15,7 +13,7 @@ fn opened(
 ) -> Result<VhostUser, VhostUserError> {
     let (socket, _peer) = Peer::pair(has, idea);
     let connection = Connection::over(socket, BLOCK.wanted())?;
-    VhostUser::over(Path::new("/nowhere"), BLOCK, connection)
+    VhostUser::over(Arc::new(ByPath::new("/nowhere")), BLOCK, connection)
 }
 
 fn at(request: u32, answer: fn() -> Answer) -> impl FnMut(&Message) -> Answer + Send {

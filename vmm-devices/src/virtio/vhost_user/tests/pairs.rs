@@ -146,7 +146,7 @@ fn opened(
     idea: impl FnMut(&Message) -> Answer + Send + 'static,
 ) -> Result<VhostUser, VhostUserError> {
     let (socket, _peer) = Peer::pair(has, idea);
-    VhostUser::over(Path::new("/nowhere"), TWO, Connection::over(socket, TWO.wanted())?)
+    VhostUser::over(Arc::new(ByPath::new("/nowhere")), TWO, Connection::over(socket, TWO.wanted())?)
 }
 
 #[test]

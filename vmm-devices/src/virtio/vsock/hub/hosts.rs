@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Hub, forward, shut};
 use crate::virtio::vsock::connection::Connection;
-use crate::virtio::vsock::host::{News, Stream, connect_to, path_of_port};
+use crate::virtio::vsock::host::{News, Stream};
 use crate::virtio::vsock::line::{Line, Said};
 use crate::virtio::vsock::packet::Sides;
 use crate::virtio::vsock::table::{End, Key, MOST_CONNECTIONS};
@@ -58,8 +58,8 @@ impl Hub {
 
     /// Connects the connection `id`, which the guest has asked for, to what listens at `port`.
     pub(super) fn connect(&mut self, id: u64, port: u32, now: Instant) {
-        let stream = connect_to(&path_of_port(&self.parts.path, port))
-            .and_then(|stream| self.parts.watch.add(&stream, id).map(|()| stream));
+        let stream = self.parts.ports.connect(Some(port)).map(Stream::new);
+        let stream = stream.and_then(|stream| self.parts.watch.add(&stream, id).map(|()| stream));
         let Some(End::Connected { connection, stream: place, .. }) = self.table.get(id) else { return };
         match stream {
             Ok(stream) => {
