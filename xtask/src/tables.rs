@@ -12,6 +12,8 @@ use crate::process::capture;
 
 /// What the main thread is called: as the program.
 const PROGRAM: &str = "vmm-cli";
+/// What the process is called that connects to sockets.
+const OPENER: &str = "vmm-opener";
 
 #[derive(Debug, Deserialize)]
 struct Listing {
@@ -58,6 +60,7 @@ impl Table {
     fn has(&self, thread: &str) -> bool {
         match self.kind.as_str() {
             "main" => thread == PROGRAM,
+            "opener" => thread == OPENER,
             kind => thread.trim_end_matches(|c: char| c.is_ascii_digit()) == kind,
         }
     }

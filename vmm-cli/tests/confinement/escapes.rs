@@ -181,6 +181,14 @@ pub static ESCAPES: &[Escape] = &[
         but_of: None,
     },
     Escape {
+        name: "make_a_ring",
+        call: "io_uring_setup",
+        number: libc::SYS_io_uring_setup,
+        arguments: [Number(1), NONE, NONE, NONE],
+        without_filters: None,
+        but_of: Some("nursery"),
+    },
+    Escape {
         name: "handle_its_own_violation",
         call: "rt_sigaction",
         number: libc::SYS_rt_sigaction,
@@ -202,15 +210,22 @@ pub fn has_landlock() -> bool {
 impl Escape {
     /// Makes the attempt. The error of the kernel, 0 for none.
     pub fn attempt(&self) -> i32 {
-        let [first, second, third, fourth] = self.arguments.each_ref().map(|argument| match argument {
-            Number(number) => *number,
-            Text(text) => text.as_ptr().expose_provenance() as c_ulong,
-        });
-        // SAFETY:
-        // - each of the calls either only reads the text that it is given, which has a NUL at its end, or maps fresh memory, or fails
-        //   without touching memory;
-        // - the process ends after it.
-        let status = unsafe { libc::syscall(self.number, first, second, third, fourth, -1_i64, 0_i64) };
-        if status < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) } else { 0 }
+        make(
+            self.number,
+            self.arguments.each_ref().map(|argument| match argument {
+                Number(number) => *number,
+                Text(text) => text.as_ptr().expose_provenance() as c_ulong,
+            }),
+        )
     }
+}
+
+/// Makes a system call that the kernel is to refuse. Its error, 0 for none.
+pub fn make(number: c_long, [first, second, third, fourth]: [c_ulong; 4]) -> i32 {
+    // SAFETY:
+    // - each of the calls either only reads the text that it is given, which has a NUL at its end, or maps fresh memory, or fails
+    //   without touching memory: where a rule is broken, what is no condition is no descriptor, no address and no length;
+    // - the process ends after it.
+    let status = unsafe { libc::syscall(number, first, second, third, fourth, -1_i64, 0_i64) };
+    if status < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) } else { 0 }
 }
