@@ -33,7 +33,8 @@ pub(crate) fn close_all_but(first: RawFd, kept: &[RawFd]) -> io::Result<()> {
 }
 
 fn close_each(gaps: &[(RawFd, RawFd)]) -> io::Result<()> {
-    let numbers = std::fs::read_dir("/proc/self/fd")?.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok());
+    let numbers =
+        std::fs::read_dir("/proc/self/fd")?.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok());
     // All of them, before one is closed.
     let numbers: Vec<RawFd> = numbers.collect();
     for fd in numbers {

@@ -7,7 +7,9 @@ use anyhow::Context;
 use serde::Serialize;
 use vmm_core::VmEvents;
 use vmm_devices::virtio::vhost::VhostMemory;
-use vmm_devices::virtio::vhost_user::{Class, FsTag, VhostUser, VhostUserCounts, VhostUserDevice, VhostUserError};
+use vmm_devices::virtio::vhost_user::{
+    Class, FsTag, VhostUser, VhostUserCounts, VhostUserDevice, VhostUserError,
+};
 
 use crate::config::{DeviceId, DiskConfig, FsConfig, NetConfig, VmConfig};
 use crate::nets::mac_address;

@@ -7,11 +7,11 @@ use vmm_devices::virtio::vsock::calls::VSOCK;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmm_core::VmEvents;
-use vmm_devices::{Connector, Worker};
 use vmm_devices::virtio::vhost::{Backend, VhostMemory, VhostVsock};
 use vmm_devices::virtio::vsock::{
     KernelVsock, MOST_CONNECTIONS, MOST_GREETINGS, Vsock, VsockCounts, VsockOptions,
 };
+use vmm_devices::{Connector, Worker};
 
 use crate::config::VsockConfig;
 use crate::control::vsock::VsockStatus;

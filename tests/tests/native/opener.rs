@@ -133,7 +133,9 @@ fn loses_its_stream(vm: TestVm, path: &Path) -> Result<()> {
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
     let next = || -> Result<UnixStream> {
-        until(Instant::now() + PATIENCE, "a connection", || Ok(listener.accept().ok().map(|(stream, _)| stream)))
+        until(Instant::now() + PATIENCE, "a connection", || {
+            Ok(listener.accept().ok().map(|(stream, _)| stream))
+        })
     };
     let net = format!("--net passt={} --seccomp on", path.display());
     let mut vm = vm.args(&net).spawn()?;
@@ -164,6 +166,9 @@ fn a_stream_is_connected_to_again_from_a_jail() -> Result<()> {
 
 fn a_directory_that_is_not_there_is_told_of() -> Result<()> {
     let vm = TestVm::guest(HALTS).args("--net passt=/nowhere/passt").run()?.ensure_code(3)?;
-    vm.ensure_message(&["cannot connect to /nowhere/passt: start who has the other end first", "No such file"])?;
+    vm.ensure_message(&[
+        "cannot connect to /nowhere/passt: start who has the other end first",
+        "No such file",
+    ])?;
     Ok(())
 }

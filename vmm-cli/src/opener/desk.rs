@@ -47,12 +47,8 @@ impl Desk {
             };
             let Some((answer, descriptor)) = self.answer(&buffer[..length], enclosed) else { continue };
             let packet = answer.packet();
-            let sent = packets::send(
-                &socket,
-                &packet,
-                descriptor.as_ref().map(AsFd::as_fd),
-                SendFlags::empty(),
-            );
+            let sent =
+                packets::send(&socket, &packet, descriptor.as_ref().map(AsFd::as_fd), SendFlags::empty());
             // The host does not pass on so many descriptors at once.
             let refused = |errno: Errno| {
                 let answer = Answer { result: Err(errno), ..answer };

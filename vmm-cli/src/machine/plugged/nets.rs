@@ -66,12 +66,12 @@ mod tests {
     use super::super::state::{Behind, Device, Rest};
     use super::super::{Backing, NET};
     use super::*;
-    use crate::opener::Opener;
     use crate::config::{DeviceId, VmConfig};
     use crate::control::devices::DeviceControl;
     use crate::control::limits::{NewLimit, NewLimits};
     use crate::disks::Disks;
     use crate::nets::Nets;
+    use crate::opener::Opener;
 
     fn request(receive: NewLimits, transmit: NewLimits) -> NetRequest {
         NetRequest { net: DeviceId::of_net(0), receive, transmit }

@@ -25,10 +25,7 @@ pub static NET: Kind = Kind {
 };
 
 /// Another program's stream.
-const STREAM: &[Call] = &[
-    Call::any(libc::SYS_recvfrom),
-    Call::any(libc::SYS_sendto),
-];
+const STREAM: &[Call] = &[Call::any(libc::SYS_recvfrom), Call::any(libc::SYS_sendto)];
 
 /// `net-stream`: frames between a pair of queues and a stream.
 pub static NET_STREAM: Kind =

@@ -63,7 +63,10 @@ impl Bench {
     ) -> (Self, Peer) {
         let (socket, peer) = Peer::pair(has, idea);
         let connection = Connection::over(socket, class.wanted()).unwrap();
-        (Self::over(VhostUser::over(Arc::new(ByPath::new("/nowhere/socket")), class, connection).unwrap()), peer)
+        (
+            Self::over(VhostUser::over(Arc::new(ByPath::new("/nowhere/socket")), class, connection).unwrap()),
+            peer,
+        )
     }
 
     fn over(user: VhostUser) -> Self {

@@ -19,5 +19,13 @@ const STREAMS: &[Call] = &[
 /// `vsock`: a socket device.
 pub static VSOCK: Kind = Kind {
     name: "vsock",
-    tables: &[calls::WAITING, calls::DESCRIPTORS, calls::PUBLISHING, calls::ROUTES, CONNECTING, STREAMS, VHOST],
+    tables: &[
+        calls::WAITING,
+        calls::DESCRIPTORS,
+        calls::PUBLISHING,
+        calls::ROUTES,
+        CONNECTING,
+        STREAMS,
+        VHOST,
+    ],
 };
