@@ -27,7 +27,7 @@ impl Bench {
             cid: CID,
             streams: true,
             most: usize::MAX,
-            path: path.clone(),
+            ports: Arc::new(ByPath::new(&path)),
             listener,
             watch: Arc::clone(&watch),
             counters: Arc::default(),
