@@ -71,6 +71,12 @@ pub enum ConfigError {
     )]
     SocketPathTooLong { key: &'static str, path: PathBuf, length: usize, limit: usize },
     #[error(
+        "{}: in its directory the name of the socket {} is {length} bytes long, above the limit of {limit}",
+        keys::with_flag(key),
+        show(path)
+    )]
+    SocketNameTooLong { key: &'static str, path: PathBuf, length: usize, limit: usize },
+    #[error(
         "{}: {} is also {}, and would be written over",
         keys::with_flag(key),
         show(path),

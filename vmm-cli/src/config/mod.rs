@@ -29,7 +29,7 @@ pub(crate) mod value;
 mod vsock;
 
 use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsStr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -412,14 +412,21 @@ impl VmConfig {
             (vsock::PATH, self.vsock.path.as_ref(), vsock::MAX_PATH),
             ("control.socket", self.control.socket.as_ref(), MAX_SOCKET_PATH),
         ];
-        let back_ends = self.back_ends().map(|(key, socket)| (key, Some(socket), MAX_SOCKET_PATH));
-        let streams = self.net.iter().map(|net| (net::PASST, net.passt.as_ref(), MAX_SOCKET_PATH));
-        for (key, socket, limit) in sockets.into_iter().chain(back_ends).chain(streams) {
+        for (key, socket, limit) in sockets {
             let Some(path) = socket else { continue };
-            let length = path.as_os_str().as_bytes().len();
+            let length = path.as_os_str().len();
             if length > limit {
                 let path = path.clone();
                 return Err(ConfigError::SocketPathTooLong { key, path, length, limit });
+            }
+        }
+        // These are connected to, by whoever is in the directory.
+        let streams = self.net.iter().filter_map(|net| Some((net::PASST, net.passt.as_ref()?)));
+        for (key, path) in self.back_ends().chain(streams) {
+            let (length, limit) = (path.file_name().map_or(0, OsStr::len), MAX_SOCKET_PATH);
+            if length > limit {
+                let path = path.clone();
+                return Err(ConfigError::SocketNameTooLong { key, path, length, limit });
             }
         }
         Ok(())

@@ -513,6 +513,12 @@ fn fault_c11_a_socket_path_longer_than_the_system_takes_is_refused() {
         assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
     }
     assert!(load([format!("--serial=file={path}s")]).is_ok());
+    // Of one that is connected to the directory may be as deep as it likes.
+    let deep = format!("--net=passt=/{}{path}", "d/".repeat(100));
+    assert!(load([&deep]).is_ok());
+    let error = message(load([format!("{deep}ss")]).unwrap_err());
+    assert!(error.starts_with("net.passt (--net): in its directory the name of the socket /d/d"), "{error}");
+    assert!(error.ends_with("s is 108 bytes long, above the limit of 107"), "{error}");
 }
 
 #[test]

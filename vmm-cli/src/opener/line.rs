@@ -140,6 +140,9 @@ impl Line {
                             Enclosed::Other => Err(Errno::MFILE),
                         });
                     }
+                    if Instant::now() >= deadline {
+                        return Err(Silence::Late);
+                    }
                 }
                 Ok(_) | Err(_) => {
                     turn.is_gone = true;
