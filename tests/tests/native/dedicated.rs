@@ -80,9 +80,13 @@ fn has_virtualization() -> Result<bool> {
 fn a_dedicated_vcpu_has_its_cpu_and_no_other_thread_has_it() -> Result<()> {
     let cpus = cpus()?;
     let [_, .., last] = cpus[..] else { return the_last_cpu_is_left_to_the_other_threads() };
-    let vm = halted(&format!("--dedicated --affinity {last}"))?;
-    let places = places(&vm)?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("vsock");
+    let vm = halted(&format!("--dedicated --affinity {last} --vsock path={}", socket.display()))?;
+    let mut places = places(&vm)?;
     ensure!(places.contains_key("vcpu0") && places.len() > 1, "{places:?}");
+    let opener = *vm.process().children()?.first().context("no opener")?;
+    places.insert("the opener".into(), opener.status("Cpus_allowed_list")?.parse()?);
     for (name, place) in places {
         let has_it = place.iter().any(|cpu| cpu == last);
         if name == "vcpu0" {

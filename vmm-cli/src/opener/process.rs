@@ -12,11 +12,12 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, close, getppid};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 use rustix::thread::set_name;
+use vmm_vcpu::affinity::keep_off;
 
 use super::calls::OPENER;
 use super::desk::Desk;
 use super::packets;
-use crate::config::VmConfig;
+use crate::config::{CpuConfig, CpuList, VmConfig};
 use crate::outcome::HOST_CANNOT;
 use crate::signals::at_least;
 use crate::{confinement, processes};
@@ -90,6 +91,17 @@ fn confine(config: &VmConfig, parent: Pid, socket: &OwnedFd) -> anyhow::Result<(
     if getppid() != parent {
         return Err(anyhow!("its parent has gone"));
     }
+    keep_off_dedicated(&config.cpu);
     processes::close_all_but(FIRST, &[socket.as_raw_fd()]).context("descriptors")?;
     confinement::confine_alone(config, &OPENER)
+}
+
+/// Host CPUs that a vCPU has for itself are not this process's either.
+fn keep_off_dedicated(config: &CpuConfig) {
+    let lists = config.cpus_of_each().filter(|_| config.dedicated).unwrap_or_default();
+    // Where no other is left the monitor says so.
+    if let Ok(kept) = keep_off(&lists.iter().flat_map(CpuList::iter).collect()) {
+        // For good.
+        std::mem::forget(kept);
+    }
 }
