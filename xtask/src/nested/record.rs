@@ -43,3 +43,24 @@ pub fn script(tables: &[Table]) -> String {
         start.join(" &&\n")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_call_is_counted_and_by_the_arguments_that_tables_look_at() {
+        let json = r#"[{"kind":"vcpu","calls":[
+            {"name":"ioctl","number":16,"conditions":[{"argument":1,"is":44672}]},
+            {"name":"fcntl","number":72,"conditions":[{"argument":1,"is":1030}]},
+            {"name":"mmap","number":9,"conditions":[{"argument":2,"without":4}]}]}]"#;
+        let script = script(&serde_json::from_str::<Vec<Table>>(json).unwrap());
+        let counted: Vec<_> = script.lines().filter_map(|line| line.split_once("'hist:keys=")).collect();
+        let keys: Vec<_> =
+            counted.iter().filter_map(|(_, rest)| rest.split_once(':')).map(|(keys, _)| keys).collect();
+        assert_eq!(keys, ["comm,nr", "comm,nr,a1", "comm,nr,a2"]);
+        assert!(counted[1].1.contains("if work & 1 && (nr == 16 || nr == 72)'"), "{script}");
+        assert!(counted[2].1.contains("if work & 1 && (nr == 9)'"), "{script}");
+        assert!(script.contains("a1=+104(%di):u32"), "{script}");
+    }
+}
