@@ -281,13 +281,18 @@ fn recorded(args: &GuestArgs) -> Result<Outcome> {
     if !Path::new(RECORD).exists() {
         return Ok(Outcome::NotRun("no record of system calls: nested guests were not run".into()));
     }
-    let tables = tables::of(Path::new(BUILT_MONITOR))?;
-    let unused = tables::unused(&tables, &fs::read_to_string(RECORD)?)?;
-    println!("{} of {} rules are used", tables::count(&tables) - unused.len(), tables::count(&tables));
+    let kinds = tables::of(Path::new(BUILT_MONITOR))?;
+    let unused = tables::unused(&kinds, &fs::read_to_string(RECORD)?)?;
     unused.iter().for_each(|rule| println!("not used by these trials: {rule}"));
     if !unused.is_empty() && args.is_whole() {
-        bail!("{} rules of the tables of system calls are used by no trial", unused.len());
+        bail!("{} rules or tables of system calls are used by no trial", unused.len());
     }
+    println!(
+        "{} rules of {} kinds of threads, {} not used",
+        tables::count(&kinds),
+        kinds.len(),
+        unused.len()
+    );
     Ok(Outcome::Passed)
 }
 

@@ -17,24 +17,24 @@ const OPENER: &str = "vmm-opener";
 
 #[derive(Debug, Deserialize)]
 struct Listing {
-    kinds: Vec<Table>,
+    kinds: Vec<Kind>,
 }
 
-/// Of one kind of thread.
+/// A kind of thread, with its tables, which it may share with others.
 #[derive(Debug, Deserialize)]
-pub struct Table {
+pub struct Kind {
     kind: String,
-    calls: Vec<Rule>,
+    tables: Vec<Vec<Rule>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Rule {
     name: String,
     number: i64,
     conditions: Vec<Condition>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Condition {
     argument: u8,
     is: Option<u32>,
@@ -49,11 +49,11 @@ struct Seen {
     argument: Option<(u8, u32)>,
 }
 
-impl Table {
+impl Kind {
     /// The numbers of the calls of which `argument` is looked at.
     pub fn looks_at(&self, argument: u8) -> impl Iterator<Item = i64> {
-        let looked = move |rule: &&Rule| rule.conditions.iter().any(|of| of.argument == argument);
-        self.calls.iter().filter(looked).map(|rule| rule.number)
+        let looked = move |rule: &&Rule| rule.conditions.iter().any(|on| on.argument == argument);
+        self.tables.iter().flatten().filter(looked).map(|rule| rule.number)
     }
 
     /// Whether a thread of this name is of the kind: several have a number behind it.
@@ -63,6 +63,14 @@ impl Table {
             "opener" => thread == OPENER,
             kind => thread.trim_end_matches(|c: char| c.is_ascii_digit()) == kind,
         }
+    }
+
+    fn uses(&self, rule: &Rule, seen: &BTreeSet<Seen>) -> bool {
+        let own = || seen.iter().filter(|seen| seen.number == rule.number && self.has(&seen.thread));
+        let met = |on: &Condition| {
+            own().filter_map(|seen| seen.argument).any(|(at, value)| at == on.argument && on.holds(value))
+        };
+        own().next().is_some() && rule.conditions.iter().all(met)
     }
 }
 
@@ -79,16 +87,6 @@ impl Condition {
 }
 
 impl Rule {
-    fn is_used(&self, table: &Table, seen: &BTreeSet<Seen>) -> bool {
-        let of_kind = || seen.iter().filter(|seen| seen.number == self.number && table.has(&seen.thread));
-        of_kind().next().is_some()
-            && self.conditions.iter().all(|condition| {
-                of_kind()
-                    .filter_map(|seen| seen.argument)
-                    .any(|(argument, value)| argument == condition.argument && condition.holds(value))
-            })
-    }
-
     fn words(&self) -> String {
         let conditions: Vec<_> = self.conditions.iter().map(Condition::words).collect();
         format!("{} {}", self.name, conditions.join(" and ")).trim_end().to_owned()
@@ -99,29 +97,44 @@ impl Rule {
 ///
 /// # Errors
 /// It cannot be run.
-pub fn of(monitor: &Path) -> Result<Vec<Table>> {
+pub fn of(monitor: &Path) -> Result<Vec<Kind>> {
     let json = capture(Command::new(monitor).args(["filters", "--json"]))?;
     Ok(serde_json::from_str::<Listing>(&json).context("the tables of the monitor")?.kinds)
 }
 
-/// The rules that `record` does not show to be used, a line for each.
+/// What of the tables `record` does not show to be used, a line each: rules that no kind uses which has them, and tables of which a
+/// kind uses nothing. A table that kinds share is of one piece of code that threads of all of them may come to, whichever of its ways they
+/// took in the trials.
 ///
 /// # Errors
 /// The record has no calls, is no record, or is not whole.
-pub fn unused(tables: &[Table], record: &str) -> Result<Vec<String>> {
+pub fn unused(kinds: &[Kind], record: &str) -> Result<Vec<String>> {
     let seen = read(record)?;
     ensure!(!seen.is_empty(), "no call was recorded");
     let mut unused = Vec::new();
-    for table in tables {
-        let idle = table.calls.iter().filter(|rule| !rule.is_used(table, &seen));
-        unused.extend(idle.map(|rule| format!("{}: {}", table.kind, rule.words())));
+    let mut looked: Vec<&Vec<Rule>> = Vec::new();
+    for kind in kinds {
+        for table in &kind.tables {
+            if table.iter().all(|rule| !kind.uses(rule, &seen)) {
+                let rules: Vec<_> = table.iter().map(Rule::words).collect();
+                unused.push(format!("{}: nothing of a table ({})", kind.kind, rules.join(", ")));
+            }
+            if looked.contains(&table) {
+                continue;
+            }
+            looked.push(table);
+            let owners = || kinds.iter().filter(|owner| owner.tables.contains(table));
+            let idle = table.iter().filter(|rule| !owners().any(|owner| owner.uses(rule, &seen)));
+            let names: Vec<_> = owners().map(|owner| owner.kind.as_str()).collect();
+            unused.extend(idle.map(|rule| format!("{}: {}", names.join(", "), rule.words())));
+        }
     }
     Ok(unused)
 }
 
-/// How many rules there are.
-pub fn count(tables: &[Table]) -> usize {
-    tables.iter().map(|table| table.calls.len()).sum()
+/// How many rules the kinds have, each with its own.
+pub fn count(kinds: &[Kind]) -> usize {
+    kinds.iter().flat_map(|kind| &kind.tables).map(Vec::len).sum()
 }
 
 /// Reads histograms, as `Documentation/trace/histogram.rst` shows them.
@@ -161,41 +174,58 @@ fn place(keys: &str) -> Result<Seen> {
 mod tests {
     use super::*;
 
-    const TABLES: &str = r#"{"schema":1,"kinds":[
-        {"kind":"vcpu","calls":[
-            {"name":"futex","number":202,"conditions":[]},
-            {"name":"ioctl","number":16,"conditions":[{"argument":1,"is":44672}]},
-            {"name":"mmap","number":9,"conditions":[{"argument":2,"without":4}]}]},
-        {"kind":"main","calls":[{"name":"futex","number":202,"conditions":[]}]}]}"#;
+    const KINDS: &str = r#"{"schema":1,"kinds":[
+        {"kind":"vcpu","tables":[
+            [{"name":"futex","number":202,"conditions":[]}, {"name":"exit","number":60,"conditions":[]}],
+            [{"name":"ioctl","number":16,"conditions":[{"argument":1,"is":44672}]},
+             {"name":"mmap","number":9,"conditions":[{"argument":2,"without":4}]}]]},
+        {"kind":"main","tables":[
+            [{"name":"futex","number":202,"conditions":[]}, {"name":"exit","number":60,"conditions":[]}]]}]}"#;
 
-    fn tables() -> Vec<Table> {
-        serde_json::from_str::<Listing>(TABLES).unwrap().kinds
+    const RECORD: [&str; 6] = [
+        "{ comm: vcpu0       , nr:        202 } hitcount:          1",
+        "{ comm: vmm-cli     , nr:         60 } hitcount:          1",
+        "{ comm: vcpu12      , nr:         16 } hitcount:         70",
+        "{ comm: vcpu12      , nr:         16, a1:      44672 } hitcount:         70",
+        "{ comm: vcpu1       , nr:          9, a2:          3 } hitcount:          2",
+        "Dropped: 0",
+    ];
+
+    fn kinds() -> Vec<Kind> {
+        serde_json::from_str::<Listing>(KINDS).unwrap().kinds
     }
 
-    fn unused_of(record: &[&str]) -> Vec<String> {
-        unused(&tables(), &record.join("\n")).unwrap()
+    /// With line `at` of the record as `line`.
+    fn unused_with(at: usize, line: &str) -> Vec<String> {
+        let mut record = RECORD;
+        record[at] = line;
+        unused(&kinds(), &record.join("\n")).unwrap()
     }
 
     #[test]
-    fn a_rule_is_used_if_a_thread_of_its_kind_has_made_the_call_under_its_conditions() {
-        let record = [
-            "{ comm: vcpu0       , nr:        202 } hitcount:          1",
-            "{ comm: vcpu12      , nr:         16 } hitcount:         70",
-            "{ comm: vcpu12      , nr:         16, a1:      44672 } hitcount:         70",
-            "{ comm: vcpu1       , nr:          9 } hitcount:          2",
-            "{ comm: vcpu1       , nr:          9, a2:          3 } hitcount:          2",
-            "{ comm: vmm-cli     , nr:        202 } hitcount:          1",
-            "Dropped: 0",
-        ];
-        assert_eq!(unused_of(&record), [""; 0]);
-        assert_eq!(unused_of(&record[1..]), ["vcpu: futex"]);
-        assert_eq!(unused_of(&record[..5]), ["main: futex"]);
-        let (others, wrong) = (record[0].replace("vcpu0", "vcpus"), record[2].replace("44672", "44673"));
-        assert_eq!(unused_of(&[&[others.as_str()], &record[1..]].concat()), ["vcpu: futex"]);
-        let with = |at: usize, line| [&record[..at], &[line], &record[at + 1..]].concat();
-        assert_eq!(unused_of(&with(2, wrong.as_str())), ["vcpu: ioctl argument 1 is 0xae80"]);
-        let executable = record[4].replace(":          3", ":          7");
-        assert_eq!(unused_of(&with(4, executable.as_str())), ["vcpu: mmap argument 2 has none of 0x4"]);
+    fn what_each_kind_uses_or_another_one_that_has_the_same_table_is_used() {
+        assert_eq!(unused_with(5, RECORD[5]), [""; 0]);
+    }
+
+    #[test]
+    fn a_rule_that_no_kind_uses_is_told_with_those_that_have_it() {
+        assert_eq!(unused_with(0, "{ comm: vcpu3, nr: 60 } hitcount: 1"), ["vcpu, main: futex"]);
+        assert_eq!(
+            unused_with(3, "{ comm: vcpu12, nr: 16, a1: 44673 } hitcount: 1"),
+            ["vcpu: ioctl argument 1 is 0xae80"]
+        );
+        assert_eq!(
+            unused_with(4, "{ comm: vcpu1, nr: 9, a2: 7 } hitcount: 1"),
+            ["vcpu: mmap argument 2 has none of 0x4"]
+        );
+    }
+
+    #[test]
+    fn a_table_of_which_a_kind_uses_nothing_is_not_its() {
+        let told = ["main: nothing of a table (futex, exit)"];
+        assert_eq!(unused_with(1, "{ comm: vcpu0, nr: 60 } hitcount: 1"), told);
+        // A thread of another program.
+        assert_eq!(unused_with(1, "{ comm: vmm-client, nr: 60 } hitcount: 1")[1..], told);
     }
 
     #[test]
@@ -206,14 +236,14 @@ mod tests {
             ("nonsense", "this is no record"),
             ("{ comm: vcpu0 } hitcount: 1", "a place of the record"),
         ] {
-            assert!(unused(&tables(), record).unwrap_err().to_string().contains(why), "{record}");
+            assert!(unused(&kinds(), record).unwrap_err().to_string().contains(why), "{record}");
         }
     }
 
     #[test]
     fn calls_are_counted_by_the_arguments_that_tables_look_at() {
         let looked: Vec<_> =
-            (0..3).map(|argument| tables()[0].looks_at(argument).collect::<Vec<_>>()).collect();
+            (0..3).map(|argument| kinds()[0].looks_at(argument).collect::<Vec<_>>()).collect();
         assert_eq!(looked, [vec![], vec![16], vec![9]]);
     }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use vmm_core::thread::{Call, Condition, Kind};
+use vmm_core::thread::{Call, Condition};
 
 use super::kinds;
 use crate::args::FiltersArgs;
@@ -17,28 +17,28 @@ const SCHEMA: u32 = 1;
 #[derive(Debug, Serialize)]
 struct Listing {
     schema: u32,
-    kinds: Vec<Table>,
+    kinds: Vec<Of>,
 }
 
-/// Of one kind of thread.
+/// What a kind of thread has. Kinds share tables: those with the same rules are one.
 #[derive(Debug, Serialize)]
-struct Table {
+struct Of {
     kind: &'static str,
-    calls: Vec<Entry>,
+    tables: Vec<Vec<Entry>>,
 }
 
 /// One rule.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Entry {
     name: &'static str,
     number: i64,
     /// They hold together.
-    conditions: Vec<Of>,
+    conditions: Vec<On>,
 }
 
-/// A condition of an argument, counted from 0.
-#[derive(Debug, Serialize)]
-struct Of {
+/// A condition on an argument, counted from 0.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct On {
     argument: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     is: Option<u32>,
@@ -51,7 +51,7 @@ struct Of {
 /// # Errors
 /// They cannot be put into their form.
 pub fn run(args: &FiltersArgs) -> Result<ExitCode, Failure> {
-    let listing = Listing { schema: SCHEMA, kinds: tables() };
+    let listing = Listing { schema: SCHEMA, kinds: all() };
     let text = if args.json {
         serde_json::to_string(&listing).map_err(Failure::internal)? + "\n"
     } else {
@@ -63,31 +63,23 @@ pub fn run(args: &FiltersArgs) -> Result<ExitCode, Failure> {
 }
 
 /// One for each name: a vCPU has another table while the host is looked at, which is part of its own.
-fn tables() -> Vec<Table> {
-    let mut tables: Vec<Table> = Vec::new();
+fn all() -> Vec<Of> {
+    let mut all: Vec<Of> = Vec::new();
     for &kind in kinds::ALL {
-        if tables.iter().all(|table| table.kind != kind.name) {
-            tables.push(Table { kind: kind.name, calls: entries(kind) });
+        if all.iter().all(|of| of.kind != kind.name) {
+            let tables = kind.all_tables().filter(|table| !table.is_empty());
+            let tables = tables.map(|table| table.iter().map(entry).collect()).collect();
+            all.push(Of { kind: kind.name, tables });
         }
     }
-    tables
-}
-
-fn entries(kind: &'static Kind) -> Vec<Entry> {
-    let mut calls: Vec<&Call> = Vec::new();
-    for call in kind.calls() {
-        if !calls.contains(&call) {
-            calls.push(call);
-        }
-    }
-    calls.into_iter().map(entry).collect()
+    all
 }
 
 fn entry(call: &Call) -> Entry {
     let name = usize::try_from(call.number).ok().and_then(::syscalls::Sysno::new);
     let conditions = call.conditions.iter().flatten().map(|condition| match *condition {
-        Condition::Is { argument, value } => Of { argument, is: Some(value), without: None },
-        Condition::Without { argument, bits } => Of { argument, is: None, without: Some(bits) },
+        Condition::Is { argument, value } => On { argument, is: Some(value), without: None },
+        Condition::Without { argument, bits } => On { argument, is: None, without: Some(bits) },
     });
     Entry {
         name: name.map_or("?", |name| name.name()),
@@ -97,12 +89,17 @@ fn entry(call: &Call) -> Entry {
 }
 
 /// A line for each rule: the kind, the call, its conditions.
-fn text(tables: &[Table]) -> String {
+fn text(all: &[Of]) -> String {
     let mut text = String::new();
-    for Table { kind, calls } in tables {
-        for Entry { name, conditions, .. } in calls {
-            let conditions: Vec<_> = conditions.iter().map(Of::words).collect();
-            let line = format!("{kind:<16}{name:<20}{}", conditions.join(" and "));
+    for Of { kind, tables } in all {
+        let mut told: Vec<&Entry> = Vec::new();
+        for entry in tables.iter().flatten() {
+            if told.contains(&entry) {
+                continue;
+            }
+            told.push(entry);
+            let conditions: Vec<_> = entry.conditions.iter().map(On::words).collect();
+            let line = format!("{kind:<16}{:<20}{}", entry.name, conditions.join(" and "));
             // Formatting into a `String` cannot fail.
             let _ = writeln!(text, "{}", line.trim_end());
         }
@@ -110,7 +107,7 @@ fn text(tables: &[Table]) -> String {
     text
 }
 
-impl Of {
+impl On {
     fn words(&self) -> String {
         let Self { argument, is, without } = self;
         match (is, without) {
@@ -126,8 +123,8 @@ mod tests {
 
     #[test]
     fn every_kind_is_listed_by_the_names_of_its_calls() {
-        let tables = tables();
-        let text = text(&tables);
+        let all = all();
+        let text = text(&all);
         for kind in kinds::ALL {
             assert!(text.lines().any(|line| line.starts_with(kind.name)), "{}", kind.name);
         }
@@ -136,13 +133,15 @@ mod tests {
         assert!(lines.contains(&"vcpu            ioctl               argument 1 is 0xae80"), "{text}");
         assert!(lines.contains(&"vcpu            mmap                argument 2 has none of 0x4"), "{text}");
         assert!(lines.contains(&"vcpu            futex"), "{text}");
-        let rules: usize = tables.iter().map(|table| table.calls.len()).sum();
-        assert_eq!(lines.len(), rules);
+        let mut once = lines.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(lines.len(), once.len(), "{text}");
     }
 
     #[test]
     fn the_json_form_has_numbers() {
-        let listing = Listing { schema: SCHEMA, kinds: tables() };
+        let listing = Listing { schema: SCHEMA, kinds: all() };
         let json = serde_json::to_string(&listing).unwrap();
         let run = r#"{"name":"ioctl","number":16,"conditions":[{"argument":1,"is":44672}]}"#;
         assert!(json.contains(run), "{json}");

@@ -28,9 +28,14 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// All of its tables, with those that every kind has.
+    pub fn all_tables(&self) -> impl Iterator<Item = &'static [Call]> {
+        [calls::EVERY, calls::CHECKED].iter().chain(self.tables).copied()
+    }
+
     /// Everything that a thread of this kind may ask for.
     pub fn calls(&self) -> impl Iterator<Item = &'static Call> {
-        [calls::EVERY, calls::CHECKED].iter().chain(self.tables).flat_map(|table| table.iter())
+        self.all_tables().flatten()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::tables::Table;
+use crate::tables::Kind;
 
 /// Where the kernel is told what to count.
 const TRACING: &str = "/sys/kernel/tracing";
@@ -18,7 +18,7 @@ const ARGUMENTS: [(&str, u32); 4] = [("a0", 112), ("a1", 104), ("a2", 96), ("a3"
 const SIZE: u32 = 32768;
 
 /// What the first program of the nested host does before the command (`start`) and after it (`record`): a script of its shell.
-pub fn script(tables: &[Table]) -> String {
+pub fn script(kinds: &[Kind]) -> String {
     let fetched: String = ARGUMENTS.iter().map(|(name, at)| format!(" {name}=+{at}(%di):u32")).collect();
     let probe = format!("p:vmm/call syscall_trace_enter nr=%si:s32{fetched} work=%dx:u64 comm=$comm");
     let count = |keys: &str, condition: &str| {
@@ -31,7 +31,7 @@ pub fn script(tables: &[Table]) -> String {
         count("comm,nr", ""),
     ];
     for (argument, (name, _)) in (0..).zip(ARGUMENTS) {
-        let numbers: BTreeSet<_> = tables.iter().flat_map(|table| table.looks_at(argument)).collect();
+        let numbers: BTreeSet<_> = kinds.iter().flat_map(|kind| kind.looks_at(argument)).collect();
         if !numbers.is_empty() {
             let any: Vec<_> = numbers.iter().map(|number| format!("nr == {number}")).collect();
             start.push(count(&format!("comm,nr,{name}"), &format!(" && ({})", any.join(" || "))));
@@ -50,11 +50,11 @@ mod tests {
 
     #[test]
     fn each_call_is_counted_and_by_the_arguments_that_tables_look_at() {
-        let json = r#"[{"kind":"vcpu","calls":[
+        let json = r#"[{"kind":"vcpu","tables":[[
             {"name":"ioctl","number":16,"conditions":[{"argument":1,"is":44672}]},
             {"name":"fcntl","number":72,"conditions":[{"argument":1,"is":1030}]},
-            {"name":"mmap","number":9,"conditions":[{"argument":2,"without":4}]}]}]"#;
-        let script = script(&serde_json::from_str::<Vec<Table>>(json).unwrap());
+            {"name":"mmap","number":9,"conditions":[{"argument":2,"without":4}]}]]}]"#;
+        let script = script(&serde_json::from_str::<Vec<Kind>>(json).unwrap());
         let counted: Vec<_> = script.lines().filter_map(|line| line.split_once("'hist:keys=")).collect();
         let keys: Vec<_> =
             counted.iter().filter_map(|(_, rest)| rest.split_once(':')).map(|(keys, _)| keys).collect();
