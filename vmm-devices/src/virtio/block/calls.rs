@@ -17,6 +17,7 @@ pub const IMAGES: &[Call] = &[
     Call::any(libc::SYS_pread64),
     Call::any(libc::SYS_pwrite64),
     Call::any(libc::SYS_preadv),
+    Call::any(libc::SYS_pwritev),
     Call::any(libc::SYS_pwritev2),
     Call::any(libc::SYS_fdatasync),
     Call::any(libc::SYS_fsync),
