@@ -120,7 +120,7 @@ impl Write for Pen {
 }
 
 /// What a writer thread asks for.
-const WRITING: &[Call] = &[Call::any(libc::SYS_poll), Call::any(libc::SYS_sendto)];
+const WRITING: &[Call] = &[Call::any(libc::SYS_poll)];
 
 /// `console`: output of a console.
 pub(crate) static CONSOLE: Kind = Kind { name: "console", tables: &[WRITING] };

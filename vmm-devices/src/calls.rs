@@ -7,8 +7,8 @@ use crate::virtio::net::calls::TAP;
 use crate::virtio::vhost::calls::VHOST;
 use crate::virtio::vhost_user::calls::BACK_END;
 
-/// Ports that give and take one thing at a time: output of serial ports, numbers of the host's random number generator.
-const PLAIN: &[Call] = &[Call::any(libc::SYS_read), Call::any(libc::SYS_poll)];
+/// Ports that give one thing at a time.
+const PLAIN: &[Call] = &[Call::any(libc::SYS_read)];
 
 /// Somebody else connects for the thread, and hands over the socket ([`Connector`](crate::Connector)).
 pub const CONNECTING: &[Call] =

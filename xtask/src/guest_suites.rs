@@ -285,7 +285,7 @@ fn recorded(args: &GuestArgs) -> Result<Outcome> {
     let unused = tables::unused(&kinds, &fs::read_to_string(RECORD)?)?;
     unused.iter().for_each(|rule| println!("not used by these trials: {rule}"));
     if !unused.is_empty() && args.is_whole() {
-        bail!("{} rules or tables of system calls are used by no trial", unused.len());
+        bail!("{} rules of the tables of system calls are used by no trial", unused.len());
     }
     println!(
         "{} rules of {} kinds of threads, {} not used",

@@ -197,7 +197,7 @@ fn a_guest_grows_and_shrinks_and_its_host_has_the_memory_back(guest: &LinuxGuest
 }
 
 fn a_guest_that_restarts_begins_with_nothing_and_is_asked_for_as_much(guest: &LinuxGuest) -> Result<()> {
-    let mut bench = Bench::start(guest, "--on-reset restart")?;
+    let mut bench = Bench::start(guest, "--on-reset restart --lock-memory")?;
     let before = bench.total()?;
     bench.resize(PLUGGED, before)?;
     let plugs = bench.count("plugs")?;

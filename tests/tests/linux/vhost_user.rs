@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use vmm_tests::harness::{ControlSocket, KernelFormat, LinuxGuest, LinuxReport};
 
+use super::shell::{Port, Shell};
 use crate::Shape;
 
 /// The trials of this suite.
@@ -18,6 +19,7 @@ pub fn trials() -> Vec<Trial> {
     const ONE: Shape = Shape::new(KernelFormat::BzImage, 1);
     crate::trials![
         a_guest_whose_disk_loses_its_back_end_finds_errors_and_lives on [ONE],
+        a_guest_that_restarts_has_the_disk_of_its_back_end_again on [ONE],
         a_guest_builds_a_program_on_a_file_system_and_outlives_its_back_end on [ONE],
         a_back_end_that_is_not_there_is_named on [ONE],
     ]
@@ -72,9 +74,9 @@ impl Drop for BackEnd {
 
 const MIB: u64 = 1 << 20;
 
-fn a_guest_whose_disk_loses_its_back_end_finds_errors_and_lives(guest: &LinuxGuest) -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let (image, socket) = (directory.path().join("image"), directory.path().join("socket"));
+/// A back end of a disk, and its image, in `directory`.
+fn disk_in(directory: &Path) -> Result<(BackEnd, PathBuf)> {
+    let (image, socket) = (directory.join("image"), directory.join("socket"));
     fs::File::create(&image)?.set_len(16 * MIB)?;
     let mut command = Command::new(STORAGE_DAEMON);
     command.args([
@@ -86,7 +88,34 @@ fn a_guest_whose_disk_loses_its_back_end_finds_errors_and_lives(guest: &LinuxGue
         "type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,addr.path={}",
         socket.display()
     ));
-    let daemon = BackEnd::start(&mut command, socket)?;
+    Ok((BackEnd::start(&mut command, socket)?, image))
+}
+
+/// What a life has written the next one reads, in RAM that the back end has anew.
+fn a_guest_that_restarts_has_the_disk_of_its_back_end_again(guest: &LinuxGuest) -> Result<()> {
+    const LOAD: &str = "for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do \
+                        [ ! -e /lib/modules/$module.ko ] || insmod /lib/modules/$module.ko; done; ";
+    let directory = tempfile::tempdir()?;
+    let (daemon, image) = disk_in(directory.path())?;
+    let socket = daemon.socket.display();
+    let args = format!("--on-reset restart --disk=vhost_user={socket} --memory-backing memfd");
+    let mut shell = Shell::start(guest, &args, Port::Pipe, PATIENCE)?;
+    shell.types(LOAD)?;
+    shell.types("echo of the first life >/dev/vda; sync; echo writ''ten\n")?;
+    shell.wait_for("written")?;
+    shell.types("reboot -f\n")?;
+    shell.comes_up()?;
+    shell.types(LOAD)?;
+    shell.types("head -n 1 /dev/vda; poweroff -f\n")?;
+    shell.wait_for("of the first life")?;
+    shell.into_vm().wait()?.ensure_code(0)?;
+    ensure!(fs::read(&image)?.starts_with(b"of the first life\n"), "the image has something else");
+    Ok(())
+}
+
+fn a_guest_whose_disk_loses_its_back_end_finds_errors_and_lives(guest: &LinuxGuest) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (daemon, image) = disk_in(directory.path())?;
     let place = ControlSocket::new()?;
     let disk = format!("--disk=vhost_user={},id=data", daemon.socket.display());
     let mut vm = place.start(guest.vm("lost_disk", "").arg(disk).args("--memory-backing memfd"))?;

@@ -41,7 +41,7 @@ pub(super) static ALL: &[&Kind] = &[
 /// Starts threads, confines what it has started, ends the process.
 const STARTING: &[Call] = &[
     Call::any(libc::SYS_clone3),
-    Call::any(libc::SYS_clone),
+    Call::any(libc::SYS_clone).elsewhere("a kernel before Linux 5.3, without clone3"),
     Call::any(libc::SYS_set_robust_list),
     Call::any(libc::SYS_rseq),
     Call::any(libc::SYS_sched_getaffinity),

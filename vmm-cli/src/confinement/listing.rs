@@ -34,6 +34,9 @@ struct Entry {
     number: i64,
     /// They hold together.
     conditions: Vec<On>,
+    /// Where it is used, if no trial can use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elsewhere: Option<&'static str>,
 }
 
 /// A condition on an argument, counted from 0.
@@ -85,6 +88,7 @@ fn entry(call: &Call) -> Entry {
         name: name.map_or("?", |name| name.name()),
         number: call.number,
         conditions: conditions.collect(),
+        elsewhere: call.elsewhere,
     }
 }
 

@@ -11,8 +11,9 @@ use vmm_devices::virtio::vhost_user::calls::BACK_END;
 const HANDED: &[Call] = &[
     Call::fcntl(libc::F_OFD_SETLK),
     Call::any(libc::SYS_fstatfs),
-    Call::ioctl(requests::known(libc::BLKSSZGET as libc::c_ulong)),
-    Call::ioctl(requests::known(libc::BLKPBSZGET as libc::c_ulong)),
+    Call::ioctl(requests::known(libc::BLKSSZGET as libc::c_ulong)).elsewhere("a block device that is added"),
+    Call::ioctl(requests::known(libc::BLKPBSZGET as libc::c_ulong)).elsewhere("a block device that is added"),
+    Call::any(libc::SYS_pwrite64).elsewhere("a qcow2 image that is added and goes past the page cache"),
     Call::ioctl(requests::known(libc::TUNGETIFF)),
     Call::ioctl(requests::known(libc::SIOCGIFHWADDR)),
     Call::ioctl(requests::known(libc::SIOCGIFMTU)),
@@ -26,11 +27,8 @@ const CLIENTS: &[Call] = &[
     // It takes its socket along.
     Call::any(libc::SYS_statx),
     Call::any(libc::SYS_unlink),
-    Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_recvmsg),
     Call::any(libc::SYS_sendto),
-    Call::any(libc::SYS_shutdown),
-    Call::any(libc::SYS_lseek),
     Call::any(libc::SYS_pread64),
 ];
 

@@ -15,16 +15,13 @@ pub(super) const UNREGISTER_FILES: u8 = 3;
 /// Images are read and written, grow, shrink and are made sparse.
 pub const IMAGES: &[Call] = &[
     Call::any(libc::SYS_pread64),
-    Call::any(libc::SYS_pwrite64),
     Call::any(libc::SYS_preadv),
     Call::any(libc::SYS_pwritev),
     Call::any(libc::SYS_pwritev2),
     Call::any(libc::SYS_fdatasync),
-    Call::any(libc::SYS_fsync),
     Call::any(libc::SYS_fallocate),
     Call::any(libc::SYS_ftruncate),
     Call::any(libc::SYS_lseek),
-    Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_statx),
 ];
 

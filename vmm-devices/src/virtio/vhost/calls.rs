@@ -31,8 +31,6 @@ pub const VHOST: &[Call] = &[
     Call::ioctl(requests::iow::<Pair>(VHOST_VIRTIO, 0x22)),
     // VHOST_NET_SET_BACKEND
     Call::ioctl(requests::iow::<Pair>(VHOST_VIRTIO, 0x30)),
-    // VHOST_VSOCK_SET_GUEST_CID
-    Call::ioctl(requests::iow::<u64>(VHOST_VIRTIO, 0x60)),
     // VHOST_VSOCK_SET_RUNNING
     Call::ioctl(requests::iow::<u32>(VHOST_VIRTIO, 0x61)),
 ];
@@ -43,7 +41,4 @@ pub const VHOST_SETUP: &[Call] = &[
     Call::ioctl(requests::ior::<u64>(VHOST_VIRTIO, 0x00)),
     // VHOST_SET_OWNER
     Call::ioctl(requests::io(VHOST_VIRTIO, 0x01)),
-    // VHOST_GET_BACKEND_FEATURES, VHOST_SET_BACKEND_FEATURES
-    Call::ioctl(requests::ior::<u64>(VHOST_VIRTIO, 0x26)),
-    Call::ioctl(requests::iow::<u64>(VHOST_VIRTIO, 0x25)),
 ];

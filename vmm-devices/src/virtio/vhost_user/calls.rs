@@ -11,7 +11,6 @@ pub const BACK_END: &[Call] = &[
     Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_shutdown),
     Call::any(libc::SYS_getsockopt),
-    Call::any(libc::SYS_setsockopt),
 ];
 
 /// `vhost-user`: what is left of a device that another process serves, and the limit of its waits.

@@ -11,8 +11,6 @@ const STREAMS: &[Call] = &[
     Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_sendto),
     Call::any(libc::SYS_sendmsg),
-    Call::any(libc::SYS_readv),
-    Call::any(libc::SYS_writev),
     Call::any(libc::SYS_shutdown),
 ];
 
