@@ -16,10 +16,12 @@ fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Makes a ring of one entry (`io_uring_setup(2)`) and closes it.
+/// Makes a ring of one entry (`io_uring_setup(2)`), one that can be restricted as those of disks are, and closes it.
 pub(super) fn try_io_uring() -> io::Result<()> {
-    // `struct io_uring_params`: ten words, then two descriptions of rings with 40 bytes each.
+    const R_DISABLED: u64 = 1 << 6; // IORING_SETUP_R_DISABLED
+    // `struct io_uring_params`: ten words, the third one flags, then two descriptions of rings with 40 bytes each.
     let mut params = [0_u64; 15];
+    params[1] = R_DISABLED;
     // SAFETY:
     // - the kernel reads and writes the 120 bytes of the structure, which `params` has, and keeps no reference to it.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
