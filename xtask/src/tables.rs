@@ -12,6 +12,8 @@ use crate::process::capture;
 
 /// What the main thread is called: as the program.
 const PROGRAM: &str = "vmm-cli";
+/// The kind of the thread that starts others.
+const NURSERY: &str = "nursery";
 /// What the process is called that connects to sockets.
 const OPENER: &str = "vmm-opener";
 
@@ -63,8 +65,6 @@ impl Kind {
         match self.kind.as_str() {
             "main" => thread == PROGRAM,
             "opener" => thread == OPENER,
-            // What it starts has its filter until it has its own.
-            "nursery" => true,
             kind => thread.trim_end_matches(|c: char| c.is_ascii_digit()) == kind,
         }
     }
@@ -123,13 +123,22 @@ pub fn unused(kinds: &[Kind], record: &str) -> Result<Vec<String>> {
         }
         looked.push(table);
         let owners: Vec<_> = kinds.iter().filter(|kind| kind.tables.contains(table)).collect();
-        let is_idle =
-            |rule: &&Rule| rule.elsewhere.is_none() && !owners.iter().any(|kind| kind.uses(rule, &seen));
+        let uses = |kind: &Kind, rule: &Rule| {
+            kind.uses(rule, &seen) || kind.kind == NURSERY && is_used_on_the_way(kinds, rule, &seen)
+        };
+        let is_idle = |rule: &&Rule| rule.elsewhere.is_none() && !owners.iter().any(|kind| uses(kind, rule));
         let names: Vec<_> = owners.iter().map(|kind| kind.kind.as_str()).collect();
         let idle = table.iter().filter(is_idle);
         unused.extend(idle.map(|rule| format!("{}: {}", names.join(", "), rule.words())));
     }
     Ok(unused)
+}
+
+/// Whether a thread has made the call whose kind has no rule for it: it has the filter of the nursery, which has started it, until it has
+/// its own.
+fn is_used_on_the_way(kinds: &[Kind], rule: &Rule, seen: &BTreeSet<Seen>) -> bool {
+    let lacks = |kind: &&Kind| kind.tables.iter().flatten().all(|own| own != rule);
+    kinds.iter().filter(lacks).any(|kind| kind.uses(rule, seen))
 }
 
 /// How many rules the kinds have, each with its own.
@@ -221,11 +230,21 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_other_programs_use_nothing_and_the_nurserys_are_any() {
+    fn threads_of_other_programs_use_nothing() {
         assert_eq!(unused_with(1, "{ comm: vmm-client, nr: 60 } hitcount: 1"), ["vcpu, main: exit"]);
-        let nursery = KINDS.replace("\"main\"", "\"nursery\"");
-        let kinds = serde_json::from_str::<Listing>(&nursery).unwrap().kinds;
-        assert_eq!(unused(&kinds, &RECORD.join("\n")).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_thread_does_before_it_has_its_own_filter_the_nurserys_permits() {
+        let nursery = r#"{"kind":"nursery","tables":[[{"name":"seccomp","number":317,"conditions":[]},
+            {"name":"mmap","number":9,"conditions":[{"argument":2,"without":4}]}]]},{"kind":"vcpu","#;
+        let kinds = KINDS.replacen(r#"{"kind":"vcpu","#, nursery, 1);
+        let kinds = serde_json::from_str::<Listing>(&kinds).unwrap().kinds;
+        let unused_with = |line| unused(&kinds, &[&RECORD[..], &[line]].concat().join("\n")).unwrap();
+        // That a vCPU maps memory says nothing of the nursery: it may do so itself.
+        let mmap = "nursery: mmap argument 2 has none of 0x4";
+        assert_eq!(unused_with("{ comm: vcpu0, nr: 317 } hitcount: 1"), [mmap]);
+        assert_eq!(unused_with("{ comm: nursery, nr: 9, a2: 3 } hitcount: 1"), ["nursery: seccomp"]);
     }
 
     #[test]

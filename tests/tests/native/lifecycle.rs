@@ -194,7 +194,7 @@ fn nothing_of_a_life_is_in_the_next_one() -> Result<()> {
 }
 
 fn nothing_of_a_life_is_in_the_next_one_with_the_split_irqchip() -> Result<()> {
-    nothing_is_left_of_a_life("--cpus 4 --irqchip split --scheduler batch")
+    nothing_is_left_of_a_life("--cpus 4 --irqchip split --scheduler batch --affinity 0")
 }
 
 fn nothing_of_a_life_is_in_the_next_one_where_signals_are_masked() -> Result<()> {
