@@ -9,10 +9,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use libfuzzer_sys::fuzz_target;
 use vmm_core::VmEvents;
-use vmm_devices::{ByPath, Worker};
 use vmm_devices::virtio::VirtioDevice;
 use vmm_devices::virtio::testing::{Driver, Request, Started};
 use vmm_devices::virtio::vsock::{Vsock, VsockOptions};
+use vmm_devices::{ByPath, Worker};
 
 mod rings;
 use rings::{Input, Subject};

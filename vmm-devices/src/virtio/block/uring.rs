@@ -421,6 +421,7 @@ impl fmt::Debug for Uring {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use io_uring::types::Fd;
 
