@@ -76,3 +76,8 @@ pub(super) fn calls(kind: &'static Kind) -> Vec<Call> {
     }
     calls
 }
+
+/// What the kernel's documents call system call `number`.
+pub(super) fn call_name(number: u64) -> Option<&'static str> {
+    usize::try_from(number).ok().and_then(::syscalls::Sysno::new).map(|call| call.name())
+}

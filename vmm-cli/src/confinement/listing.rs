@@ -79,13 +79,12 @@ fn all() -> Vec<Of> {
 }
 
 fn entry(call: &Call) -> Entry {
-    let name = usize::try_from(call.number).ok().and_then(::syscalls::Sysno::new);
     let conditions = call.conditions.iter().flatten().map(|condition| match *condition {
         Condition::Is { argument, value } => On { argument, is: Some(value), without: None },
         Condition::Without { argument, bits } => On { argument, is: None, without: Some(bits) },
     });
     Entry {
-        name: name.map_or("?", |name| name.name()),
+        name: kinds::call_name(call.number.cast_unsigned()).unwrap_or("?"),
         number: call.number,
         conditions: conditions.collect(),
         elsewhere: call.elsewhere,

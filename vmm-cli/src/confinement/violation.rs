@@ -85,14 +85,13 @@ pub(super) fn tell() {
     console::restore_now();
     let [first, second, third, fourth] = VALUES.each_ref().map(|value| value.load(Ordering::Relaxed));
     let number = NUMBER.load(Ordering::Relaxed);
-    let name = usize::try_from(number).ok().and_then(::syscalls::Sysno::new);
     messages::tell(format_args!(
         "vmm-cli: the thread {} ({}) asked the kernel for {}({first:#x}, {second:#x}, {third:#x}, {fourth:#x}), which threads of its kind \
          never do: the machine is ended, because its guest may have taken it. Please report it as SECURITY.md says; \
          `--seccomp log` runs the machine all the same\n",
         kinds::ALL.get(KIND.load(Ordering::Relaxed)).map_or("?", |kind| kind.name),
         THREAD.load(Ordering::Relaxed),
-        name.map_or_else(|| format!("system call {number}"), |name| name.name().to_owned()),
+        kinds::call_name(number).map_or_else(|| format!("system call {number}"), ToOwned::to_owned),
     ));
     logging::flush();
     // Last: the thread that is told of may be about to do so itself, with the list in its hands.

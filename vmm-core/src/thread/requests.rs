@@ -55,7 +55,6 @@ macro_rules! kvm {
 
 kvm! {
     KVM_CHECK_EXTENSION = io(0x03);
-    KVM_GET_SUPPORTED_CPUID = iowr::<kvm_bindings::kvm_cpuid2>(0x05);
     KVM_GET_DIRTY_LOG = iow::<kvm_bindings::kvm_dirty_log>(0x42);
     KVM_SET_USER_MEMORY_REGION = iow::<kvm_bindings::kvm_userspace_memory_region>(0x46);
     KVM_IRQ_LINE = iow::<kvm_bindings::kvm_irq_level>(0x61);
@@ -77,17 +76,13 @@ kvm! {
     KVM_SET_MSRS = iow::<kvm_bindings::kvm_msrs>(0x89);
     KVM_SET_SIGNAL_MASK = iow::<u32>(0x8b);
     KVM_SET_LAPIC = iow::<kvm_bindings::kvm_lapic_state>(0x8f);
-    KVM_SET_CPUID2 = iow::<kvm_bindings::kvm_cpuid2>(0x90);
     KVM_GET_MP_STATE = ior::<kvm_bindings::kvm_mp_state>(0x98);
     KVM_SET_MP_STATE = iow::<kvm_bindings::kvm_mp_state>(0x99);
     KVM_SET_VCPU_EVENTS = iow::<kvm_bindings::kvm_vcpu_events>(0xa0);
     KVM_SET_PIT2 = iow::<kvm_bindings::kvm_pit_state2>(0xa0);
     KVM_SET_DEBUGREGS = iow::<kvm_bindings::kvm_debugregs>(0xa2);
-    KVM_SET_TSC_KHZ = io(0xa2);
-    KVM_GET_TSC_KHZ = io(0xa3);
     KVM_SET_XSAVE = iow::<kvm_bindings::kvm_xsave>(0xa5);
     KVM_SET_XCRS = iow::<kvm_bindings::kvm_xcrs>(0xa7);
-    KVM_GET_SREGS2 = ior::<kvm_bindings::kvm_sregs2>(0xcc);
     KVM_SET_SREGS2 = iow::<kvm_bindings::kvm_sregs2>(0xcd);
     KVM_SET_NESTED_STATE = iow::<kvm_bindings::kvm_nested_state>(0xbf);
     KVM_CLEAR_DIRTY_LOG = iowr::<kvm_bindings::kvm_clear_dirty_log>(0xc0);
